@@ -1,0 +1,1 @@
+"""The wire: presentation contexts, PDUs, the association's data path, TLS. Knows nothing of the database."""
