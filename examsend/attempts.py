@@ -1,0 +1,79 @@
+"""One row an association: who sent, when, how it ended, how much went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from examsend.batches import Claim
+from examsend.facts import AssociationEnd
+
+_OPEN = text("""
+    INSERT INTO send_attempts (batch_id, destination_id, attempt_id, association, host, pid, sender)
+    VALUES (:batch, :destination, :attempt, :association, :host, :pid, :sender)
+    RETURNING id
+""")
+
+_CLOSE = text("""
+    UPDATE send_attempts
+    SET finished_at = clock_timestamp(), result = :result, established = :established, association_seconds = :seconds,
+        result_code = :result_code, source_code = :source, reason_code = :reason, detail = :detail,
+        peer_implementation = :peer, async_window = :window, instances = :instances, stored = :stored, failed = :failed,
+        octets = :octets
+    WHERE id = :id AND result = 'RUNNING'
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one association did: instances offered, stored, refused."""
+
+    instances: int
+    stored: int
+    failed: int
+
+
+def open_row(tx: Connection, mine: Claim, *, association: int, host: str, pid: int, sender: str) -> int:
+    """Begin an association's row; return its id."""
+    return int(
+        tx.execute(
+            _OPEN,
+            {
+                "batch": mine.batch_id,
+                "destination": mine.destination_id,
+                "attempt": mine.attempt_id,
+                "association": association,
+                "host": host,
+                "pid": pid,
+                "sender": sender,
+            },
+        ).scalar_one()
+    )
+
+
+def _clean(text_of_peer: str, length: int) -> str | None:
+    return text_of_peer.replace("\x00", "")[:length] or None
+
+
+def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) -> None:
+    """End an association's row; one that was closed as LEASE_LOST stays so."""
+    tx.execute(
+        _CLOSE,
+        {
+            "id": row_id,
+            "result": end.end.value,
+            "established": end.established,
+            "seconds": end.seconds,
+            "result_code": end.result,
+            "source": end.source,
+            "reason": end.reason,
+            "detail": _clean(end.sentence, 500),
+            "peer": _clean(end.peer_implementation, 64),
+            "window": end.window,
+            "instances": counts.instances,
+            "stored": counts.stored,
+            "failed": counts.failed,
+            "octets": end.octets,
+        },
+    )

@@ -1,0 +1,394 @@
+"""Every transition of a batch: one function each, one statement each, fenced. The ONLY writer of exam_batches.status.
+
+``TRANSITIONS`` is the whole life of a batch; the functions follow in its order. A statement names the state it leaves (and,
+where a sender speaks, the attempt it belongs to), so that a race is settled by the row and not by hope: it moves the row,
+or it moves nothing and says so. All times are the database's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, exc, text
+
+from examsend.db.schema import UNSENT
+from examsend.errors import ForbiddenTransition, LostClaim
+
+TRANSITIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "reopen": (("READY",), "PENDING"),  # a late instance, and no attempt yet
+    "finalize": (("PENDING",), "READY"),  # complete
+    "claim": (("READY", "SENDING"), "SENDING"),  # due, or its lease ran out
+    "sent": (("SENDING",), "SENT"),  # every instance proved stored
+    "put_back": (("SENDING",), "READY"),  # not everything went; again later
+    "fail": (("SENDING",), "FAILED"),  # nothing left that another attempt would change
+    "give_up": (("SENDING",), "FAILED"),  # its senders died until its attempts were used up
+    "expire": (("READY",), "FAILED"),  # waited too long for its destination
+    "retry": (("FAILED",), "READY"),  # an operator's word
+}
+"""Transition -> (states it may leave, state it leads to). A batch is born PENDING by ``open_pending``."""
+
+PENDING_INDEX = "uq_exam_batches_pending"
+SENDING_INDEX = "uq_exam_batches_sending"
+
+_RELEASED = "attempt_id = NULL, lease_expires_at = NULL, claimed_by = NULL"
+
+# --- born, grown, re-opened -------------------------------------------------------------------------------------------
+
+_TOUCH = text("""
+    UPDATE exam_batches b SET last_instance_at = clock_timestamp()
+    FROM unnest(CAST(:studies AS text[]), CAST(:destinations AS bigint[])) w (study, destination)
+    WHERE b.study_instance_uid = w.study AND b.destination_id = w.destination AND b.status = 'PENDING'
+    RETURNING b.id, b.study_instance_uid, b.destination_id
+""")
+
+_REOPEN = text("""
+    UPDATE exam_batches b
+    SET status = 'PENDING', last_instance_at = clock_timestamp(),
+        ready_at = NULL, ready_reason = NULL, next_attempt_at = NULL
+    FROM (SELECT DISTINCT ON (r.study_instance_uid, r.destination_id) r.id
+          FROM exam_batches r
+          JOIN unnest(CAST(:studies AS text[]), CAST(:destinations AS bigint[])) w (study, destination)
+            ON r.study_instance_uid = w.study AND r.destination_id = w.destination
+          WHERE r.status = 'READY' AND r.attempt_count = 0
+            AND NOT EXISTS (SELECT 1 FROM send_attempts a WHERE a.batch_id = r.id)
+          ORDER BY r.study_instance_uid, r.destination_id, r.id DESC) newest
+    WHERE b.id = newest.id AND b.status = 'READY' AND b.attempt_count = 0
+    RETURNING b.id, b.study_instance_uid, b.destination_id
+""")
+
+_OPEN = text("""
+    INSERT INTO exam_batches AS b (study_instance_uid, destination_id, follows_batch_id)
+    SELECT w.study, w.destination,
+           (SELECT max(e.id) FROM exam_batches e
+            WHERE e.study_instance_uid = w.study AND e.destination_id = w.destination AND e.status <> 'PENDING')
+    FROM unnest(CAST(:studies AS text[]), CAST(:destinations AS bigint[])) w (study, destination)
+    ORDER BY w.study, w.destination
+    ON CONFLICT (study_instance_uid, destination_id) WHERE status = 'PENDING'
+    DO UPDATE SET last_instance_at = clock_timestamp()
+    RETURNING b.id, b.study_instance_uid, b.destination_id, (xmax = 0) AS opened, b.follows_batch_id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The PENDING batch that new instances of a (study, destination) go into."""
+
+    batch_id: int
+    opened: bool
+    """It did not exist before this transaction."""
+    reopened: bool
+    follows_batch_id: int | None
+
+
+def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Home]:
+    """Given (study, destination id) pairs, return the PENDING batch of each: the one there is, a READY one that was never
+    attempted re-opened, or a new one that follows the newest earlier one.
+
+    Each stays locked until the end of the transaction, so ``finalize`` waits and then sees that it has grown.
+    """
+    homes: dict[tuple[str, int], Home] = {}
+    left = sorted(set(wanted))
+
+    def arrays() -> dict[str, list[str] | list[int]]:
+        return {"studies": [s for s, _ in left], "destinations": [d for _, d in left]}
+
+    for statement, reopened in ((_TOUCH, False), (_REOPEN, True)):
+        if not left:
+            return homes
+        for row in tx.execute(statement, arrays()):
+            homes[row.study_instance_uid, row.destination_id] = Home(row.id, False, reopened, None)
+        left = [pair for pair in left if pair not in homes]
+    if left:
+        for row in tx.execute(_OPEN, arrays()):
+            homes[row.study_instance_uid, row.destination_id] = Home(row.id, row.opened, False, row.follows_batch_id)
+    return homes
+
+
+_DROP_EMPTY = text("""
+    DELETE FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = 'PENDING'
+      AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id)
+""")
+
+
+def drop_empty(tx: Connection, batch_ids: Iterable[int]) -> None:
+    """Take back batches opened in this transaction for which no instance was left (another ingest was quicker)."""
+    ids = sorted(batch_ids)
+    if ids:
+        tx.execute(_DROP_EMPTY, {"ids": ids})
+
+
+# --- complete ---------------------------------------------------------------------------------------------------------
+
+_FINALIZE = text("""
+    UPDATE exam_batches b
+    SET status = 'READY', ready_at = clock_timestamp(), ready_reason = w.reason, next_attempt_at = clock_timestamp()
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:seen AS timestamptz[]), CAST(:reasons AS text[])) w (id, seen, reason)
+    WHERE b.id = w.id AND b.status = 'PENDING' AND b.last_instance_at = w.seen
+    RETURNING b.id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A PENDING batch found complete: by which rule, and how far it had grown when that was decided."""
+
+    batch_id: int
+    last_instance_at: datetime
+    reason: str
+
+
+def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
+    """PENDING -> READY. Return the ids that moved; one that has grown meanwhile, or is not PENDING, is left alone."""
+    if not completed:
+        return set()
+    rows = tx.execute(
+        _FINALIZE,
+        {
+            "ids": [c.batch_id for c in completed],
+            "seen": [c.last_instance_at for c in completed],
+            "reasons": [c.reason for c in completed],
+        },
+    )
+    return {row.id for row in rows}
+
+
+# --- claimed ----------------------------------------------------------------------------------------------------------
+
+_DUE_DESTINATIONS = text("""
+    SELECT d.id, least(ready.due, lost.due) AS due
+    FROM storage_backend_configs d
+    LEFT JOIN LATERAL (SELECT min(b.next_attempt_at) AS due FROM exam_batches b
+                       WHERE b.destination_id = d.id AND b.status = 'READY') ready ON true
+    LEFT JOIN LATERAL (SELECT min(b.lease_expires_at) AS due FROM exam_batches b
+                       WHERE b.destination_id = d.id AND b.status = 'SENDING') lost ON true
+    WHERE d.enabled AND (d.held_until IS NULL OR d.held_until <= clock_timestamp())
+      AND (CAST(:only AS bigint) IS NULL OR d.id = :only)
+      AND least(ready.due, lost.due) <= clock_timestamp()
+    ORDER BY due
+""")
+
+# Claims of one destination take turns on its row: without, two of them would both see room for one more association.
+_LOCK_DESTINATION = text("""
+    SELECT d.association_limit, d.consecutive_failures FROM storage_backend_configs d
+    WHERE d.id = :destination AND d.enabled AND (d.held_until IS NULL OR d.held_until <= clock_timestamp())
+    FOR NO KEY UPDATE
+""")
+
+_RUNNING = text("""
+    SELECT count(*) FROM exam_batches b
+    WHERE b.destination_id = :destination AND b.status = 'SENDING' AND b.lease_expires_at > clock_timestamp()
+""")
+
+_CLAIM = text("""
+    UPDATE exam_batches b
+    SET status = 'SENDING', attempt_id = :attempt, claimed_by = :by, attempt_count = b.attempt_count + 1,
+        next_attempt_at = NULL, lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
+    FROM (SELECT c.id, c.status, c.attempt_id FROM exam_batches c
+          WHERE c.destination_id = :destination
+            AND (c.status = 'READY' AND c.next_attempt_at <= clock_timestamp()
+                 OR c.status = 'SENDING' AND c.lease_expires_at <= clock_timestamp())
+            AND (c.status = 'SENDING' OR NOT EXISTS (
+                 SELECT 1 FROM exam_batches s WHERE s.study_instance_uid = c.study_instance_uid
+                 AND s.destination_id = c.destination_id AND s.status = 'SENDING'))
+          ORDER BY coalesce(c.lease_expires_at, c.next_attempt_at), c.id
+          LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) due
+    WHERE b.id = due.id
+    RETURNING b.id, b.study_instance_uid, b.destination_id, b.attempt_count, due.status AS was, due.attempt_id AS lost
+""")
+
+_CLOSE_LOST = text("""
+    UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp(),
+        detail = 'the sender ended without a word, or made no progress for the length of its lease'
+    WHERE attempt_id = :lost AND result = 'RUNNING'
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One sender's hold on one batch. Every later write names it."""
+
+    batch_id: int
+    attempt_id: UUID
+    study_instance_uid: str
+    destination_id: int
+    attempt: int
+    """1 for the first."""
+    lease: float
+    """Seconds the claim lasts without progress."""
+
+
+def due_destinations(tx: Connection, only: int | None) -> list[int]:
+    """Return the ids of the destinations that have a due batch and may be sent to, the longest due first."""
+    return [row.id for row in tx.execute(_DUE_DESTINATIONS, {"only": only})]
+
+
+def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Claim | None:
+    """READY (due) or SENDING (lease ran out) -> SENDING. Return the claim; None where nothing is due, or the destination is
+    held or at its association limit. A destination that failed last time is probed with one batch.
+
+    A dead attempt's row is closed as LEASE_LOST.
+    """
+    destination = tx.execute(_LOCK_DESTINATION, {"destination": destination_id}).one_or_none()
+    if destination is None:
+        return None
+    limit = 1 if destination.consecutive_failures else destination.association_limit
+    if tx.execute(_RUNNING, {"destination": destination_id}).scalar_one() >= limit:
+        return None
+    attempt_id = uuid4()
+    try:
+        with tx.begin_nested():
+            row = tx.execute(
+                _CLAIM, {"destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease}
+            ).one_or_none()
+    except exc.IntegrityError as error:
+        # Another batch of the same study has just begun to be sent: its turn comes first.
+        if SENDING_INDEX not in str(error.orig):
+            raise
+        return None
+    if row is None:
+        return None
+    if row.lost is not None:
+        tx.execute(_CLOSE_LOST, {"lost": row.lost})
+    return Claim(row.id, attempt_id, row.study_instance_uid, row.destination_id, row.attempt_count, lease)
+
+
+# --- while it is sent: every statement names the attempt --------------------------------------------------------------
+
+_RENEW = text("""
+    UPDATE exam_batches SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
+    WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
+""")
+
+
+def _fence(mine: Claim) -> dict[str, object]:
+    return {"batch": mine.batch_id, "attempt": mine.attempt_id}
+
+
+def renew(tx: Connection, mine: Claim) -> None:
+    """Renew the lease, and lock the batch's row against a take-over until the transaction ends. Raises LostClaim."""
+    if tx.execute(_RENEW, {**_fence(mine), "lease": mine.lease}).rowcount != 1:
+        raise LostClaim(f"batch {mine.batch_id} is no longer this sender's")
+
+
+_SENT = text(f"""
+    UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_RELEASED}
+    WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome = 'STORED')
+      AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
+                      WHERE i.batch_id = :batch AND i.outcome NOT IN ('STORED', 'SUPERSEDED'))
+""")  # noqa: S608 (a constant of this module)
+
+_PUT_BACK = text(f"""
+    UPDATE exam_batches
+    SET status = 'READY', next_attempt_at = clock_timestamp() + make_interval(secs => :delay),
+        attempt_count = attempt_count - :unused, failure_code = :code, failure = :reason, {_RELEASED}
+    WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
+""")  # noqa: S608
+
+_FAIL = text(f"""
+    UPDATE exam_batches SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = :code, failure = :reason, {_RELEASED}
+    WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
+""")  # noqa: S608
+
+
+def sent(tx: Connection, mine: Claim) -> bool:
+    """SENDING -> SENT, if every instance of the batch has a stored outcome; else return False and move nothing.
+
+    Raises LostClaim.
+    """
+    if tx.execute(_SENT, _fence(mine)).rowcount == 1:
+        return True
+    renew(tx, mine)
+    return False
+
+
+def put_back(
+    tx: Connection, mine: Claim, *, delay: float, uses_attempt: bool, code: str | None, reason: str | None
+) -> None:
+    """SENDING -> READY, due in ``delay`` seconds; ``code`` and ``reason`` say why it did not get through. Raises LostClaim."""
+    values = {**_fence(mine), "delay": delay, "unused": 0 if uses_attempt else 1, "code": code, "reason": reason}
+    _must(mine, tx.execute(_PUT_BACK, values).rowcount)
+
+
+def fail(tx: Connection, mine: Claim, *, code: str, reason: str) -> None:
+    """SENDING -> FAILED. Raises LostClaim."""
+    _must(mine, tx.execute(_FAIL, {**_fence(mine), "code": code, "reason": reason}).rowcount)
+
+
+def _must(mine: Claim, rows: int) -> None:
+    if rows != 1:
+        raise LostClaim(f"batch {mine.batch_id} is no longer this sender's")
+
+
+# --- without a sender -------------------------------------------------------------------------------------------------
+
+_GIVE_UP = text(f"""
+    UPDATE exam_batches b
+    SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = 'ATTEMPTS_USED_UP',
+        failure = 'its sender died ' || b.attempt_count || ' times', {_RELEASED}
+    FROM storage_backend_configs d
+    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND b.lease_expires_at <= clock_timestamp()
+      AND b.attempt_count >= d.max_attempts
+    RETURNING b.id
+""")  # noqa: S608
+
+_CLOSE_OF_FAILED = text("""
+    UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp()
+    WHERE batch_id = ANY(CAST(:ids AS bigint[])) AND result = 'RUNNING'
+""")
+
+_EXPIRE = text("""
+    UPDATE exam_batches b
+    SET status = 'FAILED', finished_at = clock_timestamp(), next_attempt_at = NULL, failure_code = 'EXPIRED',
+        failure = 'not delivered within ' || round((d.expire_seconds / 3600)::numeric, 1) || ' hours'
+                  || coalesce('; last: ' || b.failure, coalesce('; destination held: ' || d.held_reason, ''))
+    FROM storage_backend_configs d
+    WHERE d.id = b.destination_id AND b.status = 'READY'
+      AND b.ready_at < clock_timestamp() - make_interval(secs => d.expire_seconds)
+    RETURNING b.id
+""")
+
+
+def give_up(tx: Connection) -> list[int]:
+    """SENDING -> FAILED for batches whose senders died as often as they may be tried. Return their ids."""
+    ids = [row.id for row in tx.execute(_GIVE_UP)]
+    if ids:
+        tx.execute(_CLOSE_OF_FAILED, {"ids": ids})
+    return ids
+
+
+def expire(tx: Connection) -> list[int]:
+    """READY -> FAILED for batches older than their destination allows. Return their ids."""
+    return [row.id for row in tx.execute(_EXPIRE)]
+
+
+# --- an operator's word -----------------------------------------------------------------------------------------------
+
+_RETRY = text("""
+    UPDATE exam_batches
+    SET status = 'READY', attempt_count = 0, next_attempt_at = clock_timestamp(), ready_at = clock_timestamp(),
+        ready_reason = :reason, finished_at = NULL, failure_code = NULL, failure = NULL
+    WHERE id = :batch AND status = 'FAILED'
+""")
+
+_RETRY_INSTANCES = text("""
+    UPDATE exam_batch_instances
+    SET outcome = 'WAITING', attempts = 0, lost_in_flight = 0, dimse_status = NULL, error_comment = NULL
+    WHERE batch_id = :batch AND outcome NOT IN ('STORED', 'SUPERSEDED', 'NOT_SENT')
+""")
+
+
+def retry(tx: Connection, batch_id: int, *, reason: str) -> int:
+    """FAILED -> READY now, its unsent instances waiting again. Return how many those are.
+
+    Raises ForbiddenTransition where the batch is not FAILED.
+    """
+    if tx.execute(_RETRY, {"batch": batch_id, "reason": reason}).rowcount != 1:
+        raise ForbiddenTransition(f"batch {batch_id} is not FAILED")
+    return tx.execute(_RETRY_INSTANCES, {"batch": batch_id}).rowcount
+
+
+UNSENT_SQL = "(" + ", ".join(repr(outcome) for outcome in UNSENT) + ")"

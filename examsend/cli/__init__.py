@@ -1,0 +1,35 @@
+"""The terminal: options in, one pass run, a report out. No SQL, no sockets."""
+
+from __future__ import annotations
+
+import typer
+
+from examsend.cli import common
+
+app = typer.Typer(
+    name="examsend",
+    help="Gathers DICOM files by study and delivers each study to its archive over one DIMSE association.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=common.show_version, is_eager=True, help="Say it and end."
+    ),
+) -> None:
+    pass
+
+
+from examsend.cli import db, demo, destination, finalize, ingest, retry, send, status  # noqa: E402
+
+for _module in (ingest, finalize, send, status, retry):
+    _module.register(app)
+app.add_typer(destination.app, name="destination")
+app.add_typer(db.app, name="db")
+demo.register(app)

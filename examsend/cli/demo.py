@@ -1,0 +1,35 @@
+"""``examsend demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def demo(
+        directory: Annotated[
+            Path | None, typer.Argument(metavar="[DIR]", help="Your own DICOM files; not given: made on the spot.")
+        ] = None,
+        to: Annotated[
+            str | None,
+            typer.Option("--to", metavar="AET@HOST:PORT", help="Send here; not given: a receiver on loopback."),
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
+    ) -> None:
+        """Watch the whole chain work: embedded database, sample studies, the real passes, a receiver that stores."""
+        from examsend import report
+        from examsend.demo import run
+
+        result = run.run(directory, to=to, say=lambda line: typer.echo(report.clean(line), err=True))
+        if as_json:
+            typer.echo(report.as_json(result))
+        else:
+            report.to_console(result)
+        if code := report.exit_code(result):
+            raise typer.Exit(code)

@@ -1,0 +1,33 @@
+"""``examsend finalize``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from examsend.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @common.command(app)
+    def finalize(
+        session: common.Session,
+        study: Annotated[
+            list[str] | None, typer.Option("--study", metavar="UID", help="This study is complete (repeatable).")
+        ] = None,
+        batch: Annotated[
+            list[int] | None, typer.Option("--batch", metavar="ID", help="This batch is complete (repeatable).")
+        ] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Change nothing: say what would go, and why the others wait.")
+        ] = False,
+    ) -> object:
+        """Make complete batches READY: those that have been quiet long enough, or the ones you name."""
+        from examsend import finalize as the_pass
+
+        return the_pass.run(
+            session.settings, studies=study or (), batch_ids=batch or (), by=common.who(), dry_run=dry_run
+        )

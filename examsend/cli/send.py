@@ -1,0 +1,56 @@
+"""``examsend send``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from examsend.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @common.command(app)
+    def send(
+        session: common.Session,
+        limit: Annotated[int | None, typer.Option(min=1, help="Attempt at most so many batches.")] = None,
+        destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
+        parallel: Annotated[int, typer.Option(min=1, max=64, help="So many batches at a time.")] = 1,
+        max_runtime: Annotated[
+            float | None, typer.Option(min=0, metavar="SECONDS", help="End the pass in good order after so long.")
+        ] = None,
+    ) -> object:
+        """Send READY batches, each over one association, until none is due."""
+        from examsend import send as the_pass
+        from examsend.cli import live
+
+        stop = _stop_on_signals()
+        with live.sending(session) as observer:
+            return the_pass.run(
+                session.settings,
+                limit=limit,
+                destination=destination,
+                parallel=parallel,
+                max_runtime=max_runtime,
+                stop=stop.is_set,
+                observer=observer,
+            )
+
+
+def _stop_on_signals() -> threading.Event:
+    """The first SIGTERM or SIGINT asks the pass to end in good order; a second SIGINT ends it at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return stop

@@ -1,0 +1,36 @@
+"""``examsend status``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from examsend.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @common.command(app)
+    def status(
+        session: common.Session,
+        batch: Annotated[int | None, typer.Argument(metavar="[BATCH]", help="Show this batch.")] = None,
+        study: Annotated[str | None, typer.Option(metavar="UID", help="Show this study's batches.")] = None,
+        destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
+        failed: Annotated[bool, typer.Option("--failed", help="Only FAILED batches.")] = False,
+        rejected: Annotated[bool, typer.Option("--rejected", help="The files that could not be registered.")] = False,
+        limit: Annotated[int, typer.Option(min=1, max=100_000, help="List at most so many.")] = 50,
+    ) -> object:
+        """Say what stands where and why: destinations, batches, one batch with its attempts, rejected files."""
+        from examsend import status as the_pass
+
+        return the_pass.run(
+            session.settings,
+            batch_id=batch,
+            study=study,
+            destination=destination,
+            failed=failed,
+            rejected=rejected,
+            most=limit,
+        )

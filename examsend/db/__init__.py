@@ -1,0 +1,1 @@
+"""Tables, engine, migrations, embedded server: nothing here decides."""

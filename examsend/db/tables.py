@@ -1,0 +1,383 @@
+"""The schema, as declarative models. They describe; the statements that move a batch stand in ``batches``.
+
+Not imported by a pass: the mapper costs a tenth of a second, and an idle pass is to be short. Migrations, ``examsend db
+check`` and the tests read them. No patient name, id, birth date or accession number is stored anywhere.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import Double
+
+from examsend.db.schema import BATCH_STATES, INSTANCE_OUTCOMES, LATE_POLICIES, ON_INCOMPLETE, SENDERS
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(v) for v in values)})"
+
+
+def _names(convention_of: str) -> str:
+    return {"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}[convention_of]
+
+
+class Base(DeclarativeBase):
+    """Every constraint has a name of its own, so that a violated one can be told by it."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": _names("ix"),
+            "uq": _names("uq"),
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (declarative's own hook)
+        int: BigInteger,
+        str: Text,
+        bool: Boolean,
+        float: Double,
+        bytes: LargeBinary,
+        datetime: DateTime(timezone=True),
+        UUID: Uuid,
+    }
+
+
+_NOW = text("clock_timestamp()")
+
+
+class StorageBackendConfig(Base):
+    """A destination."""
+
+    __tablename__ = "storage_backend_configs"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str] = mapped_column(server_default="dimse")
+    host: Mapped[str]
+    port: Mapped[int] = mapped_column(Integer)
+    called_aet: Mapped[str]
+    calling_aet: Mapped[str] = mapped_column(server_default="EXAMSEND")
+    sender: Mapped[str]
+    enabled: Mapped[bool] = mapped_column(server_default=text("true"))
+    is_default: Mapped[bool] = mapped_column(server_default=text("true"))
+
+    quiet_seconds: Mapped[float] = mapped_column(server_default=text("60"))
+    longest_wait_seconds: Mapped[float] = mapped_column(server_default=text("5400"))
+    grace_seconds: Mapped[float] = mapped_column(server_default=text("2"))
+    on_incomplete: Mapped[str] = mapped_column(server_default="send")
+    late_policy: Mapped[str] = mapped_column(server_default="new-only")
+    expect_from: Mapped[str | None]
+
+    association_limit: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    associations_per_study: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    async_window: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    transcode: Mapped[str] = mapped_column(server_default="never")
+
+    max_attempts: Mapped[int] = mapped_column(Integer, server_default=text("10"))
+    backoff_seconds: Mapped[float] = mapped_column(server_default=text("30"))
+    backoff_max_seconds: Mapped[float] = mapped_column(server_default=text("600"))
+    expire_seconds: Mapped[float] = mapped_column(server_default=text("432000"))
+
+    connect_timeout: Mapped[float] = mapped_column(server_default=text("10"))
+    accept_timeout: Mapped[float] = mapped_column(server_default=text("30"))
+    answer_timeout: Mapped[float] = mapped_column(server_default=text("60"))
+    stall_timeout: Mapped[float] = mapped_column(server_default=text("60"))
+
+    tls: Mapped[bool] = mapped_column(server_default=text("false"))
+    tls_ca_file: Mapped[str | None]
+    tls_cert_file: Mapped[str | None]
+    tls_key_file: Mapped[str | None]
+    tls_server_name: Mapped[str | None]
+    tls_pin_sha256: Mapped[str | None]
+    user_identity_kind: Mapped[int | None] = mapped_column(SmallInteger)
+    user_identity_name: Mapped[str | None]
+    user_identity_file: Mapped[str | None]
+
+    held_until: Mapped[datetime | None]
+    held_code: Mapped[str | None]
+    held_reason: Mapped[str | None]
+    consecutive_failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    last_success_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    # Set when removed: what it was sent stays on record, its name is free again.
+    removed_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+        CheckConstraint("length(called_aet) BETWEEN 1 AND 16 AND length(calling_aet) BETWEEN 1 AND 16", name="aet"),
+        CheckConstraint("length(name) BETWEEN 1 AND 64 OR removed_at IS NOT NULL", name="name"),
+        CheckConstraint(_one_of("sender", SENDERS), name="sender"),
+        CheckConstraint(_one_of("late_policy", LATE_POLICIES), name="late_policy"),
+        CheckConstraint(_one_of("on_incomplete", ON_INCOMPLETE), name="on_incomplete"),
+        CheckConstraint("association_limit >= 1 AND associations_per_study >= 1 AND async_window >= 0", name="limits"),
+        CheckConstraint("max_attempts >= 1", name="max_attempts"),
+        CheckConstraint(
+            "quiet_seconds >= 0 AND longest_wait_seconds >= 0 AND grace_seconds >= 0 AND backoff_seconds > 0"
+            " AND backoff_max_seconds >= backoff_seconds AND expire_seconds > 0",
+            name="waits",
+        ),
+        CheckConstraint(
+            "connect_timeout > 0 AND accept_timeout > 0 AND answer_timeout > 0 AND stall_timeout > 0",
+            name="timeouts",
+        ),
+    )
+
+
+class ExamBatch(Base):
+    """The instances of one study for one destination that go together."""
+
+    __tablename__ = "exam_batches"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    study_instance_uid: Mapped[str]
+    destination_id: Mapped[int] = mapped_column(ForeignKey("storage_backend_configs.id"))
+    status: Mapped[str] = mapped_column(server_default="PENDING")
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    last_instance_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    ready_at: Mapped[datetime | None]
+    ready_reason: Mapped[str | None]
+    follows_batch_id: Mapped[int | None] = mapped_column(ForeignKey("exam_batches.id", ondelete="SET NULL"))
+    next_attempt_at: Mapped[datetime | None]
+    attempt_count: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    attempt_id: Mapped[UUID | None]
+    claimed_by: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    failure_code: Mapped[str | None]
+    failure: Mapped[str | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", BATCH_STATES), name="status"),
+        CheckConstraint(
+            "(status = 'SENDING') = (attempt_id IS NOT NULL) AND (status = 'SENDING') = (lease_expires_at IS NOT NULL)",
+            name="claim",
+        ),
+        CheckConstraint("(status IN ('SENT', 'FAILED')) = (finished_at IS NOT NULL)", name="finished"),
+        CheckConstraint("status = 'PENDING' OR ready_at IS NOT NULL", name="ready"),
+        CheckConstraint("(status = 'READY') = (next_attempt_at IS NOT NULL)", name="due"),
+        CheckConstraint("status <> 'FAILED' OR failure_code IS NOT NULL", name="failure"),
+        # What an instance's composite foreign key points at.
+        UniqueConstraint("id", "destination_id"),
+        Index(
+            "uq_exam_batches_pending",
+            "study_instance_uid",
+            "destination_id",
+            unique=True,
+            postgresql_where=text("status = 'PENDING'"),
+        ),
+        Index(
+            "uq_exam_batches_sending",
+            "study_instance_uid",
+            "destination_id",
+            unique=True,
+            postgresql_where=text("status = 'SENDING'"),
+        ),
+        Index("ix_exam_batches_study", "study_instance_uid", "destination_id"),
+        Index(
+            "ix_exam_batches_quiet", "destination_id", "last_instance_at", postgresql_where=text("status = 'PENDING'")
+        ),
+        Index("ix_exam_batches_opened", "destination_id", "created_at", postgresql_where=text("status = 'PENDING'")),
+        Index("ix_exam_batches_due", "destination_id", "next_attempt_at", postgresql_where=text("status = 'READY'")),
+        Index("ix_exam_batches_ready_at", "destination_id", "ready_at", postgresql_where=text("status = 'READY'")),
+        Index(
+            "ix_exam_batches_lease", "destination_id", "lease_expires_at", postgresql_where=text("status = 'SENDING'")
+        ),
+        Index("ix_exam_batches_failed", "destination_id", "finished_at", postgresql_where=text("status = 'FAILED'")),
+        Index("ix_exam_batches_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        Index("ix_exam_batches_follows", "follows_batch_id", postgresql_where=text("follows_batch_id IS NOT NULL")),
+    )
+
+
+class ExamBatchInstance(Base):
+    """One file of a batch."""
+
+    __tablename__ = "exam_batch_instances"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    batch_id: Mapped[int]
+    destination_id: Mapped[int]
+    sop_instance_uid: Mapped[str]
+    series_instance_uid: Mapped[str]
+    sop_class_uid: Mapped[str]
+    transfer_syntax_uid: Mapped[str]
+    series_number: Mapped[int | None]
+    instance_number: Mapped[int | None]
+    # A path that is not UTF-8 is kept as a percent-encoded file: URI (examsend/paths.py).
+    file_path: Mapped[str]
+    # The mount point it was found under (NULL: the root file system): gone, the file is out of reach, not MISSING.
+    mount_point: Mapped[str | None]
+    file_size: Mapped[int]
+    file_mtime_ns: Mapped[int]
+    dataset_offset: Mapped[int]
+    content_sha256: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    outcome: Mapped[str] = mapped_column(server_default="WAITING")
+    dimse_status: Mapped[int | None] = mapped_column(Integer)
+    error_comment: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    # How often in a row it was in flight when an association ended unasked: the poison instance is told by it.
+    lost_in_flight: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    stored_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["batch_id", "destination_id"],
+            ["exam_batches.id", "exam_batches.destination_id"],
+            name="fk_exam_batch_instances_batch",
+            ondelete="CASCADE",
+        ),
+        CheckConstraint(_one_of("outcome", INSTANCE_OUTCOMES), name="outcome"),
+        CheckConstraint("(outcome = 'STORED') = (stored_at IS NOT NULL)", name="stored"),
+        CheckConstraint("octet_length(content_sha256) = 32", name="sha256"),
+        CheckConstraint("dataset_offset >= 0 AND file_size >= dataset_offset", name="size"),
+        # Among the versions that count: a superseded one is kept, and not sent.
+        Index(
+            "uq_exam_batch_instances_version",
+            "batch_id",
+            "sop_instance_uid",
+            unique=True,
+            postgresql_where=text("outcome <> 'SUPERSEDED'"),
+        ),
+        Index("ix_exam_batch_instances_batch", "batch_id"),
+        Index("ix_exam_batch_instances_known", "destination_id", "sop_instance_uid"),
+        Index("ix_exam_batch_instances_path", "file_path", postgresql_using="hash"),
+        Index(
+            "ix_exam_batch_instances_unsent",
+            "batch_id",
+            postgresql_where=text("outcome NOT IN ('STORED', 'SUPERSEDED')"),
+        ),
+    )
+
+
+class InstanceAlias(Base):
+    """Another path that holds the very octets of an instance: known, so it need not be opened again."""
+
+    __tablename__ = "exam_batch_instance_aliases"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("exam_batch_instances.id", ondelete="CASCADE"))
+    file_path: Mapped[str]
+    file_size: Mapped[int]
+    file_mtime_ns: Mapped[int]
+
+    __table_args__ = (
+        Index("uq_exam_batch_instance_aliases_path", "instance_id", text("md5(file_path)"), unique=True),
+        Index("ix_exam_batch_instance_aliases_path", "file_path", postgresql_using="hash"),
+    )
+
+
+class SendAttempt(Base):
+    """One association, or one run of an outside sender."""
+
+    __tablename__ = "send_attempts"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    batch_id: Mapped[int] = mapped_column(ForeignKey("exam_batches.id", ondelete="CASCADE"))
+    destination_id: Mapped[int] = mapped_column(ForeignKey("storage_backend_configs.id"))
+    attempt_id: Mapped[UUID]
+    # A claim needs more than one association where more than 128 presentation contexts are, or after a changed file.
+    association: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    host: Mapped[str]
+    pid: Mapped[int] = mapped_column(Integer)
+    sender: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    finished_at: Mapped[datetime | None]
+    # From connect to release, by the sender's monotonic clock.
+    association_seconds: Mapped[float | None]
+    result: Mapped[str] = mapped_column(server_default="RUNNING")
+    established: Mapped[bool] = mapped_column(server_default=text("false"))
+    result_code: Mapped[int | None] = mapped_column(Integer)
+    source_code: Mapped[int | None] = mapped_column(Integer)
+    reason_code: Mapped[int | None] = mapped_column(Integer)
+    detail: Mapped[str | None]
+    peer_implementation: Mapped[str | None]
+    async_window: Mapped[int | None] = mapped_column(Integer)
+    instances: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    stored: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    failed: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    octets: Mapped[int] = mapped_column(server_default=text("0"))
+
+    __table_args__ = (
+        UniqueConstraint("attempt_id", "association"),
+        CheckConstraint("(result = 'RUNNING') = (finished_at IS NULL)", name="finished"),
+        Index("ix_send_attempts_batch", "batch_id"),
+        Index("ix_send_attempts_destination", "destination_id", "started_at"),
+    )
+
+
+class StudyExpectation(Base):
+    """One announcement about a study: by MPPS, a manifest, an archive or an operator."""
+
+    __tablename__ = "study_expectations"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    study_instance_uid: Mapped[str]
+    source: Mapped[str]
+    source_uid: Mapped[str] = mapped_column(server_default="")
+    state: Mapped[str]
+    expected_count: Mapped[int | None] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+    __table_args__ = (
+        UniqueConstraint("study_instance_uid", "source", "source_uid"),
+        CheckConstraint(_one_of("source", ("MPPS", "MANIFEST", "COUNT", "ARCHIVE", "FILES")), name="source"),
+        CheckConstraint(_one_of("state", ("IN PROGRESS", "COMPLETED", "DISCONTINUED")), name="state"),
+        CheckConstraint("expected_count >= 0", name="count"),
+    )
+
+
+class ExpectedInstance(Base):
+    """One instance that an announcement names."""
+
+    __tablename__ = "expected_instances"
+
+    expectation_id: Mapped[int] = mapped_column(
+        ForeignKey("study_expectations.id", ondelete="CASCADE"), primary_key=True
+    )
+    sop_instance_uid: Mapped[str] = mapped_column(primary_key=True)
+    series_instance_uid: Mapped[str | None]
+
+
+class RejectedFile(Base):
+    """A file that was seen and could not be registered. Nothing that was seen is skipped silently."""
+
+    __tablename__ = "rejected_files"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    file_path: Mapped[str]
+    file_size: Mapped[int]
+    file_mtime_ns: Mapped[int]
+    reason_code: Mapped[str]
+    reason: Mapped[str]
+    first_seen_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+    __table_args__ = (
+        # Paths may be longer than an index entry; PostgreSQL's own digest is short enough.
+        Index("uq_rejected_files_path", text("md5(file_path)"), unique=True),
+        Index("ix_rejected_files_last_seen", "last_seen_at"),
+    )

@@ -1,0 +1,57 @@
+"""TLS for associations: 1.2 and later, the cipher suites of BCP 195, never a fall-back to plain (PS3.15 B.9)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ssl
+
+from examsend.errors import ConfigError
+from examsend.facts import Tls
+
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
+"""For TLS 1.2; those of 1.3 are all of BCP 195's kind."""
+
+
+def context(tls: Tls) -> ssl.SSLContext:
+    """Given a peer's TLS settings, return a client's context. Raises ConfigError for files that cannot be used."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.set_ciphers(_CIPHERS)
+    try:
+        if tls.pin_sha256 is not None:
+            # The pin is the whole proof: neither chain nor name is asked for.
+            made.check_hostname = False
+            made.verify_mode = ssl.CERT_NONE
+        elif tls.ca_file is not None:
+            made.load_verify_locations(cafile=tls.ca_file)
+        else:
+            made.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        if tls.cert_file is not None:
+            made.load_cert_chain(tls.cert_file, tls.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(f for f in (tls.ca_file, tls.cert_file, tls.key_file) if f)
+        raise ConfigError(f"the TLS files {files} cannot be used: {_reason(error)}") from None
+    return made
+
+
+def check_pin(tls: Tls, certificate: bytes | None) -> None:
+    """Given the peer's certificate (DER), raise ssl.SSLCertVerificationError unless it is the pinned one."""
+    if tls.pin_sha256 is None:
+        return
+    found = hashlib.sha256(certificate or b"").hexdigest()
+    if not hmac.compare_digest(found, tls.pin_sha256.replace(":", "").lower()):
+        raise ssl.SSLCertVerificationError(f"the peer's certificate is not the pinned one: its SHA-256 is {found}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or error).replace("_", " ").lower()
+    return str(getattr(error, "strerror", None) or error)
+
+
+def words(error: ssl.SSLError) -> str:
+    """Given what went wrong with TLS, return a sentence."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: the peer's certificate is refused: {getattr(error, 'verify_message', '') or error.args[-1]}"
+    return f"TLS: {_reason(error)}"

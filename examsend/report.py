@@ -1,0 +1,335 @@
+"""A pass's result as console or JSON text, and its exit code: one result, several renderings.
+
+Nothing else prints results, so what people read and what scripts read cannot drift apart. All text that came from a file,
+a path or a peer goes through ``clean``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+from examsend.finalize import FinalizeResult
+from examsend.ingest import IngestResult
+from examsend.retry import RetryResult
+from examsend.schema import SchemaResult
+from examsend.send import SendResult
+from examsend.status import BatchStatus, StatusResult, span
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def clean(text: str) -> str:
+    """Given untrusted text, return it with everything escaped that a terminal might obey: control characters, escape
+    sequences, direction marks, undecodable octets."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c if unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for c in text
+    )
+
+
+# --- exit codes -------------------------------------------------------------------------------------------------------
+
+
+@singledispatch
+def exit_code(result: object) -> int:
+    """Given a pass's result, return 1 where something needs a person, else 0."""
+    return int(bool(getattr(result, "needs_person", False)))
+
+
+@exit_code.register
+def _(result: IngestResult) -> int:
+    return int(bool(result.rejected or result.unreadable_directories))
+
+
+@exit_code.register
+def _(result: SendResult) -> int:
+    return int(bool(result.failed))
+
+
+@exit_code.register
+def _(result: RetryResult) -> int:
+    return int(bool(result.refused))
+
+
+@exit_code.register
+def _(result: SchemaResult) -> int:
+    return int(not result.good)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 (what json.dumps takes)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value)
+
+
+def as_json(result: object) -> str:
+    """Given a pass's result, return it as JSON: the dataclass's own names, times in UTC."""
+    return json.dumps(_plain(result), indent=2)
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def console() -> Console:
+    """Return the console results go to: as wide as the terminal, and wide enough for its lines where there is none."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 200
+    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
+    """Given column names (one that ends in ``>`` is flush right) and rows, return a table of cleaned text."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, expand=False)
+    for name in columns:
+        right = name.endswith(">")
+        made.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(clean("" if cell is None else str(cell))) for cell in row))
+    return made
+
+
+def to_console(result: object) -> None:
+    """Show a pass's result to people."""
+    out = console()
+    for part in rendered(result):
+        out.print(clean(part) if isinstance(part, str) else part)
+
+
+@singledispatch
+def rendered(result: object) -> list[Any]:
+    """Given a pass's result, return lines of text and tables."""
+    render: Callable[[], list[Any]] | None = getattr(result, "rendered", None)
+    return render() if render else [str(result)]
+
+
+def when(moment: datetime | None) -> str:
+    """Given a time, return it in this host's zone, to the second."""
+    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def amount(octets: float) -> str:
+    """Given octets, return them in the unit people read."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if octets < 1000:
+            return f"{octets:.0f} {unit}" if unit == "B" or octets >= 100 else f"{octets:.1f} {unit}"
+        octets /= 1000
+    return f"{octets:.1f} TB"
+
+
+def _some(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+_SHOWN = 20
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [*lines[:_SHOWN], *more]
+
+
+@rendered.register
+def _(result: IngestResult) -> list[Any]:
+    counts = ", ".join(
+        f"{getattr(result, name)} {name}" for name in ("seen", "new", "known", "deferred", "ignored", "rejected")
+    )
+    vanished = f", {result.vanished} vanished" if result.vanished else ""
+    lines: list[Any] = _listed([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
+    lines += _listed([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
+    rate = result.seen / result.seconds if result.seconds else 0
+    lines.append(
+        f"{counts}{vanished}; {_some(len(result.batches), 'batch', 'batches')} touched ({result.opened} opened)"
+        f" for {', '.join(result.destinations)}; {amount(result.octets)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
+    )
+    return lines
+
+
+@rendered.register
+def _(result: FinalizeResult) -> list[Any]:
+    would = "would be READY" if result.dry_run else "READY"
+    lines: list[Any] = [
+        f"batch {r.batch_id} {would} for {r.destination}: {r.reason} (study {r.study_instance_uid})"
+        for r in result.ready
+    ]
+    lines += [
+        f"batch {w.batch_id} waits for {w.destination}: {_some(w.instances, 'instance')}; quiet in {span(w.quiet_in)},"
+        f" goes in {span(w.longest_in)} at the latest (study {w.study_instance_uid})"
+        for w in result.waiting
+    ]
+    return lines or ["nothing is complete: no batch to make READY"]
+
+
+@rendered.register
+def _(result: SendResult) -> list[Any]:
+    lines: list[Any] = []
+    for d in result.delivered:
+        rate = f", {amount(d.octets / d.association_seconds)}/s" if d.association_seconds > 0.01 and d.octets else ""
+        what = f"batch {d.batch_id} to {d.destination}: {d.state}, {d.stored} stored"
+        what += f", {d.failed} failed" if d.failed else ""
+        what += f", {_some(d.associations, 'association')}, {amount(d.octets)} in {d.association_seconds:.2f} s{rate}"
+        lines.append(what + (f": {d.reason}" if d.reason else ""))
+    lines += [f"batch {b}: another sender took it over" for b in result.lost]
+    lines += [f"batch {b} FAILED without an attempt: `examsend status {b}` says why" for b in result.expired]
+    if result.stopped:
+        lines.append("ended as asked; what is left goes with the next send")
+    return lines or ["nothing is due"]
+
+
+@rendered.register
+def _(result: RetryResult) -> list[Any]:
+    lines: list[Any] = [
+        f"batch {r.batch_id} READY for {r.destination}: {_some(r.instances, 'instance')} to send (study {r.study_instance_uid})"
+        for r in result.retried
+    ]
+    lines += [r.sentence for r in result.refused]
+    if result.released:
+        lines.append(f"destination {result.released} released")
+    return lines or ["no FAILED batch: nothing to retry"]
+
+
+@rendered.register
+def _(result: SchemaResult) -> list[Any]:
+    where = f"PostgreSQL {result.server}{' (embedded)' if result.embedded else ''}"
+    if result.before != result.revision:
+        return [f"schema {result.before or 'none'} -> {result.revision} on {where}"]
+    if result.revision is None:
+        return [f"no schema on {where}: run `examsend db upgrade`"]
+    if result.differences:
+        return [f"schema {result.revision} on {where} is not what it should be:", *result.differences]
+    return [f"schema {result.revision} on {where}" + ("" if result.good else f", needed is {result.needed}")]
+
+
+@rendered.register
+def _(result: StatusResult) -> list[Any]:
+    if result.rejected or (result.rejected_count and not result.destinations and not result.batches):
+        return [
+            table(
+                ("last seen", "octets>", "reason", "path"),
+                ((when(r.last_seen_at), r.octets, r.reason, r.path) for r in result.rejected),
+            )
+        ]
+    lines: list[Any] = []
+    if result.attempts or result.groups:
+        return _one(result)
+    if result.destinations:
+        lines.append(
+            table(
+                ("destination", "address", "health", "pending>", "ready>", "sending>", "failed>", "sent (24 h)>"),
+                (
+                    (d.name, d.address, d.health, d.pending, d.ready, d.sending, d.failed, d.sent)
+                    for d in result.destinations
+                ),
+            )
+        )
+    if result.batches:
+        lines.append(
+            table(
+                ("batch>", "state", "destination", "stored>", "failed>", "tries>", "why", "study"),
+                (
+                    (
+                        b.id,
+                        b.status,
+                        b.destination,
+                        f"{b.stored}/{b.instances}",
+                        b.failed or "",
+                        b.attempts,
+                        _why(b),
+                        b.study_instance_uid,
+                    )
+                    for b in result.batches
+                ),
+            )
+        )
+    if result.more:
+        lines.append("there are more: --limit shows them")
+    if result.rejected_count:
+        lines.append(f"{_some(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
+    if not result.destinations and not result.batches:
+        lines.append("nothing yet: `examsend destination add NAME AET@HOST:PORT`, then `examsend ingest DIR`")
+    elif not result.batches:
+        lines.append("no batches")
+    return lines
+
+
+def _why(batch: BatchStatus) -> str:
+    if batch.waiting_for:
+        return batch.waiting_for
+    return f"sent {when(batch.finished_at)}" if batch.status == "SENT" else ""
+
+
+def _one(result: StatusResult) -> list[Any]:
+    batch = result.batches[0]
+    lines: list[Any] = [
+        f"batch {batch.id}: {batch.status}" + (f": {batch.waiting_for}" if batch.waiting_for else ""),
+        f"study {batch.study_instance_uid} for {batch.destination}; {batch.stored} of {batch.instances} stored,"
+        f" {batch.failed} failed, {amount(batch.octets)}",
+        f"opened {when(batch.created_at)}"
+        + (f", ready {when(batch.ready_at)} ({batch.ready_reason})" if batch.ready_at else "")
+        + (f", finished {when(batch.finished_at)}" if batch.finished_at else "")
+        + (f"; follows batch {batch.follows_batch_id}" if batch.follows_batch_id else ""),
+        table(
+            ("outcome", "status", "instances>", "octets>", "comment", "for example"),
+            (
+                (
+                    g.outcome,
+                    g.dimse_status,
+                    g.count,
+                    amount(g.octets),
+                    g.comment,
+                    "\n".join(p for _, p in g.examples[:2]),
+                )
+                for g in result.groups
+            ),
+        ),
+    ]
+    if result.attempts:
+        lines.append(
+            table(
+                ("attempt", "by", "result", "offered>", "stored>", "failed>", "sent>", "seconds>", "detail"),
+                (
+                    (
+                        when(a.started_at),
+                        f"{a.sender} {a.host}:{a.pid}",
+                        a.result,
+                        a.instances,
+                        a.stored,
+                        a.failed,
+                        amount(a.octets),
+                        "" if a.association_seconds is None else f"{a.association_seconds:.2f}",
+                        a.detail,
+                    )
+                    for a in result.attempts
+                ),
+            )
+        )
+    return lines

@@ -1,0 +1,93 @@
+"""FAILED -> READY, unsent instances only: an operator's word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from examsend import batches, destinations, status
+from examsend.config import Settings
+from examsend.db import engine
+from examsend.errors import ForbiddenTransition, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """A batch put back in line."""
+
+    batch_id: int
+    study_instance_uid: str
+    destination: str
+    instances: int
+    """How many it will offer."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotRetried:
+    """A batch that was asked for and cannot be retried, with the reason as a sentence."""
+
+    batch_id: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryResult:
+    """What became of each batch that was asked for."""
+
+    retried: tuple[Retried, ...]
+    refused: tuple[NotRetried, ...]
+    released: str | None
+    """The destination that was named and held, and now is not."""
+
+
+_WHY_NOT = {
+    "SENT": "is SENT: every instance of it was stored, and it is never changed",
+    "SENDING": "is being sent just now: wait for its end",
+    "READY": "is in line already (READY)",
+    "PENDING": "is still PENDING: `examsend finalize --batch {id}` if it is complete",
+}
+
+
+def run(
+    settings: Settings,
+    batch_ids: Sequence[int] = (),
+    *,
+    all_failed: bool = False,
+    destination: str | None = None,
+    by: str = "an operator",
+) -> RetryResult:
+    """Put FAILED batches back in line: the ones named, or all of them (of one destination, where that is named; its hold
+    is then released).
+
+    Raises UsageError where nothing is named, or something that does not exist.
+    """
+    if not batch_ids and not all_failed:
+        raise UsageError("which batch? Name some, or say --all-failed")
+    if batch_ids and all_failed:
+        raise UsageError("name batches or say --all-failed, not both")
+    with engine.opened(settings) as database:
+
+        def work(tx: engine.Connection) -> RetryResult:
+            named = destinations.get(tx, destination) if destination else None
+            rows = status.retry_candidates(
+                tx, batch_ids=batch_ids, all_failed=all_failed, destination_id=named.id if named else None
+            )
+            there = {row.batch_id for row in rows}
+            for batch_id in batch_ids:
+                if batch_id not in there:
+                    where = f" at destination {named.name}" if named else ""
+                    raise UsageError(f"there is no batch {batch_id}{where}")
+            retried: list[Retried] = []
+            refused: list[NotRetried] = []
+            for row in rows:
+                try:
+                    count = batches.retry(tx, row.batch_id, reason=f"RETRY: {by} put it back in line")
+                except ForbiddenTransition:
+                    sentence = _WHY_NOT[row.status].format(id=row.batch_id)
+                    refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {sentence}"))
+                else:
+                    retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
+            released = named.name if named and destinations.release(tx, named.id) else None
+            return RetryResult(tuple(retried), tuple(refused), released)
+
+        return database.run(work)

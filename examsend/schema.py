@@ -1,0 +1,57 @@
+"""The schema as an operator handles it: upgrade, current, check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from examsend.config import Settings
+from examsend.db import engine, migrate
+from examsend.db import schema as shape
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaResult:
+    """The schema there is, the one that is needed, and in what they differ."""
+
+    before: str | None
+    revision: str | None
+    needed: str
+    server: str
+    embedded: bool
+    differences: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether examsend can work with it."""
+        return self.revision == self.needed and not self.differences
+
+
+def _server(database: engine.Database) -> str:
+    with database.transaction() as tx:
+        return str(tx.scalar(text("SHOW server_version")))
+
+
+def upgrade(settings: Settings) -> SchemaResult:
+    """Bring the schema up to date. Raises ConfigError, DatabaseUnavailable."""
+    with engine.opened(settings, check=False) as database:
+        before, after = migrate.upgrade(database)
+        return SchemaResult(before, after, shape.HEAD, _server(database), database.embedded)
+
+
+def current(settings: Settings) -> SchemaResult:
+    """Say which schema there is. Raises DatabaseUnavailable."""
+    with engine.opened(settings, check=False) as database:
+        with database.transaction() as tx:
+            revision = migrate.current(tx)
+        return SchemaResult(revision, revision, shape.HEAD, _server(database), database.embedded)
+
+
+def check(settings: Settings) -> SchemaResult:
+    """Compare the schema with the models. Raises DatabaseUnavailable."""
+    with engine.opened(settings, check=False) as database:
+        with database.transaction() as tx:
+            revision = migrate.current(tx)
+        found = tuple(d.what for d in migrate.differences(database)) if revision else ()
+        return SchemaResult(revision, revision, shape.HEAD, _server(database), database.embedded, found)

@@ -1,0 +1,114 @@
+"""Which files have been seen: registered (then known by path, size and modification time) or rejected with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from examsend.paths import to_text
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A file as the directory shows it: absolute path, octets, modification time in nanoseconds."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+_REGISTERED = text("""
+    SELECT f.n, f.destination FROM (
+        SELECT w.n, i.destination_id AS destination
+        FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
+             WITH ORDINALITY w (path, size, mtime, n)
+        JOIN exam_batch_instances i ON i.file_path = w.path AND i.file_size = w.size AND i.file_mtime_ns = w.mtime
+        UNION
+        SELECT w.n, i.destination_id
+        FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
+             WITH ORDINALITY w (path, size, mtime, n)
+        JOIN exam_batch_instance_aliases a ON a.file_path = w.path AND a.file_size = w.size AND a.file_mtime_ns = w.mtime
+        JOIN exam_batch_instances i ON i.id = a.instance_id) f
+    WHERE f.destination = ANY(CAST(:destinations AS bigint[]))
+""")
+
+_REJECTED = text("""
+    UPDATE rejected_files r SET last_seen_at = clock_timestamp()
+    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
+         WITH ORDINALITY w (path, size, mtime, n)
+    WHERE md5(r.file_path) = md5(w.path) AND r.file_path = w.path AND r.file_size = w.size AND r.file_mtime_ns = w.mtime
+      AND r.reason_code <> 'UNREADABLE'
+    RETURNING w.n
+""")
+
+
+def _arrays(files: Sequence[Stamp]) -> dict[str, list[str] | list[int]]:
+    return {
+        "paths": [to_text(f.path) for f in files],
+        "sizes": [f.size for f in files],
+        "mtimes": [f.mtime_ns for f in files],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which of the files asked about need not be opened."""
+
+    known: frozenset[str]
+    """Registered for every one of the destinations."""
+    rejected: frozenset[str]
+    """Rejected before, and unchanged since."""
+
+
+def seen(tx: Connection, files: Sequence[Stamp], destination_ids: Sequence[int]) -> Seen:
+    """Given files and destinations, return which were registered for all of them and which were rejected before."""
+    arrays = _arrays(files)
+    have: dict[int, set[int]] = {}
+    for row in tx.execute(_REGISTERED, {**arrays, "destinations": list(destination_ids)}):
+        have.setdefault(row.n, set()).add(row.destination)
+    wanted = set(destination_ids)
+    known = frozenset(files[n - 1].path for n, destinations in have.items() if destinations >= wanted)
+    rejected = frozenset(files[row.n - 1].path for row in tx.execute(_REJECTED, arrays))
+    return Seen(known, rejected - known)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A file that cannot be registered, and why: a code for machines, a sentence for people."""
+
+    file: Stamp
+    code: str
+    sentence: str
+
+
+_REJECT = text("""
+    INSERT INTO rejected_files AS r (file_path, file_size, file_mtime_ns, reason_code, reason)
+    SELECT DISTINCT ON (w.path) w.path, w.size, w.mtime, w.code, w.reason
+    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:codes AS text[]),
+                CAST(:reasons AS text[])) w (path, size, mtime, code, reason)
+    ORDER BY w.path
+    ON CONFLICT (md5(file_path)) DO UPDATE
+    SET file_size = excluded.file_size, file_mtime_ns = excluded.file_mtime_ns, reason_code = excluded.reason_code,
+        reason = excluded.reason, last_seen_at = clock_timestamp()
+""")
+
+_ACCEPTED = text("""
+    DELETE FROM rejected_files WHERE md5(file_path) = ANY(SELECT md5(p) FROM unnest(CAST(:paths AS text[])) p)
+      AND file_path = ANY(CAST(:paths AS text[]))
+""")
+
+
+def reject(tx: Connection, rejections: Sequence[Rejection]) -> None:
+    """Record files that cannot be registered; one that was rejected before keeps when it was first seen."""
+    if rejections:
+        arrays = _arrays([r.file for r in rejections])
+        codes = {"codes": [r.code for r in rejections], "reasons": [r.sentence[:500] for r in rejections]}
+        tx.execute(_REJECT, {**arrays, **codes})
+
+
+def accepted(tx: Connection, paths: Sequence[str]) -> None:
+    """Forget earlier rejections of files that have been registered since."""
+    if paths:
+        tx.execute(_ACCEPTED, {"paths": [to_text(p) for p in paths]})
