@@ -12,7 +12,6 @@ from sqlalchemy import Connection, text
 from examsend import outcomes
 from examsend.config import Settings
 from examsend.db import engine
-from examsend.db.schema import BATCH_STATES
 from examsend.errors import UsageError
 from examsend.paths import from_text
 
@@ -432,4 +431,12 @@ def retry_candidates(
     return [Candidate(r.id, r.study_instance_uid, r.status, r.destination) for r in tx.execute(_CANDIDATES, values)]
 
 
-assert BATCH_STATES == ("PENDING", "READY", "SENDING", "SENT", "FAILED")  # the sentences above cover each
+_DIGESTS = text(
+    "SELECT sop_instance_uid, encode(content_sha256, 'hex') FROM exam_batch_instances WHERE outcome = 'STORED'"
+)
+
+
+def stored_digests(settings: Settings) -> dict[str, str]:
+    """Return {SOP Instance UID: SHA-256 in hex} of every stored instance: what a receiver is checked against."""
+    with engine.opened(settings) as database, database.transaction() as tx:
+        return {uid: digest for uid, digest in tx.execute(_DIGESTS)}

@@ -96,6 +96,8 @@ def _session(
     session = Session(settings, as_json, quiet, verbose)
     level = logging.WARNING if quiet or (session.live and not verbose) else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    # What a library makes of a peer is told by us, once, in our own words.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL if verbose < 2 else logging.DEBUG)
     logging.getLogger("examsend").setLevel(logging.DEBUG if verbose else level)
     return session
 

@@ -1,0 +1,124 @@
+"""A receiver on loopback that really stores: a child process that ends with its parent, whatever becomes of it.
+
+Every data set is written as it came, its SHA-256 recorded with the association it came over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AET = "EXAMSEND-DEMO"
+_RECORD = "received.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One data set as it was received."""
+
+    sop_instance_uid: str
+    sha256: str
+    octets: int
+    transfer_syntax_uid: str
+    association: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """A running receiver."""
+
+    host: str
+    port: int
+    aet: str
+    directory: Path
+
+    def stored(self) -> list[Stored]:
+        """Every data set received so far, in order."""
+        return [Stored(**entry["stored"]) for entry in self._entries() if "stored" in entry]
+
+    def associations(self) -> int:
+        """How many associations were accepted so far."""
+        return sum("association" in entry for entry in self._entries())
+
+    def _entries(self) -> list[dict[str, Any]]:
+        record = self.directory / _RECORD
+        return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+
+
+@contextmanager
+def listening(directory: Path, *, keep: bool = True) -> Iterator[Receiver]:
+    """A receiver storing into ``directory`` for as long as the block lasts (``keep`` False: only records, no files)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "examsend.demo.receiver", str(directory), "keep" if keep else "drop"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            said = child.stdout.readline()
+            if not said.strip().isdigit():
+                raise RuntimeError("the receiver did not start")
+            yield Receiver("127.0.0.1", int(said), AET, directory)
+        finally:
+            child.stdin.close()
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+def _serve(directory: Path, *, keep: bool) -> None:
+    """The child: serve until standard input ends, as it does when the parent does."""
+    import itertools
+    import logging
+    import socket
+
+    from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
+
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    # Private and new storage classes are stored like any other.
+    _config.UNRESTRICTED_STORAGE_SERVICE = True
+    numbers: dict[Any, int] = {}
+    counter = itertools.count(1)
+    with (directory / _RECORD).open("a", buffering=1) as record:
+
+        def opened(event: Any) -> None:  # noqa: ANN401 (pynetdicom's Event)
+            # Without, each answer waits 40 ms for the sender's delayed acknowledgement.
+            event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def accepted(event: Any) -> None:  # noqa: ANN401
+            numbers[event.assoc] = next(counter)
+            record.write(json.dumps({"association": numbers[event.assoc]}) + "\n")
+
+        def store(event: Any) -> int:  # noqa: ANN401
+            octets = event.request.DataSet.getvalue()
+            uid = str(event.request.AffectedSOPInstanceUID)
+            syntax = str(event.context.transfer_syntax)
+            entry = Stored(uid, hashlib.sha256(octets).hexdigest(), len(octets), syntax, numbers[event.assoc])
+            if keep:
+                (directory / f"{uid}.dcm").write_bytes(event.encoded_dataset())
+            record.write(json.dumps({"stored": {n: getattr(entry, n) for n in Stored.__slots__}}) + "\n")
+            return 0x0000
+
+        ae = AE(ae_title=AET)
+        ae.maximum_pdu_size = 131072
+        for context in AllStoragePresentationContexts:
+            ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+        ae.add_supported_context("1.2.840.10008.1.1")
+        handlers: list[Any] = [(evt.EVT_CONN_OPEN, opened), (evt.EVT_ACCEPTED, accepted), (evt.EVT_C_STORE, store)]
+        server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        assert server is not None
+        sys.stdout.write(f"{server.server_address[1]}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+        server.shutdown()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), keep=sys.argv[2] == "keep")
