@@ -200,6 +200,8 @@ def walk(source: Source, found: Found, *, explicit: bool, little: bool, wanted: 
             found.elements += 1
             found.last_tag = tag
         vr, length, begin = _header(head, pos, size, mode)
+        if explicit and not vr and found.elements == 1 and not stack:
+            raise Unacceptable("WRONG_SYNTAX", "the data set has no VRs, and its transfer syntax says it has")
         if length != _UNDEFINED:
             pos = _fits(begin, length, size, tag)
             if not stack:

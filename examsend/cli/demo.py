@@ -23,8 +23,12 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
     ) -> None:
         """Watch the whole chain work: embedded database, sample studies, the real passes, a receiver that stores."""
+        import logging
+
         from examsend import report
         from examsend.demo import run
+
+        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
         result = run.run(directory, to=to, say=lambda line: typer.echo(report.clean(line), err=True))
         if as_json:

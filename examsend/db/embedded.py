@@ -254,8 +254,8 @@ def running(directory: Path, *, unsafe_fast: bool = False) -> Iterator[str]:
     ``unsafe_fast`` gives durability away; for tests. Raises ConfigError, DatabaseUnavailable.
     """
     place = _Place(Path(os.path.abspath(directory)))  # noqa: PTH100 (links are kept: several hosts, one path)
-    user = _user(place.directory)
     try:
+        user = _user(place.directory)
         _make_directory(place, user)
         clients = os.open(place.directory / "clients.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
@@ -312,7 +312,7 @@ def _leave(place: _Place, user: _User) -> None:
 def _ensure(place: _Place, user: _User, *, unsafe_fast: bool) -> Path:
     """Return the data directory of a server that accepts. The caller has the turn."""
     data = place.existing()
-    if data is not None and _accepts(data, user):
+    if data is not None and _pid(data) is not None and _accepts(data, user):
         return data
     if not _may_enter(user, place.directory):
         raise ConfigError(
@@ -387,7 +387,8 @@ def _start(place: _Place, user: _User, binaries: Path, data: Path, *, unsafe_fas
         # A shell's background job belongs to nobody who waits for it: no zombie, whoever started it lives or dies.
         _run(user, "/bin/sh", "-c", _DETACHED, binaries / "postgres", "-D", data, place.log, seconds=30)
         while time.monotonic() < deadline:
-            if _ready(data) and _accepts(data, user):
+            # The children of a postmaster that was killed may still accept for it: its own process must be there.
+            if _pid(data) is not None and _ready(data) and _accepts(data, user):
                 return
             time.sleep(0.01)
             said = place.log.read_bytes()[began:]
@@ -429,10 +430,11 @@ def _pid(data: Path) -> int | None:
     if not lines or not lines[0].strip().lstrip("-").isdigit():
         return None
     pid = abs(int(lines[0]))
-    return pid if _is_postgres(pid) else None
+    return pid if _is_postgres(pid, data) else None
 
 
-def _is_postgres(pid: int) -> bool:
+def _is_postgres(pid: int, data: Path) -> bool:
+    """Whether a process is the postmaster of this data directory."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -440,13 +442,13 @@ def _is_postgres(pid: int) -> bool:
     except PermissionError:
         pass
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except FileNotFoundError:
         # No /proc (macOS): believe the file.
         return not Path("/proc/self").exists()
     except OSError:
         return False
-    return os.path.basename(command).startswith(b"postgres")  # noqa: PTH119
+    return os.path.basename(arguments[0]).startswith(b"postgres") and os.fsencode(data) in arguments  # noqa: PTH119
 
 
 def _ready(data: Path) -> bool:

@@ -215,6 +215,8 @@ class _Run:
         peer, seen = self._peer, self._seen
         self._established = seen.accepted is not None
         if self._association.is_established:
+            # Answers are ours to take; left to itself the library's own thread may snatch one (its pause has a race).
+            self._association.dimse.get_msg = lambda *_args, **_kw: (None, None)
             try:
                 if peer.tls is not None and peer.tls.pin_sha256 is not None:
                     tls.check_pin(peer.tls, self._association.dul.socket.socket.getpeercert(binary_form=True))
@@ -276,8 +278,6 @@ class _Run:
         if count == payload.length:
             payload.verify()
         self._message_id = self._message_id % 65535 + 1
-        association._reactor_checkpoint.clear()  # noqa: SLF001 (as send_c_store does: answers are ours to take)
-        self._until(lambda: association._is_paused)  # noqa: SLF001
         self._flying = item
         for fragment in _command(item, self._message_id, self._peer.priority, room):
             self._queue(context_id, fragment)
@@ -320,7 +320,6 @@ class _Run:
             break
         self._check(item, response)
         self._flying = None
-        self._association._reactor_checkpoint.set()  # noqa: SLF001
         return self._watcher.answered(
             Answer(item, int(response.Status), octets, _comment(response), tuple(_offending(response)))
         )
@@ -383,7 +382,6 @@ class _Run:
 
     def _release(self) -> None:
         association = self._association
-        association._reactor_checkpoint.set()  # noqa: SLF001
         association.acse_timeout = 10
         if association.is_established:
             association.release()
@@ -393,7 +391,6 @@ class _Run:
         association = self._association
         if association is None:
             return
-        association._reactor_checkpoint.set()  # noqa: SLF001
         if association.is_established:
             association.abort(block=False)
         deadline = time.monotonic() + 1.0

@@ -1,0 +1,203 @@
+"""The whole chain on real files to real receivers: one association a study, every data set identical."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom.data
+import pytest
+
+from examsend import send, status
+from examsend.config import Settings
+from examsend.db import engine
+from examsend.demo import receiver, samples
+from tests.helpers import add, chain, cli, digests, one, prepare, rows, states
+from tests.peers import dcmtk, orthanc
+
+SENDERS = ("native", "pynetdicom")
+
+
+@pytest.fixture
+def real_files(tmp_path: Path) -> Path:
+    """pydicom's own real files, in a directory of their own."""
+    drop = tmp_path / "real"
+    home = Path(pydicom.data.__file__).parent
+    for part in ("test_files", "charset_files"):
+        shutil.copytree(home / part, drop / part)
+    return drop
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+def test_real_files_arrive_octet_for_octet(
+    settings: Settings, database: engine.Database, receiving: receiver.Receiver, real_files: Path, sender: str
+) -> None:
+    add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}", sender=sender)
+    chain(settings, real_files)
+    assert set(states(database)) == {"SENT"}
+    got = {entry.sop_instance_uid: entry.sha256 for entry in receiving.stored()}
+    assert got == digests(database)
+    assert len(got) > 90
+    assert receiving.associations() == one(database, "SELECT count(*) FROM exam_batches")
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+@dcmtk.needs("storescp")
+@pytest.mark.storescp
+def test_a_large_study_takes_exactly_one_association(
+    settings: Settings,
+    database: engine.Database,
+    storescp: Callable[..., dcmtk.Storescp],
+    tmp_path: Path,
+    sender: str,
+) -> None:
+    samples.ct_study(tmp_path / "drop", 500, size=64)
+    peer = storescp()
+    add(settings, peer.address, sender=sender)
+    chain(settings, tmp_path / "drop")
+    assert peer.associations() == 1
+    assert peer.digests() == digests(database)
+    [batch] = status.run(settings).batches
+    assert (batch.status, batch.stored, batch.instances) == ("SENT", 500, 500)
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+@orthanc.needs_orthanc
+@pytest.mark.orthanc
+def test_orthanc_holds_what_was_sent(
+    settings: Settings,
+    database: engine.Database,
+    orthanc_server: Callable[..., orthanc.Orthanc],
+    tmp_path: Path,
+    sender: str,
+) -> None:
+    samples.make(tmp_path / "drop")
+    peer = orthanc_server()
+    add(settings, peer.address, sender=sender)
+    chain(settings, tmp_path / "drop")
+    assert set(states(database)) == {"SENT"}
+    found: dict[str, str] = {}
+    for uid, octets in peer.files().items():
+        copy = tmp_path / "copy.dcm"
+        copy.write_bytes(octets)
+        found[uid] = samples_digest(copy)
+    assert found == digests(database)
+
+
+def samples_digest(path: Path) -> str:
+    """SHA-256 of a file's data set in hex."""
+    from examsend import dicomfile
+
+    return dicomfile.inspect(path).content_sha256.hex()
+
+
+@orthanc.needs_orthanc
+@pytest.mark.orthanc
+def test_orthanc_calls_the_same_octets_a_duplicate_and_that_is_success(
+    settings: Settings, database: engine.Database, orthanc_server: Callable[..., orthanc.Orthanc], tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 2, size=16)
+    peer = orthanc_server(OverwriteInstances=False)
+    add(settings, peer.address)
+    chain(settings, tmp_path / "drop")
+    add(settings, peer.address, name="again")
+    chain(settings, tmp_path / "drop")
+    assert states(database) == ["SENT", "SENT"]
+
+
+def test_two_sends_at_once_send_every_instance_exactly_once(
+    settings: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    for n in range(12):
+        samples.ct_study(tmp_path / "drop" / str(n), 5, size=16)
+    add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}", association_limit=4)
+    prepare(settings, tmp_path / "drop")
+    command = [
+        sys.executable,
+        "-m",
+        "examsend",
+        "send",
+        "-q",
+        "--parallel",
+        "2",
+        "--database-url",
+        settings.database_url or "",
+    ]
+    senders = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in senders] == [0, 0]
+    assert states(database) == ["SENT"] * 12
+    assert len(receiving.stored()) == 60
+    assert {entry.sop_instance_uid for entry in receiving.stored()} == set(digests(database))
+    assert receiving.associations() == 12
+
+
+def test_the_demo_shows_what_it_says_and_leaves_nothing_behind() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        # The embedded server runs as another user where root runs the demo.
+        Path(name).chmod(0o711)
+        said = cli("demo", "--json", TMPDIR=name)
+        left = list(Path(name).iterdir())
+    assert said.returncode == 0, said.stderr
+    result = json.loads(said.stdout)
+    assert result["verified"] == 102
+    assert result["differing"] == 0
+    assert result["associations"] == len(result["studies"]) == 4
+    assert left == []
+
+
+def test_the_demo_takes_files_of_ones_own_and_another_receiver(receiving: receiver.Receiver, tmp_path: Path) -> None:
+    samples.ct_study(tmp_path / "drop", 3, size=16)
+    said = cli("demo", tmp_path / "drop", "--to", f"{receiving.aet}@{receiving.host}:{receiving.port}")
+    assert said.returncode == 0, said.stderr
+    assert len(receiving.stored()) == 3
+    assert len(list((tmp_path / "drop").iterdir())) == 3
+
+
+def test_instances_go_in_series_and_instance_order(
+    settings: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    study = samples.new_uid()
+    wanted = []
+    for number in (2, 1):
+        series = samples.new_uid()
+        images = [samples.Image(samples.MR, study, series, number, n, 8, 8) for n in (10, 9, 2, 1)]
+        samples.write_series(tmp_path / "drop" / str(number), images)
+    add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}")
+    chain(settings, tmp_path / "drop")
+    wanted = [
+        row[0]
+        for row in rows(
+            database, "SELECT sop_instance_uid FROM exam_batch_instances ORDER BY series_number, instance_number"
+        )
+    ]
+    assert [entry.sop_instance_uid for entry in receiving.stored()] == wanted
+
+
+def test_more_than_128_contexts_take_as_many_associations_as_it_needs(
+    settings: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    study, series = samples.new_uid(), samples.new_uid()
+    drop = tmp_path / "drop"
+    drop.mkdir()
+    for n in range(140):
+        sop_class, uid = f"1.2.826.0.1.3680043.10.1.{n}", samples.new_uid()
+        image = samples.Image(samples.CT, study, series, 1, n, 4, 4)
+        octets = samples.data_set(image, uid, samples.element(0x7FE00010, "OW", samples.picture(image, n)))
+        octets = samples.element(0x00080016, "UI", sop_class) + octets[octets.index(b"\x08\x00\x18\x00UI") :]
+        (drop / f"{n}.dcm").write_bytes(samples.file_of(octets, sop_class, uid))
+    add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}")
+    result = send_all(settings, drop)
+    assert states(database) == ["SENT"]
+    assert receiving.associations() == result.delivered[0].associations == 3
+    assert {e.sop_instance_uid: e.sha256 for e in receiving.stored()} == digests(database)
+
+
+def send_all(settings: Settings, drop: Path) -> send.SendResult:
+    """Prepare and send."""
+    prepare(settings, drop)
+    return send.run(settings)

@@ -1,0 +1,143 @@
+"""What every test may ask for: a database of its own on a real PostgreSQL, settings, a destination, peers."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.pool import NullPool
+
+from examsend.config import Settings
+from examsend.db import embedded, engine, migrate
+from examsend.demo import receiver
+from tests.peers import dcmtk, orthanc
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """The URL of a server: EXAMSEND_TEST_DATABASE_URL, or an embedded one for the run."""
+    given = os.environ.get("EXAMSEND_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    with embedded.scratch_directory() as scratch, embedded.running(scratch, unsafe_fast=True) as url:
+        yield url
+
+
+class Cluster:
+    """Makes and drops databases on the test server."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url).set(drivername="postgresql+psycopg2")
+        self._admin = create_engine(
+            self._url.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        )
+        self._template: str | None = None
+
+    def execute(self, statement: str) -> None:
+        """Run one statement outside a transaction."""
+        with self._admin.connect() as connection:
+            connection.execute(text(statement))
+
+    def url(self, name: str) -> str:
+        """The URL of one database."""
+        return self._url.set(database=name).render_as_string(hide_password=False)
+
+    def empty(self) -> str:
+        """A new database without a schema; return its name."""
+        name = f"t_{uuid.uuid4().hex[:16]}"
+        self.execute(f'CREATE DATABASE "{name}"')
+        return name
+
+    def migrated(self) -> str:
+        """A new database with the schema, cloned of a template migrated once; return its name."""
+        if self._template is None:
+            template = self.empty()
+            with engine.opened(Settings(database_url=self.url(template)), check=False) as database:
+                migrate.upgrade(database)
+            self._template = template
+        name = f"t_{uuid.uuid4().hex[:16]}"
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}"')
+        return name
+
+    def drop(self, name: str) -> None:
+        """Drop a database, whoever is connected."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def close(self) -> None:
+        """Drop the template."""
+        if self._template is not None:
+            self.drop(self._template)
+
+
+@pytest.fixture(scope="session")
+def cluster(server_url: str) -> Iterator[Cluster]:
+    """The test server."""
+    made = Cluster(server_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def empty_database_url(cluster: Cluster) -> Iterator[str]:
+    """A database without a schema."""
+    name = cluster.empty()
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.fixture
+def database_url(cluster: Cluster) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    name = cluster.migrated()
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    """Settings on that database; files need not settle."""
+    return Settings(database_url=database_url, settle=0, incomplete_after=0, database_wait=2, record_seconds=0.02)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[engine.Database]:
+    """An open way to it."""
+    with engine.opened(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def receiving(tmp_path: Path) -> Iterator[receiver.Receiver]:
+    """A receiver that stores and records associations."""
+    with receiver.listening(tmp_path / "received") as made:
+        yield made
+
+
+@pytest.fixture
+def storescp(tmp_path: Path) -> Iterator[Callable[..., dcmtk.Storescp]]:
+    """Starts DCMTK's storescp with flags; it is stopped at the end."""
+    with ExitStack() as stack:
+        count = iter(range(100))
+
+        def start(*flags: str) -> dcmtk.Storescp:
+            return stack.enter_context(dcmtk.storescp(tmp_path / f"storescp{next(count)}", *flags))
+
+        yield start
+
+
+@pytest.fixture
+def orthanc_server(tmp_path: Path) -> Iterator[Callable[..., orthanc.Orthanc]]:
+    """Starts Orthanc with settings; it is stopped at the end."""
+    with ExitStack() as stack:
+        count = iter(range(100))
+
+        def start(**options: object) -> orthanc.Orthanc:
+            return stack.enter_context(orthanc.running(tmp_path / f"orthanc{next(count)}", **options))
+
+        yield start

@@ -1,0 +1,82 @@
+"""Short ways to do what many tests do first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from examsend import destination, finalize, ingest, send
+from examsend.config import Settings
+from examsend.db import engine
+
+
+def add(settings: Settings, address: str, name: str = "pacs", **values: Any) -> None:
+    """Add a destination whose studies are complete at once."""
+    destination.add(
+        settings, name, address, {"quiet_seconds": 0.0, "backoff_seconds": 0.05, "backoff_max_seconds": 0.1, **values}
+    )
+
+
+def prepare(settings: Settings, directory: Path) -> None:
+    """Ingest and finalize."""
+    ingest.run(settings, [directory])
+    finalize.run(settings)
+
+
+def chain(settings: Settings, directory: Path, **values: Any) -> send.SendResult:
+    """Ingest, finalize, send."""
+    prepare(settings, directory)
+    return send.run(settings, **values)
+
+
+def rows(database: engine.Database, statement: str, **values: Any) -> list[Any]:
+    """Rows of a SELECT."""
+    with database.transaction() as tx:
+        return list(tx.execute(text(statement), values))
+
+
+def one(database: engine.Database, statement: str, **values: Any) -> Any:
+    """The only value of a SELECT."""
+    return rows(database, statement, **values)[0][0]
+
+
+def execute(database: engine.Database, statement: str, **values: Any) -> None:
+    """A statement that changes something."""
+    with database.transaction() as tx:
+        tx.execute(text(statement), values)
+
+
+def states(database: engine.Database) -> list[str]:
+    """The batches' states in the order of their ids."""
+    return [row[0] for row in rows(database, "SELECT status FROM exam_batches ORDER BY id")]
+
+
+def digests(database: engine.Database) -> dict[str, str]:
+    """{SOP Instance UID: SHA-256 in hex} of every instance that counts."""
+    return dict(
+        rows(
+            database,
+            "SELECT sop_instance_uid, encode(content_sha256, 'hex') FROM exam_batch_instances WHERE outcome <> 'SUPERSEDED'",
+        )
+    )
+
+
+def cli(*arguments: str | Path, url: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")}
+    kept |= environment
+    if url is not None:
+        kept["EXAMSEND_DATABASE_URL"] = url
+    return subprocess.run(
+        [sys.executable, "-m", "examsend", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=kept,
+        timeout=120,
+        check=False,
+    )

@@ -1,0 +1,254 @@
+"""Ingest: what becomes of every file, once and only once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from examsend import finalize, ingest, status
+from examsend.config import Settings
+from examsend.db import engine
+from examsend.demo import samples
+from examsend.errors import UsageError
+from tests.helpers import add, execute, one, rows, states
+
+
+@pytest.fixture
+def pacs(settings: Settings) -> Settings:
+    """Settings with one destination nobody answers at."""
+    add(settings, "PACS@127.0.0.1:1")
+    return settings
+
+
+def test_every_file_is_counted_under_one_kind(pacs: Settings, tmp_path: Path) -> None:
+    made = samples.make(tmp_path / "drop")
+    found = ingest.run(pacs, [tmp_path / "drop"])
+    assert (found.new, found.rejected, found.ignored) == (made.instances, made.broken, made.others)
+    assert found.seen == found.new + found.known + found.deferred + found.ignored + found.rejected + found.vanished
+    assert len(found.batches) == made.studies
+    again = ingest.run(pacs, [tmp_path / "drop"])
+    assert (again.new, again.known, again.rejected, again.batches) == (0, made.instances, made.broken, ())
+
+
+def test_a_known_file_is_not_opened_again(pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples.make(tmp_path / "drop")
+    ingest.run(pacs, [tmp_path / "drop"])
+    opened: list[str] = []
+    real = ingest.dicomfile.inspect
+    monkeypatch.setattr(ingest.dicomfile, "inspect", lambda path, **kw: opened.append(path) or real(path, **kw))
+    ingest.run(pacs, [tmp_path / "drop"])
+    assert [Path(p).name for p in opened] == ["README.txt"]
+
+
+def test_a_copy_elsewhere_is_known_and_then_not_opened_again(
+    pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = samples.ct_study(tmp_path / "drop", 2, size=16)
+    ingest.run(pacs, [tmp_path / "drop"])
+    shutil.copy(files[0], tmp_path / "drop" / "copy.dcm")
+    assert ingest.run(pacs, [tmp_path / "drop"]).known == 3
+    monkeypatch.setattr(ingest.dicomfile, "inspect", lambda *_a, **_k: pytest.fail("opened"))
+    assert ingest.run(pacs, [tmp_path / "drop"]).known == 3
+
+
+def test_a_file_that_moved_is_known_and_its_path_brought_up_to_date(
+    pacs: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    files = samples.ct_study(tmp_path / "drop", 1, size=16)
+    ingest.run(pacs, [tmp_path / "drop"])
+    files[0].rename(tmp_path / "drop" / "moved.dcm")
+    assert ingest.run(pacs, [tmp_path / "drop"]).known == 1
+    assert one(database, "SELECT file_path FROM exam_batch_instances").endswith("moved.dcm")
+
+
+def test_a_young_file_is_left_to_the_next_pass(database_url: str, tmp_path: Path) -> None:
+    patient = Settings(database_url=database_url, settle=3600)
+    add(patient, "PACS@127.0.0.1:1")
+    samples.ct_study(tmp_path / "drop", 3, size=16, age=1)
+    assert ingest.run(patient, [tmp_path / "drop"]).deferred == 3
+    assert ingest.run(Settings(database_url=database_url, settle=0), [tmp_path / "drop"]).new == 3
+
+
+def test_a_truncated_file_is_deferred_while_young_then_rejected_then_taken_once_whole(
+    database_url: str, tmp_path: Path
+) -> None:
+    young = Settings(database_url=database_url, settle=0, incomplete_after=3600)
+    add(young, "PACS@127.0.0.1:1")
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=16, age=10)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    assert ingest.run(young, [tmp_path / "drop"]).deferred == 1
+    old = Settings(database_url=database_url, settle=0, incomplete_after=0)
+    assert ingest.run(old, [tmp_path / "drop"]).rejected == 1
+    [rejected] = status.run(old, rejected=True).rejected
+    assert "says 512 octets, 412 are there" in rejected.reason
+    file.write_bytes(whole)
+    assert ingest.run(old, [tmp_path / "drop"]).new == 1
+    assert status.run(old).rejected_count == 0
+
+
+def test_an_operator_may_take_what_there_is(pacs: Settings, tmp_path: Path) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
+    file.write_bytes(file.read_bytes()[:-100])
+    assert ingest.run(pacs, [tmp_path / "drop"]).rejected == 1
+    assert ingest.run(pacs, [tmp_path / "drop"], accept_incomplete=True).new == 1
+
+
+def test_one_batch_for_each_study_and_destination(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        add(settings, "PACS@127.0.0.1:1", name=name)
+    add(settings, "PACS@127.0.0.1:1", name="extra", is_default=False)
+    samples.ct_study(tmp_path / "drop", 2, size=16)
+    assert ingest.run(settings, [tmp_path / "drop"]).new == 2
+    assert one(database, "SELECT count(*) FROM exam_batches") == 2
+    assert ingest.run(settings, [tmp_path / "drop"], to=["extra"]).new == 2
+    assert one(database, "SELECT count(*) FROM exam_batch_instances") == 6
+
+
+def test_other_octets_under_the_same_uid_take_the_place_of_a_version_never_offered(
+    pacs: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
+    ingest.run(pacs, [tmp_path / "drop"])
+    octets = bytearray(file.read_bytes())
+    octets[-2] ^= 1
+    file.write_bytes(octets)
+    found = ingest.run(pacs, [tmp_path / "drop"])
+    assert found.new == 1
+    assert "other content" in found.warnings[0].sentence
+    assert [r[0] for r in rows(database, "SELECT outcome FROM exam_batch_instances ORDER BY id")] == [
+        "SUPERSEDED",
+        "WAITING",
+    ]
+
+
+def test_two_versions_in_one_chunk(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
+    octets = bytearray(file.read_bytes())
+    octets[-2] ^= 1
+    (tmp_path / "drop" / "z.dcm").write_bytes(octets)
+    ingest.run(pacs, [tmp_path / "drop"])
+    assert sorted(r[0] for r in rows(database, "SELECT outcome FROM exam_batch_instances")) == ["SUPERSEDED", "WAITING"]
+
+
+def test_a_late_instance_reopens_a_ready_batch_and_follows_one_that_was_attempted(
+    pacs: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    study = samples.new_uid()
+    samples.ct_study(tmp_path / "1", 1, size=16, study=study)
+    ingest.run(pacs, [tmp_path / "1"])
+    finalize.run(pacs)
+    assert states(database) == ["READY"]
+    samples.ct_study(tmp_path / "2", 1, size=16, study=study)
+    ingest.run(pacs, [tmp_path / "2"])
+    assert states(database) == ["PENDING"]
+    finalize.run(pacs)
+    execute(database, "UPDATE exam_batches SET attempt_count = 1")
+    samples.ct_study(tmp_path / "3", 1, size=16, study=study)
+    ingest.run(pacs, [tmp_path / "3"])
+    assert rows(database, "SELECT status, follows_batch_id FROM exam_batches ORDER BY id") == [
+        ("READY", None),
+        ("PENDING", 1),
+    ]
+
+
+def test_symbolic_links_that_leave_the_directory_are_not_followed(pacs: Settings, tmp_path: Path) -> None:
+    samples.ct_study(tmp_path / "elsewhere", 2, size=16)
+    drop = tmp_path / "drop"
+    [inside] = samples.ct_study(drop / "below", 1, size=16)
+    (drop / "out").symlink_to(tmp_path / "elsewhere")
+    (drop / "out.dcm").symlink_to(next((tmp_path / "elsewhere").iterdir()))
+    (drop / "in.dcm").symlink_to(inside)
+    (drop / "dangling").symlink_to(drop / "nothing")
+    found = ingest.run(pacs, [drop])
+    assert found.new == 1
+
+
+def test_only_the_directory_itself_when_asked(pacs: Settings, tmp_path: Path) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=16)
+    samples.ct_study(tmp_path / "drop" / "below", 1, size=16)
+    assert ingest.run(pacs, [tmp_path / "drop"], recursive=False).new == 1
+
+
+def test_names_of_any_octets(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
+    odd = os.path.join(os.fsencode(tmp_path / "drop"), b"\xff\xfe \n%41.dcm")
+    os.rename(file, odd)
+    assert ingest.run(pacs, [tmp_path / "drop"]).new == 1
+    assert ingest.run(pacs, [tmp_path / "drop"]).known == 1
+
+
+def test_pipes_and_devices_hold_nobody_up(pacs: Settings, tmp_path: Path) -> None:
+    (tmp_path / "drop").mkdir()
+    os.mkfifo(tmp_path / "drop" / "pipe")
+    assert ingest.run(pacs, [tmp_path / "drop"]).seen == 0
+
+
+def test_an_empty_directory_is_a_completed_pass(pacs: Settings, tmp_path: Path) -> None:
+    assert ingest.run(pacs, [tmp_path]).seen == 0
+
+
+@pytest.mark.parametrize("name", ["nothing", "file"])
+def test_what_is_no_directory_is_wrong_usage(pacs: Settings, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=name):
+        ingest.run(pacs, [tmp_path / name])
+
+
+@pytest.mark.parametrize(("directory", "known"), [("--to", False), ("unknown", False)])
+def test_a_destination_that_does_not_exist_is_wrong_usage(
+    pacs: Settings, tmp_path: Path, directory: str, known: bool
+) -> None:
+    with pytest.raises(UsageError, match="no destination is called"):
+        ingest.run(pacs, [tmp_path], to=[directory])
+
+
+def test_without_a_destination_nothing_is_registered(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="destination add"):
+        ingest.run(settings, [tmp_path])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_files_and_directories_are_said_and_taken_later(pacs: Settings, tmp_path: Path) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
+    below = tmp_path / "drop" / "below"
+    samples.ct_study(below, 1, size=16)
+    file.chmod(0)
+    below.chmod(0)
+    found = ingest.run(pacs, [tmp_path / "drop"])
+    assert (found.rejected, found.unreadable_directories) == (1, 1)
+    file.chmod(0o600)
+    below.chmod(0o700)
+    assert ingest.run(pacs, [tmp_path / "drop"]).new == 2
+
+
+def test_a_file_that_disappears_between_walk_and_open(
+    pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=16)
+
+    def gone(path: str, **_kw: object) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(ingest.dicomfile, "inspect", gone)
+    assert ingest.run(pacs, [tmp_path / "drop"]).vanished == 1
+
+
+def test_ingests_at_once_register_every_file_exactly_once(
+    pacs: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    for n in range(5):
+        samples.ct_study(tmp_path / "drop" / str(n), 20, size=16)
+    threads = [threading.Thread(target=ingest.run, args=(pacs, [tmp_path / "drop"])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert one(database, "SELECT count(*) FROM exam_batch_instances") == 100
+    assert one(database, "SELECT count(*) FROM exam_batches") == 5

@@ -1,0 +1,98 @@
+"""DCMTK's storescp as a receiver, and as a fault injector by its flags."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from examsend import dicomfile
+
+
+def needs(tool: str) -> pytest.MarkDecorator:
+    """A mark that skips, with a reason, where a tool of DCMTK is missing."""
+    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"needs DCMTK's {tool}")
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_listening(port: int, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """Return once somebody accepts on ``port``; fail where the process ends before, or time is up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the receiver ended with {process.returncode}"
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"nobody listens on port {port}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process by its id and wait for it."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+@dataclass(frozen=True, slots=True)
+class Storescp:
+    """A running storescp."""
+
+    port: int
+    directory: Path
+    log: Path
+
+    @property
+    def address(self) -> str:
+        """What a destination is added with."""
+        return f"STORESCP@127.0.0.1:{self.port}"
+
+    def digests(self) -> dict[str, str]:
+        """{SOP Instance UID: SHA-256 of its data set in hex} of everything it stored."""
+        found = (dicomfile.inspect(path) for path in self.directory.iterdir() if path.is_file())
+        return {f.sop_instance_uid: f.content_sha256.hex() for f in found}
+
+    def associations(self) -> int:
+        """How many associations it received, the probe that waited for it not counted."""
+        return self.log.read_text(errors="replace").count("Association Acknowledged")
+
+
+@contextmanager
+def storescp(directory: Path, *flags: str) -> Iterator[Storescp]:
+    """storescp with flags (``+B`` keeps octets as sent) on a free port; stopped by its process id."""
+    stored = directory / "stored"
+    stored.mkdir(parents=True)
+    log = directory / "log"
+    port = free_port()
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            ["storescp", "-v", "+B", "-od", str(stored), *flags, str(port)], stdout=stream, stderr=stream
+        )
+        try:
+            wait_until_listening(port, process)
+            yield Storescp(port, stored, log)
+        finally:
+            stop(process)
+
+
+def digest(octets: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(octets).hexdigest()

@@ -1,0 +1,97 @@
+"""Orthanc as a receiver."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.peers.dcmtk import free_port, stop, wait_until_listening
+
+_PROGRAM = shutil.which("Orthanc") or next((p for p in ("/usr/sbin/Orthanc",) if Path(p).exists()), None)
+
+needs_orthanc = pytest.mark.skipif(_PROGRAM is None, reason="needs Orthanc")
+
+
+@dataclass(frozen=True, slots=True)
+class Orthanc:
+    """A running Orthanc."""
+
+    port: int
+    http: int
+
+    @property
+    def address(self) -> str:
+        """What a destination is added with."""
+        return f"ORTHANC@127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> Any:
+        """JSON of the REST API."""
+        return json.loads(self.octets(path))
+
+    def octets(self, path: str) -> bytes:
+        """Octets of the REST API."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
+            return bytes(answer.read())
+
+    def files(self) -> dict[str, bytes]:
+        """{SOP Instance UID: the file as stored}."""
+        return {
+            self.get(f"/instances/{i}")["MainDicomTags"]["SOPInstanceUID"]: self.octets(f"/instances/{i}/file")
+            for i in self.get("/instances")
+        }
+
+
+@contextmanager
+def running(directory: Path, **options: object) -> Iterator[Orthanc]:
+    """Orthanc with settings on free ports; stopped by its process id, and waited for: its database allows no second."""
+    directory.mkdir(parents=True)
+    port, http = free_port(), free_port()
+    settings: dict[str, object] = {
+        "Name": "examsend-tests",
+        "StorageDirectory": str(directory / "storage"),
+        "IndexDirectory": str(directory / "storage"),
+        "DicomAet": "ORTHANC",
+        "DicomPort": port,
+        "HttpPort": http,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomAlwaysAllowStore": True,
+        "DicomAlwaysAllowEcho": True,
+        "OverwriteInstances": True,
+        "Plugins": [],
+        **options,
+    }
+    config = directory / "orthanc.json"
+    config.write_text(json.dumps(settings))
+    assert _PROGRAM is not None
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen([_PROGRAM, str(config)], stdout=log, stderr=log)
+        try:
+            wait_until_listening(port, process)
+            made = Orthanc(port, http)
+            _wait_for_rest(made)
+            yield made
+        finally:
+            stop(process)
+
+
+def _wait_for_rest(server: Orthanc) -> None:
+    for _ in range(200):
+        try:
+            server.get("/system")
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("Orthanc's REST API does not answer")

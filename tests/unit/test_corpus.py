@@ -1,0 +1,56 @@
+"""The open corpus, where it is present: what dcmsend delivers we take, or there is a true reason here."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from examsend import dicomfile
+from examsend.errors import FileProblem
+
+CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "open"
+MANIFEST = CORPUS / "manifest.csv"
+ROWS = list(csv.DictReader(MANIFEST.read_text("utf-8").splitlines())) if MANIFEST.exists() else []
+
+pytestmark = pytest.mark.skipif(not ROWS, reason="the open corpus is not here")
+
+REJECTED_THOUGH_SENT = {
+    "pydicom_test_files/JPEGLSNearLossless_08.dcm": "no Study Instance UID",
+    "pydicom_test_files/JPEGLSNearLossless_16.dcm": "no Study Instance UID",
+    "pydicom_test_files/SC_rgb_jls_lossy_line.dcm": "no Study Instance UID",
+    "pydicom_test_files/SC_rgb_jls_lossy_sample.dcm": "no Study Instance UID",
+    "pydicom_data/bad_sequence.dcm": "Study Instance UID (0020,000D) is not a UID",
+}
+
+TAKEN_THOUGH_REFUSED = {
+    # dcmsend wants file meta information; a data set alone is enough for us.
+    "pydicom_test_files/ExplVR_BigEndNoMeta.dcm",
+    "pydicom_test_files/ExplVR_LitEndNoMeta.dcm",
+    "pydicom_test_files/rtstruct.dcm",
+    "pydicom_data/OT-PAL-8-face.dcm",
+    # Its meta lacks UIDs that the data set has.
+    "pynetdicom/CTImageStorage_bad_meta.dcm",
+    "pynetdicom/RTImageStorage.dcm",
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["path"])
+def test_the_corpus_is_taken_as_dcmsend_takes_it(row: dict[str, str]) -> None:
+    path = row["path"]
+    try:
+        found = dicomfile.inspect(CORPUS / path)
+    except FileProblem as problem:
+        assert row["dcmsend"] != "sent" or REJECTED_THOUGH_SENT[path] in str(problem)
+        return
+    assert row["dcmsend"] == "sent" or path in TAKEN_THOUGH_REFUSED
+    assert path not in REJECTED_THOUGH_SENT
+    for column, value in (
+        ("study_uid", found.study_instance_uid),
+        ("series_uid", found.series_instance_uid),
+        ("sop_uid", found.sop_instance_uid),
+        ("sop_class", found.sop_class_uid),
+        ("transfer_syntax", found.transfer_syntax_uid),
+    ):
+        assert row[column] in {"", value}

@@ -1,0 +1,98 @@
+"""What an answer means: the design's table, row by row."""
+
+from __future__ import annotations
+
+import pytest
+
+from examsend import outcomes
+from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Problem
+from examsend.outcomes import Effect
+
+ITEM = Item(1, "/f", "1", "2", "3", 0, 0, 0, b"")
+
+
+@pytest.mark.parametrize(
+    ("status", "first", "second"),
+    [
+        (0x0000, "STORED", "STORED"),
+        (0xB000, "STORED", "STORED"),
+        (0xB006, "STORED", "STORED"),
+        (0xB007, "STORED", "STORED"),
+        (0xB123, "STORED", "STORED"),
+        (0x0111, "STORED", "STORED"),
+        (0xA700, "RETRY", "RETRY"),
+        (0xA7FF, "RETRY", "RETRY"),
+        (0x0213, "RETRY", "RETRY"),
+        (0x0110, "RETRY", "RETRY"),
+        (0x0210, "RETRY", "RETRY"),
+        (0x1234, "RETRY", "RETRY"),
+        (0xFF00, "RETRY", "RETRY"),
+        (0xA900, "RETRY", "FAILED"),
+        (0xC000, "RETRY", "FAILED"),
+        (0xCFFF, "RETRY", "FAILED"),
+        (0x0117, "RETRY", "FAILED"),
+        (0x0212, "RETRY", "FAILED"),
+        (0x0122, "FAILED", "FAILED"),
+        (0x0124, "RETRY", "RETRY"),
+        (0x0211, "RETRY", "RETRY"),
+    ],
+)
+def test_what_a_status_means_at_its_first_and_second_time(status: int, first: str, second: str) -> None:
+    answer = Answer(ITEM, status)
+    assert outcomes.of_answer(answer, 0).outcome == first
+    assert outcomes.of_answer(answer, 1).outcome == second
+
+
+@pytest.mark.parametrize(
+    ("status", "effect", "ends"),
+    [
+        (0xA700, Effect.BACK_OFF, True),
+        (0x0213, Effect.BACK_OFF, True),
+        (0x0124, Effect.HOLD, True),
+        (0x0211, Effect.HOLD, True),
+        (0xC000, Effect.NONE, False),
+        (0x0110, Effect.NONE, False),
+    ],
+)
+def test_what_a_status_means_for_the_destination(status: int, effect: Effect, ends: bool) -> None:
+    judged = outcomes.of_answer(Answer(ITEM, status), 0)
+    assert (judged.effect, judged.ends_association) == (effect, ends)
+
+
+@pytest.mark.parametrize(
+    ("end", "answered", "uses", "effect"),
+    [
+        (AssociationEnd(End.RELEASED, established=True), 3, True, Effect.NONE),
+        (AssociationEnd(End.REJECTED, result=1, source=1, reason=7), 0, False, Effect.HOLD),
+        (AssociationEnd(End.REJECTED, result=2, source=3, reason=1), 0, False, Effect.BACK_OFF),
+        (AssociationEnd(End.UNREACHABLE), 0, False, Effect.BACK_OFF),
+        (AssociationEnd(End.TLS_FAILED), 0, False, Effect.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT), 0, False, Effect.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT, established=True), 0, False, Effect.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT, established=True), 1, True, Effect.NONE),
+        (AssociationEnd(End.ABORTED, established=True), 0, True, Effect.NONE),
+        (AssociationEnd(End.CLOSED, established=True), 5, True, Effect.NONE),
+    ],
+)
+def test_what_the_end_of_an_association_means(end: AssociationEnd, answered: int, uses: bool, effect: Effect) -> None:
+    judged = outcomes.of_end(end, answered)
+    assert (judged.uses_attempt, judged.effect) == (uses, effect)
+
+
+@pytest.mark.parametrize("problem", Problem)
+def test_every_problem_of_a_file_has_an_outcome(problem: Problem) -> None:
+    judged = outcomes.of_problem(NotOffered(ITEM, problem, "why\x00not" * 100))
+    assert judged.outcome in {"CHANGED", "MISSING", "RETRY", "FAILED"}
+    assert "\x00" not in (judged.comment or "")
+    assert not judged.offered
+
+
+def test_back_off_doubles_to_its_bound_with_jitter() -> None:
+    assert [outcomes.back_off(30, 600, n, 0) for n in (1, 2, 3, 4, 5, 6, 60)] == [30, 60, 120, 240, 480, 600, 600]
+    assert outcomes.back_off(30, 600, 1, 1) == 24
+
+
+def test_statuses_in_words() -> None:
+    assert outcomes.words(0xA700) == "A700 out of resources"
+    assert outcomes.words(0xC123) == "C123 cannot understand"
+    assert outcomes.words(0x0666) == "0666 unknown status"

@@ -1,0 +1,84 @@
+"""Native transfer syntaxes into one another: element for element the same."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pydicom
+import pydicom.data
+import pytest
+from pydicom.filereader import read_dataset
+
+from examsend import dicomfile
+from examsend.dimse import contexts
+from examsend.dimse.recode import recode
+from examsend.errors import FileProblem, Unacceptable
+
+HOME = Path(pydicom.data.__file__).parent
+IMPLICIT = contexts.IMPLICIT_VR_LITTLE_ENDIAN
+
+
+def _native() -> list[Path]:
+    found = []
+    for path in sorted((HOME / "test_files").glob("*.dcm")):
+        try:
+            syntax = dicomfile.inspect(path).transfer_syntax_uid
+        except FileProblem:
+            continue
+        if syntax in contexts.NATIVE - {IMPLICIT}:
+            found.append(path)
+    return found
+
+
+def _values(dataset: pydicom.Dataset) -> list[object]:
+    out: list[object] = []
+    for element in dataset:
+        if element.tag.element == 0:
+            continue
+        value = [_values(item) for item in element.value] if element.VR == "SQ" else element.value or None
+        out.append((int(element.tag), value))
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", _native(), ids=lambda p: p.name)
+def test_every_element_is_kept(path: Path) -> None:
+    file = dicomfile.inspect(path)
+    try:
+        octets = recode(str(path), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
+    except Unacceptable as problem:
+        assert path.name == "badVR.dcm", problem
+        return
+    source = pydicom.dcmread(path, force=True)
+    target = read_dataset(io.BytesIO(octets), True, True)
+    big = file.transfer_syntax_uid == contexts.EXPLICIT_VR_BIG_ENDIAN
+    pixels = [(d.get("PixelData"), d["PixelData"].VR if "PixelData" in d else None) for d in (source, target)]
+    for dataset in (source, target):
+        dataset.pop("PixelData", None)
+    assert _values(source) == _values(target)
+    if pixels[0][0] is None:
+        return
+    assert pixels[1][0] is not None
+    words = big and pixels[0][1] == "OW"
+    assert pixels[1][0] == (_swapped(pixels[0][0]) if words else pixels[0][0])
+
+
+def _swapped(octets: bytes) -> bytes:
+    out = bytearray(octets)
+    out[0::2], out[1::2] = octets[1::2], octets[0::2]
+    return bytes(out)
+
+
+def test_big_endian_pixels_have_the_values_of_their_little_endian_twin() -> None:
+    home = HOME / "test_files"
+    big, little = home / "MR_small_bigendian.dcm", home / "MR_small.dcm"
+    file = dicomfile.inspect(big)
+    octets = recode(str(big), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
+    assert read_dataset(io.BytesIO(octets), True, True).PixelData == pydicom.dcmread(little).PixelData
+
+
+def test_compressed_pixels_are_not_touched() -> None:
+    path = HOME / "test_files" / "SC_rgb_rle.dcm"
+    with pytest.raises(Unacceptable, match="without decoding"):
+        recode(str(path), 0, "1.2.840.10008.1.2.5", IMPLICIT)

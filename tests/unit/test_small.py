@@ -1,0 +1,154 @@
+"""The small parts: settings, addresses, paths, contexts, text for terminals."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from examsend import config, destinations, paths, report
+from examsend.dimse import contexts, words
+from examsend.errors import ConfigError, UsageError
+
+
+def test_option_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "examsend.toml"
+    file.write_text("settle = 1\nlease = 2\ndatabase_wait = 3\n")
+    environ = {"EXAMSEND_LEASE": "20", "EXAMSEND_DATABASE_WAIT": "30"}
+    made = config.load(file, environ=environ, options={"database_wait": 300})
+    assert (made.settle, made.lease, made.database_wait, made.ingest_chunk) == (1, 20, 300, 500)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("nonsense = 1", "unknown setting"),
+        ("settle = 'x'", "must be a number"),
+        ("settle = ", "not valid TOML"),
+        ("lease = -1", "between"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_named(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "examsend.toml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        config.load(file, environ={})
+
+
+def test_a_file_of_settings_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "none.toml", environ={})
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("A@h:104", "h", 104),
+        ("ARCHIVE ONE@10.0.0.5:11112", "10.0.0.5", 11112),
+        ("A@[fe80::1]:104", "fe80::1", 104),
+        ("A@B@h:1", "h", 1),
+    ],
+)
+def test_addresses(text: str, host: str, port: int) -> None:
+    found = destinations.parse_address(text)
+    assert (found["host"], found["port"]) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "A@h",
+        "h:104",
+        "@h:104",
+        "A@h:0",
+        "A@h:65536",
+        "A@:104",
+        "A" * 17 + "@h:104",
+        "A\\B@h:1",
+        "Ä@h:1",
+        "A@h h:1",
+        "A\x00@h:1",
+    ],
+)
+def test_what_is_no_address_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageError):
+        destinations.parse_address(text)
+
+
+@given(st.binary(min_size=1, max_size=60).filter(lambda b: b"\0" not in b))
+def test_any_path_comes_back_from_text(name: bytes) -> None:
+    path = os.fsdecode(b"/" + name)
+    text = paths.to_text(path)
+    text.encode()
+    assert paths.from_text(text) == path
+
+
+@dataclass(frozen=True)
+class _Instance:
+    sop_class_uid: str
+    transfer_syntax_uid: str
+
+
+def test_one_context_for_each_class_and_syntax_and_the_default_for_native_ones() -> None:
+    made = contexts.propose(
+        [
+            _Instance("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN),
+            _Instance("ct", "jpeg"),
+            _Instance("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN),
+            _Instance("mr", contexts.IMPLICIT_VR_LITTLE_ENDIAN),
+        ]
+    )
+    assert [(p.context_id, p.sop_class_uid, p.transfer_syntax_uid) for p in made] == [
+        (1, "ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN),
+        (3, "ct", contexts.IMPLICIT_VR_LITTLE_ENDIAN),
+        (5, "ct", "jpeg"),
+        (7, "mr", contexts.IMPLICIT_VR_LITTLE_ENDIAN),
+    ]
+
+
+def test_a_files_own_syntax_is_used_unless_it_is_refused() -> None:
+    explicit = _Instance("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN)
+    both = {("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN): 1, ("ct", contexts.IMPLICIT_VR_LITTLE_ENDIAN): 3}
+    assert contexts.choose(explicit, both) == contexts.Carrier(1, contexts.EXPLICIT_VR_LITTLE_ENDIAN)
+    del both["ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN]
+    assert contexts.choose(explicit, both) == contexts.Carrier(3, contexts.IMPLICIT_VR_LITTLE_ENDIAN)
+    assert contexts.choose(_Instance("ct", "jpeg"), both) is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 200), st.sampled_from(["jpeg", contexts.EXPLICIT_VR_LITTLE_ENDIAN])), max_size=600
+    )
+)
+def test_partition_keeps_everything_and_never_needs_more_than_128(pairs: list[tuple[int, str]]) -> None:
+    instances = [_Instance(str(n), syntax) for n, syntax in pairs]
+    parts = contexts.partition(instances)
+    assert sorted(map(repr, (i for part in parts for i in part))) == sorted(map(repr, instances))
+    for part in parts:
+        assert len(contexts.propose(part)) <= 128
+
+
+@pytest.mark.parametrize("evil", ["\x1b[31mred", "a\nb", "bell\x07", "\u202eevil", "\udcff", "\x9b2J", "\u2028"])
+def test_text_from_outside_cannot_steer_a_terminal(evil: str) -> None:
+    shown = report.clean(evil)
+    assert shown.isprintable()
+    shown.encode()
+
+
+def test_ordinary_text_is_shown_as_it_is() -> None:
+    assert report.clean("/data/Kopf [links] – 1") == "/data/Kopf [links] – 1"
+
+
+def test_rejections_in_words() -> None:
+    assert (
+        words.rejection(1, 1, 7)
+        == "association rejected: called AE title not recognised (permanent, by the service user)"
+    )
+    assert "temporary congestion" in words.rejection(2, 3, 1)
+    assert "reason 9" in words.rejection(3, 9, 9)
+    assert "unexpected PDU" in words.abort(2, 2)
