@@ -28,19 +28,12 @@ def main() -> None:
 
 
 def _run() -> int:
-    import click
-
     from examsend.cli import app
     from examsend.errors import ExamsendError
     from examsend.report import clean
 
     try:
         returned = app(standalone_mode=False, prog_name="examsend")
-    except click.exceptions.Abort:
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
     except ExamsendError as error:
         sys.stderr.write(f"examsend: {clean(str(error))}\n")
         _trace()
@@ -48,6 +41,9 @@ def _run() -> int:
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 (the one place)
+        usage = _usage(error)
+        if usage is not None:
+            return usage
         # No locals, no parameters: they may hold a secret.
         lines = str(error).splitlines()
         sys.stderr.write(
@@ -57,6 +53,18 @@ def _run() -> int:
         _trace()
         return 70
     return returned if isinstance(returned, int) else 0
+
+
+def _usage(error: Exception) -> int | None:
+    """The exit code of what Typer raises for wrong usage, which it is asked to show; None for anything else.
+
+    Told by its shape: Typer has carried Click's exceptions under more than one name.
+    """
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    return 130 if type(error).__name__ == "Abort" else None
 
 
 def _trace() -> None:

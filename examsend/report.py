@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -99,7 +98,7 @@ def console() -> Console:
     """Return the console results go to: as wide as the terminal, and wide enough for its lines where there is none."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 200
+    width = None if sys.stdout.isatty() else 200
     return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
@@ -122,7 +121,11 @@ def to_console(result: object) -> None:
     """Show a pass's result to people."""
     out = console()
     for part in rendered(result):
-        out.print(clean(part) if isinstance(part, str) else part)
+        if isinstance(part, str):
+            # A sentence is one line, however long: what reads it may be grep.
+            out.print(clean(part), soft_wrap=True)
+        else:
+            out.print(part)
 
 
 @singledispatch

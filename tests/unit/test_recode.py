@@ -36,6 +36,9 @@ def _values(dataset: pydicom.Dataset) -> list[object]:
     for element in dataset:
         if element.tag.element == 0:
             continue
+        if element.tag.is_private:  # without VRs a reader has only its octets
+            out.append(int(element.tag))
+            continue
         value = [_values(item) for item in element.value] if element.VR == "SQ" else element.value or None
         out.append((int(element.tag), value))
     return out

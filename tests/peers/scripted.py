@@ -1,0 +1,355 @@
+"""A receiver that does what a test says, octet by octet: statuses by the k-th instance, half answers, silence, garbage.
+
+A real TCP server on loopback; PDUs are taken apart and made by hand (PS3.8 9.3, PS3.7 6.3), so that it can break every rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
+
+
+@dataclass
+class Script:
+    """What the receiver does. ``k`` counts C-STOREs from 1 over all associations."""
+
+    status: Callable[[int, str], int | None] = lambda _k, _uid: 0x0000
+    """Given k and the SOP Instance UID, the status; None: a response without one."""
+    reject: tuple[int, int, int] | None = None
+    accept: Callable[[str, str], bool] = lambda _sop_class, _syntax: True
+    max_pdu: int = 16384
+    window: tuple[int, int] | None = None
+    """The asynchronous operations window to grant."""
+    reverse: int = 0
+    """Answer only once so many are here, the last one first."""
+    delay: float = 0.0
+    """Seconds before each answer."""
+    comment: str | None = None
+    at: dict[int, str] = field(default_factory=dict)
+    """k -> what to do instead of answering: abort, p-abort, reset, close, silence, garbage, half, release, unknown-id,
+    wrong-uid, huge, unexpected, wait-then-close."""
+    during: dict[int, str] = field(default_factory=dict)
+    """k -> what to do after the first octets of its data set: abort, reset, stop-reading."""
+    poison: str | None = None
+    """Abort whenever this SOP Instance UID has arrived."""
+    on_accept: str | None = None
+    """Instead of A-ASSOCIATE-AC: silence, garbage, close, huge, half, abort."""
+    octets_per_second: float | None = None
+    tls: ssl.SSLContext | None = None
+    raw_answer: Callable[[bytes], bytes] | None = None
+    """Given the octets of a good answer, the octets to send instead."""
+
+
+@dataclass
+class Received:
+    """One data set as it came."""
+
+    sop_instance_uid: str
+    sha256: str
+    octets: int
+    association: int
+    context_id: int
+    syntax: str
+
+
+@dataclass
+class Peer:
+    """A running receiver and what it saw."""
+
+    port: int
+    script: Script
+    stored: list[Received] = field(default_factory=list)
+    """Answered with success or a warning."""
+    offered: list[str] = field(default_factory=list)
+    """SOP Instance UIDs of every complete C-STORE-RQ, in order."""
+    associations: int = 0
+    """Accepted."""
+    requests: int = 0
+    """A-ASSOCIATE-RQs."""
+    aborts: int = 0
+    releases: int = 0
+    proposed: list[list[tuple[int, str, tuple[str, ...]]]] = field(default_factory=list)
+    user_information: list[dict[int, bytes]] = field(default_factory=list)
+    max_outstanding: int = 0
+    longest_pdu: int = 0
+
+    @property
+    def address(self) -> str:
+        """What a destination is added with."""
+        return f"SCRIPTED@127.0.0.1:{self.port}"
+
+
+class _Gone(Exception):
+    """The connection is over."""
+
+
+@contextmanager
+def scripted(script: Script | None = None) -> Iterator[Peer]:
+    """A receiver by a script, on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    peer = Peer(listener.getsockname()[1], script or Script())
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+    connections: list[socket.socket] = []
+
+    def serve() -> None:
+        listener.settimeout(0.05)
+        while not stop.is_set():
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            connection.settimeout(None)
+            connections.append(connection)
+            thread = threading.Thread(target=_Session(peer, connection, stop).run, daemon=True)
+            threads.append(thread)
+            thread.start()
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    try:
+        yield peer
+    finally:
+        stop.set()
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        server.join(5)
+        for thread in threads:
+            thread.join(5)
+        for connection in connections:
+            connection.close()
+        listener.close()
+
+
+def pdu(kind: int, body: bytes) -> bytes:
+    """A PDU of a type with a body."""
+    return struct.pack(">BBL", kind, 0, len(body)) + body
+
+
+def element(tag: int, value: bytes) -> bytes:
+    """An element in Implicit VR Little Endian."""
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
+
+
+def response(
+    message_id: int, status: int | None, sop_class: bytes, uid: bytes, comment: str | None = None, command: int = 0x8001
+) -> bytes:
+    """The command set of a C-STORE-RSP (PS3.7 9.3.1.2)."""
+    body = element(0x00000002, sop_class) + element(0x00000100, struct.pack("<H", command))
+    body += element(0x00000120, struct.pack("<H", message_id)) + element(0x00000800, b"\1\1")
+    if status is not None:
+        body += element(0x00000900, struct.pack("<H", status))
+    if comment is not None:
+        body += element(0x00000901, struct.pack("<HH", 0x0010, 0x0010)) + element(0x00000902, comment.encode())
+    body += element(0x00001000, uid)
+    return element(0x00000000, struct.pack("<L", len(body))) + body
+
+
+def data_pdu(context_id: int, octets: bytes, control: int = 3) -> bytes:
+    """A P-DATA-TF with one presentation data value."""
+    return pdu(P_DATA, struct.pack(">LBB", len(octets) + 2, context_id, control) + octets)
+
+
+class _Session:
+    """One connection."""
+
+    def __init__(self, peer: Peer, connection: socket.socket, stop: threading.Event) -> None:
+        self._peer = peer
+        self._script = peer.script
+        self._wire = connection
+        self._stop = stop
+        self._contexts: dict[int, tuple[str, str]] = {}
+        self._waiting: list[bytes] = []
+        self._number = 0
+
+    def run(self) -> None:
+        with suppress(_Gone, OSError):
+            self._wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._script.tls is not None:
+                self._wire = self._script.tls.wrap_socket(self._wire, server_side=True)
+            self._associate()
+            while True:
+                self._message()
+        with suppress(OSError):
+            self._wire.close()
+
+    def _read(self, count: int) -> bytes:
+        out = bytearray()
+        while len(out) < count:
+            piece = self._wire.recv(min(count - len(out), 1 << 16))
+            if not piece:
+                raise _Gone
+            out += piece
+            if self._script.octets_per_second:
+                time.sleep(len(piece) / self._script.octets_per_second)
+        return bytes(out)
+
+    def _pdu(self) -> tuple[int, bytes]:
+        kind, _, length = struct.unpack(">BBL", self._read(6))
+        self._peer.longest_pdu = max(self._peer.longest_pdu, length if kind == P_DATA else 0)
+        body = self._read(length)
+        if kind == ABORT:
+            self._peer.aborts += 1
+            raise _Gone
+        if kind == RELEASE_RQ:
+            self._peer.releases += 1
+            self._wire.sendall(pdu(RELEASE_RP, b"\0" * 4))
+            raise _Gone
+        return kind, body
+
+    def _associate(self) -> None:
+        _, body = self._pdu()
+        self._peer.requests += 1
+        proposed, user = _take_apart(body[68:])
+        self._peer.proposed.append(proposed)
+        self._peer.user_information.append(user)
+        script = self._script
+        if script.on_accept is not None:
+            self._misbehave(script.on_accept, 0, b"", b"", 0)
+        if script.reject is not None:
+            self._wire.sendall(pdu(ASSOCIATE_RJ, bytes((0, *script.reject))))
+            raise _Gone
+        items = b"\x10\0" + struct.pack(">H", 21) + b"1.2.840.10008.3.1.1.1"
+        for context_id, sop_class, syntaxes in proposed:
+            taken = next((s for s in syntaxes if script.accept(sop_class, s)), None)
+            if taken is not None:
+                self._contexts[context_id] = (sop_class, taken)
+            name = (taken or syntaxes[0]).encode()
+            sub = struct.pack(">BBH", 0x40, 0, len(name)) + name
+            items += struct.pack(">BBHBBBB", 0x21, 0, len(sub) + 4, context_id, 0, 0 if taken else 3, 0) + sub
+        info = struct.pack(">BBHL", 0x51, 0, 4, script.max_pdu) + b"\x52\0" + struct.pack(">H", 5) + b"1.2.3"
+        if script.window is not None:
+            info += struct.pack(">BBHHH", 0x53, 0, 4, *script.window)
+        info += b"\x55\0" + struct.pack(">H", 8) + b"SCRIPTED"
+        items += struct.pack(">BBH", 0x50, 0, len(info)) + info
+        self._wire.sendall(pdu(ASSOCIATE_AC, body[:68] + items))
+        self._peer.associations += 1
+        self._number = self._peer.associations
+
+    def _message(self) -> None:
+        command, digest, octets, context_id = bytearray(), hashlib.sha256(), 0, 0
+        last = False
+        k = len(self._peer.offered) + 1
+        while not last:
+            kind, body = self._pdu()
+            assert kind == P_DATA
+            at = 0
+            while at < len(body):
+                length, context_id, control = struct.unpack_from(">LBB", body, at)
+                value = body[at + 6 : at + 4 + length]
+                at += 4 + length
+                if control & 1:
+                    command += value
+                else:
+                    digest.update(value)
+                    octets += len(value)
+                    last = bool(control & 2)
+                    if k in self._script.during:
+                        self._misbehave(self._script.during.pop(k), 0, b"", b"", context_id)
+        self._answer(bytes(command), digest.hexdigest(), octets, context_id)
+
+    def _answer(self, command: bytes, sha256: str, octets: int, context_id: int) -> None:
+        fields = {tag: value for tag, value in _elements(command)}
+        message_id = struct.unpack("<H", fields[0x00000110])[0]
+        sop_class, uid = fields[0x00000002], fields[0x00001000]
+        name = uid.rstrip(b"\0").decode()
+        self._peer.offered.append(name)
+        k = len(self._peer.offered)
+        script = self._script
+        if script.poison == name:
+            self._misbehave("abort", message_id, sop_class, uid, context_id)
+        if k in script.at:
+            self._misbehave(script.at.pop(k), message_id, sop_class, uid, context_id)
+        if script.delay:
+            self._stop.wait(script.delay)
+        status = script.status(k, name)
+        if status is not None and (status == 0 or status >> 12 == 0xB):
+            syntax = self._contexts[context_id][1]
+            self._peer.stored.append(Received(name, sha256, octets, self._number, context_id, syntax))
+        octets_out = data_pdu(context_id, response(message_id, status, sop_class, uid, script.comment))
+        if script.raw_answer is not None:
+            octets_out = script.raw_answer(octets_out)
+        self._waiting.append(octets_out)
+        self._peer.max_outstanding = max(self._peer.max_outstanding, len(self._waiting))
+        if len(self._waiting) >= script.reverse:
+            self._wire.sendall(b"".join(reversed(self._waiting)))
+            self._waiting = []
+
+    def _misbehave(self, how: str, message_id: int, sop_class: bytes, uid: bytes, context_id: int) -> None:
+        wire = self._wire
+        good = data_pdu(context_id, response(message_id, 0, sop_class, uid)) if uid else pdu(ASSOCIATE_AC, b"\0" * 68)
+        if how == "abort":
+            wire.sendall(pdu(ABORT, b"\0\0\0\0"))
+        elif how == "p-abort":
+            wire.sendall(pdu(ABORT, b"\0\0\2\2"))
+        elif how == "reset":
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif how == "garbage":
+            wire.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 100)
+            self._stop.wait(5)
+        elif how == "half":
+            wire.sendall(good[: len(good) // 2])
+            self._stop.wait(60)
+        elif how in {"silence", "stop-reading"}:
+            self._stop.wait(60)
+        elif how == "release":
+            wire.sendall(pdu(RELEASE_RQ, b"\0" * 4))
+            self._stop.wait(2)
+        elif how == "unknown-id":
+            wire.sendall(data_pdu(context_id, response(message_id ^ 0x5555, 0, sop_class, uid)))
+            self._stop.wait(2)
+        elif how == "wrong-uid":
+            wire.sendall(data_pdu(context_id, response(message_id, 0, sop_class, b"1.2.3.4")))
+            self._stop.wait(2)
+        elif how == "huge":
+            wire.sendall(struct.pack(">BBL", P_DATA if uid else ASSOCIATE_AC, 0, 0x7FFFFFFF) + b"\0" * 1000)
+            self._stop.wait(2)
+        elif how == "unexpected":
+            wire.sendall(pdu(ASSOCIATE_RQ, b"\0" * 68))
+            self._stop.wait(2)
+        raise _Gone
+
+
+def _take_apart(items: bytes) -> tuple[list[tuple[int, str, tuple[str, ...]]], dict[int, bytes]]:
+    """The proposed presentation contexts and user information items of an A-ASSOCIATE-RQ."""
+    proposed: list[tuple[int, str, tuple[str, ...]]] = []
+    user: dict[int, bytes] = {}
+    for kind, value in _items(items):
+        if kind == 0x20:
+            sub = _items(value[4:])
+            names = [v.decode() for k, v in sub if k == 0x40]
+            proposed.append((value[0], next(v.decode() for k, v in sub if k == 0x30), tuple(names)))
+        elif kind == 0x50:
+            user.update(_items(value))
+    return proposed, user
+
+
+def _items(octets: bytes) -> list[tuple[int, bytes]]:
+    out, at = [], 0
+    while at + 4 <= len(octets):
+        kind, _, length = struct.unpack_from(">BBH", octets, at)
+        out.append((kind, octets[at + 4 : at + 4 + length]))
+        at += 4 + length
+    return out
+
+
+def _elements(octets: bytes) -> list[tuple[int, bytes]]:
+    out, at = [], 0
+    while at + 8 <= len(octets):
+        group, number, length = struct.unpack_from("<HHL", octets, at)
+        out.append((group << 16 | number, octets[at + 8 : at + 8 + length]))
+        at += 8 + length
+    return out
