@@ -61,7 +61,7 @@ class Finding:
     completed: Completed
 
 
-def _finding(row: Any, reason: str) -> Finding:  # noqa: ANN401 (a row of the statements above)
+def _finding(row: Any, reason: str) -> Finding:
     return Finding(row.id, row.study_instance_uid, row.destination, Completed(row.id, row.last_instance_at, reason))
 
 

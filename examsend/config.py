@@ -20,7 +20,7 @@ FILE_NAME = "examsend.toml"
 PREFIX = "EXAMSEND_"
 
 
-def _setting(default: Any, read: Callable[[object], Any], about: str) -> Any:  # noqa: ANN401 (what dataclasses.field is)
+def _setting(default: Any, read: Callable[[object], Any], about: str) -> Any:
     return field(default=default, metadata={"read": read, "help": about})
 
 
@@ -88,7 +88,7 @@ class Settings:
     host_name: str = _setting(socket.gethostname() or "localhost", _text, "What this host is called in attempts.")
 
 
-def _read(name: str, raw: object, where: str) -> Any:  # noqa: ANN401 (each setting has its own type)
+def _read(name: str, raw: object, where: str) -> Any:
     spec = next(f for f in fields(Settings) if f.name == name)
     try:
         return spec.metadata["read"](raw)

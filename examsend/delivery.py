@@ -14,12 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sqlalchemy import Connection
-
 from examsend import attempts, batches, destinations, instances, outcomes
 from examsend.batches import Claim
 from examsend.config import Settings
-from examsend.db.engine import Database
+from examsend.db.engine import Connection, Database
 from examsend.destinations import Destination
 from examsend.dimse.contexts import partition
 from examsend.errors import DatabaseUnavailable

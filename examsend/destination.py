@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from examsend import destinations, senders
 from examsend.config import Settings
@@ -19,32 +18,6 @@ class Destinations:
 
     destinations: tuple[Destination, ...]
 
-    def rendered(self) -> list[Any]:
-        """Return the table people read."""
-        from examsend.report import table
-
-        if not self.destinations:
-            return ["no destination yet: `examsend destination add NAME AET@HOST:PORT`"]
-        return [
-            table(
-                ("name", "address", "calling", "sender", "enabled", "default", "quiet>", "at once>", "held"),
-                (
-                    (
-                        d.name,
-                        f"{d.called_aet}@{d.host}:{d.port}",
-                        d.calling_aet,
-                        d.sender + (" (TLS)" if d.tls else ""),
-                        "yes" if d.enabled else "no",
-                        "yes" if d.is_default else "no",
-                        f"{d.quiet_seconds:g} s",
-                        d.association_limit,
-                        d.held_reason if d.held_until else "",
-                    )
-                    for d in self.destinations
-                ),
-            )
-        ]
-
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -53,16 +26,6 @@ class Shown:
     destination: Destination
     capabilities: Capabilities
 
-    def rendered(self) -> list[Any]:
-        """Return the table people read."""
-        from examsend.report import table
-
-        rows = [(f.name.replace("_", "-"), getattr(self.destination, f.name)) for f in fields(Destination)]
-        can = [f.name.replace("_", " ") for f in fields(Capabilities) if getattr(self.capabilities, f.name) is True]
-        rows.append(("sender can", ", ".join(can)))
-        rows += [("sender note", note) for note in self.capabilities.notes]
-        return [table(("setting", "value"), ((name, "" if value is None else value) for name, value in rows))]
-
 
 @dataclass(frozen=True, slots=True)
 class Changed:
@@ -70,10 +33,6 @@ class Changed:
 
     name: str
     sentence: str
-
-    def rendered(self) -> list[Any]:
-        """Return the line people read."""
-        return [self.sentence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +49,6 @@ class Echoed:
     def needs_person(self) -> bool:
         """Whether it did not answer as it should."""
         return not self.ok
-
-    def rendered(self) -> list[Any]:
-        """Return the line people read."""
-        if self.ok:
-            return [f"{self.name} ({self.address}) answers C-ECHO in {self.milliseconds:.1f} ms{self.sentence}"]
-        return [f"{self.name} ({self.address}) does not answer C-ECHO: {self.sentence}"]
 
 
 def add(settings: Settings, name: str, address: str, values: Mapping[str, object]) -> Changed:

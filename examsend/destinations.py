@@ -261,7 +261,7 @@ _REMOVE = text("""
 """)
 
 
-def _destination(row: Any) -> Destination:  # noqa: ANN401 (a row of the SELECT above)
+def _destination(row: Any) -> Destination:
     return Destination(*row)
 
 

@@ -110,11 +110,13 @@ class InflatedSource:
             total += len(piece)
             if total > MAX_INFLATED:
                 raise Unacceptable("TOO_LARGE", f"the deflated data set inflates to more than {MAX_INFLATED} octets")
-            if not piece and not self._inflater.unconsumed_tail and self._read >= self._file[1]:
-                if self._inflater.eof:
-                    break
+            if not (piece or self._inflater.unconsumed_tail or self._ended()):
                 raise Incomplete("TRUNCATED", "the deflated data set ends before its last block")
         return total
+
+    def _ended(self) -> bool:
+        """Whether the last block was seen, or there is more of the file to see it in."""
+        return self._inflater.eof or self._read < self._file[1]
 
     def at(self, offset: int, length: int) -> bytes:
         """See ``Source``."""

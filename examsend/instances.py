@@ -65,7 +65,8 @@ _INSERT = text("""
     SELECT batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, off, decode(sha, 'hex'), outcome
     FROM unnest(CAST(:batches AS bigint[]), CAST(:destinations AS bigint[]), CAST(:uids AS text[]), CAST(:series AS text[]),
                 CAST(:classes AS text[]), CAST(:syntaxes AS text[]), CAST(:series_numbers AS bigint[]),
-                CAST(:numbers AS bigint[]), CAST(:paths AS text[]), CAST(:mounts AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]),
+                CAST(:numbers AS bigint[]), CAST(:paths AS text[]),
+                CAST(:mounts AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]),
                 CAST(:offsets AS bigint[]), CAST(:shas AS text[]), CAST(:outcomes AS text[]))
          w (batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, off, sha, outcome)
     ON CONFLICT DO NOTHING

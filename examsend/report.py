@@ -15,11 +15,14 @@ from datetime import UTC, datetime
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
+from examsend.destination import Changed, Destinations, Echoed, Shown
+from examsend.destinations import Destination
 from examsend.finalize import FinalizeResult
 from examsend.ingest import IngestResult
 from examsend.retry import RetryResult
 from examsend.schema import SchemaResult
 from examsend.send import SendResult
+from examsend.senders.base import Capabilities
 from examsend.status import BatchStatus, StatusResult, span
 
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ def _(result: SchemaResult) -> int:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401 (what json.dumps takes)
+def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, datetime):
@@ -294,8 +297,8 @@ def _one(result: StatusResult) -> list[Any]:
     batch = result.batches[0]
     lines: list[Any] = [
         f"batch {batch.id}: {batch.status}" + (f": {batch.waiting_for}" if batch.waiting_for else ""),
-        f"study {batch.study_instance_uid} for {batch.destination}; {batch.stored} of {batch.instances} stored,"
-        f" {batch.failed} failed, {amount(batch.octets)}",
+        f"study {batch.study_instance_uid} for {batch.destination}",
+        f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {amount(batch.octets)}",
         f"opened {when(batch.created_at)}"
         + (f", ready {when(batch.ready_at)} ({batch.ready_reason})" if batch.ready_at else "")
         + (f", finished {when(batch.finished_at)}" if batch.finished_at else "")
@@ -336,3 +339,58 @@ def _one(result: StatusResult) -> list[Any]:
             )
         )
     return lines
+
+
+# --- destinations ------------------------------------------------------------------------------------------------------
+
+
+@rendered.register
+def _(result: Destinations) -> list[Any]:
+
+    if not result.destinations:
+        return ["no destination yet: `examsend destination add NAME AET@HOST:PORT`"]
+    return [
+        table(
+            ("name", "address", "calling", "sender", "enabled", "default", "quiet>", "at once>", "held"),
+            (
+                (
+                    d.name,
+                    f"{d.called_aet}@{d.host}:{d.port}",
+                    d.calling_aet,
+                    d.sender + (" (TLS)" if d.tls else ""),
+                    "yes" if d.enabled else "no",
+                    "yes" if d.is_default else "no",
+                    f"{d.quiet_seconds:g} s",
+                    d.association_limit,
+                    d.held_reason if d.held_until else "",
+                )
+                for d in result.destinations
+            ),
+        )
+    ]
+
+
+@rendered.register
+def _(result: Shown) -> list[Any]:
+
+    rows = [(f.name.replace("_", "-"), getattr(result.destination, f.name)) for f in dataclasses.fields(Destination)]
+    can = [
+        f.name.replace("_", " ")
+        for f in dataclasses.fields(Capabilities)
+        if getattr(result.capabilities, f.name) is True
+    ]
+    rows.append(("sender can", ", ".join(can)))
+    rows += [("sender note", note) for note in result.capabilities.notes]
+    return [table(("setting", "value"), ((name, "" if value is None else value) for name, value in rows))]
+
+
+@rendered.register
+def _(result: Changed) -> list[Any]:
+    return [result.sentence]
+
+
+@rendered.register
+def _(result: Echoed) -> list[Any]:
+    if result.ok:
+        return [f"{result.name} ({result.address}) answers C-ECHO in {result.milliseconds:.1f} ms{result.sentence}"]
+    return [f"{result.name} ({result.address}) does not answer C-ECHO: {result.sentence}"]

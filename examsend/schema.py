@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import text
-
 from examsend.config import Settings
 from examsend.db import engine, migrate
 from examsend.db import schema as shape
@@ -28,16 +26,11 @@ class SchemaResult:
         return self.revision == self.needed and not self.differences
 
 
-def _server(database: engine.Database) -> str:
-    with database.transaction() as tx:
-        return str(tx.scalar(text("SHOW server_version")))
-
-
 def upgrade(settings: Settings) -> SchemaResult:
     """Bring the schema up to date. Raises ConfigError, DatabaseUnavailable."""
     with engine.opened(settings, check=False) as database:
         before, after = migrate.upgrade(database)
-        return SchemaResult(before, after, shape.HEAD, _server(database), database.embedded)
+        return SchemaResult(before, after, shape.HEAD, database.version(), database.embedded)
 
 
 def current(settings: Settings) -> SchemaResult:
@@ -45,7 +38,7 @@ def current(settings: Settings) -> SchemaResult:
     with engine.opened(settings, check=False) as database:
         with database.transaction() as tx:
             revision = migrate.current(tx)
-        return SchemaResult(revision, revision, shape.HEAD, _server(database), database.embedded)
+        return SchemaResult(revision, revision, shape.HEAD, database.version(), database.embedded)
 
 
 def check(settings: Settings) -> SchemaResult:
@@ -54,4 +47,4 @@ def check(settings: Settings) -> SchemaResult:
         with database.transaction() as tx:
             revision = migrate.current(tx)
         found = tuple(d.what for d in migrate.differences(database)) if revision else ()
-        return SchemaResult(revision, revision, shape.HEAD, _server(database), database.embedded, found)
+        return SchemaResult(revision, revision, shape.HEAD, database.version(), database.embedded, found)

@@ -213,7 +213,7 @@ def span(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
-def _pending(row: Any) -> str:  # noqa: ANN401 (a row of _BATCHES)
+def _pending(row: Any) -> str:
     wait = min(row.quiet_in, row.longest_in)
     if wait <= 0:
         return "complete: goes with the next finalize"
@@ -222,7 +222,7 @@ def _pending(row: Any) -> str:  # noqa: ANN401 (a row of _BATCHES)
     return f"quiet in {span(row.quiet_in)}"
 
 
-def _ready(row: Any) -> str:  # noqa: ANN401
+def _ready(row: Any) -> str:
     after = f" after {row.failure} (attempt {row.attempt_count} of {row.max_attempts})" if row.failure else ""
     if not row.enabled:
         return "destination disabled"
@@ -233,13 +233,13 @@ def _ready(row: Any) -> str:  # noqa: ANN401
     return f"due: goes with the next send{after}"
 
 
-def _sending(row: Any) -> str:  # noqa: ANN401
+def _sending(row: Any) -> str:
     if row.lease_for <= 0:
         return f"its sender ({row.claimed_by}) is gone: goes with the next send"
     return f"being sent by {row.claimed_by}: {row.stored} of {row.instances} stored"
 
 
-def _waiting_for(row: Any) -> str | None:  # noqa: ANN401
+def _waiting_for(row: Any) -> str | None:
     if row.status == "PENDING":
         return _pending(row)
     if row.status == "READY":
@@ -253,7 +253,7 @@ def _waiting_for(row: Any) -> str | None:  # noqa: ANN401
     return None
 
 
-def _batch(row: Any) -> BatchStatus:  # noqa: ANN401
+def _batch(row: Any) -> BatchStatus:
     return BatchStatus(
         row.id,
         row.study_instance_uid,
@@ -274,7 +274,7 @@ def _batch(row: Any) -> BatchStatus:  # noqa: ANN401
     )
 
 
-def _health(row: Any) -> str:  # noqa: ANN401
+def _health(row: Any) -> str:
     if not row.enabled:
         return "disabled"
     if row.held_for is not None and row.held_for > 0:
@@ -439,4 +439,4 @@ _DIGESTS = text(
 def stored_digests(settings: Settings) -> dict[str, str]:
     """Return {SOP Instance UID: SHA-256 in hex} of every stored instance: what a receiver is checked against."""
     with engine.opened(settings) as database, database.transaction() as tx:
-        return {uid: digest for uid, digest in tx.execute(_DIGESTS)}
+        return {row[0]: row[1] for row in tx.execute(_DIGESTS)}

@@ -61,7 +61,7 @@ _SHORT_QUIET = {"quiet": (Annotated[bool, typer.Option("-q", help="Say only what
 
 def command(
     app: typer.Typer, name: str | None = None, *, own_quiet: bool = False, **options: Any
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # noqa: ANN401
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function ``(session, ...) -> result`` as a command: the common options are added to its own, its result
     is reported, its exit code returned. ``own_quiet``: the command has a ``--quiet`` of its own, ours is ``-q`` alone."""
 
@@ -74,7 +74,7 @@ def command(
         ]
 
         @functools.wraps(function)
-        def run(**values: Any) -> None:  # noqa: ANN401
+        def run(**values: Any) -> None:
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
             result = function(session, **values)
             if result is not None:

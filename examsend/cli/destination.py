@@ -87,7 +87,7 @@ def add(
     session: common.Session,
     name: _NAME,
     address: Annotated[str, typer.Argument(metavar="AET@HOST:PORT", help="Called AE title, host and port.")],
-    **values: Any,  # noqa: ANN401
+    **values: Any,
 ) -> object:
     """Add a destination."""
     from examsend import destination
@@ -103,7 +103,7 @@ def change(
     address: Annotated[
         str | None, typer.Option("--address", metavar="AET@HOST:PORT", help="Called AE title, host and port.")
     ] = None,
-    **values: Any,  # noqa: ANN401
+    **values: Any,
 ) -> object:
     """Change settings of a destination."""
     from examsend import destination

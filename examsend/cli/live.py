@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from examsend.destinations import Destination
 
 
-def _progress(*columns: Any) -> Any:  # noqa: ANN401 (rich.progress.Progress, imported only on a terminal)
+def _progress(*columns: Any) -> Any:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -66,7 +66,7 @@ def sending(session: Session) -> Iterator[Observer | None]:
 class _Live:
     """One line for each association under way."""
 
-    def __init__(self, bar: Any) -> None:  # noqa: ANN401 (rich.progress.Progress)
+    def __init__(self, bar: Any) -> None:
         self._bar = bar
         self._tasks: dict[int, Any] = {}
         self._done: dict[int, int] = {}

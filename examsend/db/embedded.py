@@ -269,7 +269,7 @@ def running(directory: Path, *, unsafe_fast: bool = False) -> Iterator[str]:
     finally:
         os.close(clients)
         with suppress(OSError, DatabaseUnavailable):
-            _leave(place, user)
+            _leave(place)
 
 
 @contextmanager
@@ -294,7 +294,7 @@ def _make_directory(place: _Place, user: _User) -> None:
         raise ConfigError(f"{place.directory} belongs to another user: its embedded database is theirs")
 
 
-def _leave(place: _Place, user: _User) -> None:
+def _leave(place: _Place) -> None:
     with _turn(place):
         clients = os.open(place.directory / "clients.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -369,7 +369,7 @@ def _start(place: _Place, user: _User, binaries: Path, data: Path, *, unsafe_fas
         "listen_addresses = ''",
         f"port = {PORT}",
         "unix_socket_permissions = 0700",
-        f"unix_socket_directories = '{str(sockets)}'",
+        f"unix_socket_directories = '{sockets!s}'",
         *(_FAST if unsafe_fast else ()),
     ]
     conf = data / _CONF

@@ -58,6 +58,11 @@ class Database:
             _translate(error)
             raise
 
+    def version(self) -> str:
+        """Return the server's version, as it says it."""
+        with self.transaction() as connection:
+            return str(connection.scalar(text("SHOW server_version")))
+
     def run(self, work: Callable[[Connection], T]) -> T:
         """Given work that may be done again from its start, do it in one transaction; again where PostgreSQL undid it
         (deadlock, serialization failure) or the connection was lost before COMMIT was sent.

@@ -88,15 +88,15 @@ def _serve(directory: Path, *, keep: bool) -> None:
     counter = itertools.count(1)
     with (directory / _RECORD).open("a", buffering=1) as record:
 
-        def opened(event: Any) -> None:  # noqa: ANN401 (pynetdicom's Event)
+        def opened(event: Any) -> None:
             # Without, each answer waits 40 ms for the sender's delayed acknowledgement.
             event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-        def accepted(event: Any) -> None:  # noqa: ANN401
+        def accepted(event: Any) -> None:
             numbers[event.assoc] = next(counter)
             record.write(json.dumps({"association": numbers[event.assoc]}) + "\n")
 
-        def store(event: Any) -> int:  # noqa: ANN401
+        def store(event: Any) -> int:
             octets = event.request.DataSet.getvalue()
             uid = str(event.request.AffectedSOPInstanceUID)
             syntax = str(event.context.transfer_syntax)

@@ -84,14 +84,13 @@ def partition(instances: Sequence[T]) -> list[list[T]]:
         pairs = _pairs(instance)
         known = home.get(pairs[0])
         if known is None:
-            for contexts, members in groups:
-                if len(contexts) + sum(pair not in contexts for pair in pairs) <= MAX_CONTEXTS:
-                    break
-            else:
-                contexts, members = {}, []
-                groups.append((contexts, members))
-            contexts.update(dict.fromkeys(pairs))
-            known = home[pairs[0]] = members
+            roomy = (g for g in groups if len(g[0]) + sum(pair not in g[0] for pair in pairs) <= MAX_CONTEXTS)
+            group = next(roomy, None)
+            if group is None:
+                group = ({}, [])
+                groups.append(group)
+            group[0].update(dict.fromkeys(pairs))
+            known = home[pairs[0]] = group[1]
         known.append(instance)
     return [members for _, members in groups]
 

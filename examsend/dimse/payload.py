@@ -10,12 +10,13 @@ import errno
 import hashlib
 import os
 from types import TracebackType
+from typing import Self
 
 from examsend.errors import FileProblem
 from examsend.facts import Item, Problem
 
 
-class Unusable(Exception):  # noqa: N818 (it says what the file is)
+class Unusable(Exception):
     """The item cannot be offered: ``problem`` and a sentence."""
 
     def __init__(self, problem: Problem, sentence: str) -> None:
@@ -46,7 +47,7 @@ class Payload:
             self.close()
             raise
 
-    def __enter__(self) -> Payload:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

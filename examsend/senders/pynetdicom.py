@@ -40,7 +40,7 @@ _STOP_SECONDS = 7.0
 _PDU = 131072
 
 
-class _Ended(Exception):  # noqa: N818
+class _Ended(Exception):
     """The association is over; how is in the argument."""
 
     def __init__(self, end: End, sentence: str, source: int | None = None, reason: int | None = None) -> None:
@@ -48,7 +48,7 @@ class _Ended(Exception):  # noqa: N818
         self.end, self.sentence, self.source, self.reason = end, sentence, source, reason
 
 
-class _Socket(AssociationSocket):
+class _Socket(AssociationSocket):  # type: ignore[misc]
     """An association's socket with time-outs by progress, no Nagle, and TCP_QUICKACK before each ``recv``."""
 
     moved = 0
@@ -104,13 +104,13 @@ class _Seen:
         self.rejected: Any = None
         self.aborted: Any = None
 
-    def opened(self, event: Any) -> None:  # noqa: ANN401 (pynetdicom's Event)
+    def opened(self, event: Any) -> None:
         self.connected = True
         wire = event.assoc.dul.socket
         wire.__class__ = _Socket
         wire.adopt(self.stall_timeout)
 
-    def received(self, event: Any) -> None:  # noqa: ANN401
+    def received(self, event: Any) -> None:
         if isinstance(event.pdu, A_ASSOCIATE_AC):
             self.accepted = event.pdu
         elif isinstance(event.pdu, A_ASSOCIATE_RJ):
@@ -324,7 +324,7 @@ class _Run:
             Answer(item, int(response.Status), octets, _comment(response), tuple(_offending(response)))
         )
 
-    def _check(self, item: Item, response: Any) -> None:  # noqa: ANN401 (a DIMSE primitive)
+    def _check(self, item: Item, response: Any) -> None:
         if not isinstance(response, C_STORE) or response.MessageIDBeingRespondedTo is None:
             raise _Ended(End.PROTOCOL_ERROR, "the peer sent something else than a C-STORE-RSP")
         if response.MessageIDBeingRespondedTo != self._message_id:
@@ -433,7 +433,7 @@ class _Run:
         )
 
 
-def _implementation(association: Any) -> str:  # noqa: ANN401 (pynetdicom's Association)
+def _implementation(association: Any) -> str:
     if association is None:
         return ""
     name = association.acceptor.implementation_version_name or association.acceptor.implementation_class_uid
@@ -468,11 +468,11 @@ def _command(item: Item, message_id: int, priority: int, room: int) -> list[byte
     return [(b"\x03" if n == len(pieces) - 1 else b"\x01") + piece for n, piece in enumerate(pieces)]
 
 
-def _comment(response: Any) -> str | None:  # noqa: ANN401
+def _comment(response: Any) -> str | None:
     comment = getattr(response, "ErrorComment", None)
     return None if comment is None else str(comment)
 
 
-def _offending(response: Any) -> list[int]:  # noqa: ANN401
+def _offending(response: Any) -> list[int]:
     elements = getattr(response, "OffendingElement", None) or []
     return [int(tag) for tag in (elements if isinstance(elements, (list, tuple)) else [elements])]

@@ -201,7 +201,9 @@ def test_the_readme_draws_exactly_the_table_of_transitions() -> None:
     drawn = {
         (match["name"], tuple(sorted(re.split(r"\s*\|\s*", match["states"]))), match["to"])
         for match in re.finditer(
-            r"^\| `(?P<name>\w+)` \| (?P<states>[A-Z \\|]+?) \| (?P<to>[A-Z]+) \|", readme.replace("\\|", "|"), re.M
+            r"^\| `(?P<name>\w+)` \| (?P<states>[A-Z \\|]+?) \| (?P<to>[A-Z]+) \|",
+            readme.replace("\\|", "|"),
+            re.MULTILINE,
         )
     }
     assert drawn == {(n, tuple(sorted(states)), to) for n, (states, to) in batches.TRANSITIONS.items()}

@@ -262,7 +262,7 @@ class _Session:
         self._answer(bytes(command), digest.hexdigest(), octets, context_id)
 
     def _answer(self, command: bytes, sha256: str, octets: int, context_id: int) -> None:
-        fields = {tag: value for tag, value in _elements(command)}
+        fields = dict(_elements(command))
         message_id = struct.unpack("<H", fields[0x00000110])[0]
         sop_class, uid = fields[0x00000002], fields[0x00001000]
         name = uid.rstrip(b"\0").decode()
