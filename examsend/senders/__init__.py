@@ -15,7 +15,7 @@ _KNOWN = {
     "pynetdicom": ("examsend.senders.pynetdicom", "PynetdicomSender"),
 }
 
-DEFAULT = "pynetdicom"
+DEFAULT = "native"
 
 
 def check(name: str) -> None:

@@ -1,0 +1,141 @@
+"""The hot messages of an association, as octets: P-DATA-TF (PS3.8 9.3.5), C-STORE-RQ and -RSP (PS3.7 9.3.1)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from examsend.dimse.ended import protocol_error
+
+A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = range(2, 8)
+
+RELEASE_RQ = bytes((A_RELEASE_RQ, 0, 0, 0, 0, 4, 0, 0, 0, 0))
+RELEASE_RP = bytes((A_RELEASE_RP, 0, 0, 0, 0, 4, 0, 0, 0, 0))
+ABORT = bytes((A_ABORT, 0, 0, 0, 0, 4, 0, 0, 0, 0))
+"""Source 0, the service user (PS3.8 Table 9-26)."""
+
+_COMMAND, _LAST = 1, 2
+"""Bits of a message control header (PS3.8 E.2)."""
+
+_HEADER = struct.Struct(">BxLLBB")
+HEADER_LENGTH = _HEADER.size
+"""Octets before a single presentation data value: PDU header, item length, context id, message control header."""
+
+
+def header(length: int, context_id: int, *, command: bool, last: bool) -> bytes:
+    """Given the length of a value, return the header of a P-DATA-TF that carries it alone."""
+    control = (_COMMAND if command else 0) | (_LAST if last else 0)
+    return _HEADER.pack(P_DATA_TF, length + 6, length + 2, context_id, control)
+
+
+def _element(tag: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", 0, tag, len(value)) + value
+
+
+def _uid(uid: str) -> bytes:
+    octets = uid.encode("ascii")
+    return octets + b"\0" * (len(octets) % 2)
+
+
+def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, priority: int) -> bytes:
+    """Return the command set of a C-STORE-RQ, Implicit VR Little Endian (PS3.7 9.3.1.1)."""
+    body = b"".join(
+        (
+            _element(0x0002, _uid(sop_class_uid)),
+            _element(0x0100, b"\x01\x00"),
+            _element(0x0110, struct.pack("<H", message_id)),
+            _element(0x0700, struct.pack("<H", priority)),
+            _element(0x0800, b"\x01\x00"),
+            _element(0x1000, _uid(sop_instance_uid)),
+        )
+    )
+    return _element(0x0000, struct.pack("<L", len(body))) + body
+
+
+def command_pieces(command: bytes, context_id: int, room: int) -> list[bytes]:
+    """Return a command set framed: one P-DATA-TF, or several where the peer takes very short ones."""
+    pieces: list[bytes] = []
+    for at in range(0, len(command), room):
+        value = command[at : at + room]
+        pieces += (header(len(value), context_id, command=True, last=at + room >= len(command)), value)
+    return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResponse:
+    """A C-STORE-RSP (PS3.7 9.3.1.2)."""
+
+    message_id: int
+    status: int
+    sop_instance_uid: str | None
+    error_comment: str | None
+    offending_elements: tuple[int, ...]
+
+
+MAX_COMMAND = 1 << 16
+"""Octets of a response's command set: a good one has some two hundred."""
+
+
+class ResponseReader:
+    """Puts C-STORE-RSPs together from P-DATA-TF bodies, which may hold several values or a part of one."""
+
+    def __init__(self) -> None:
+        self._command = bytearray()
+
+    def feed(self, body: bytes) -> list[StoreResponse]:
+        """Given a P-DATA-TF's body, return the responses it completes. Raises Ended where it is none."""
+        found = []
+        at = 0
+        while at < len(body):
+            if at + 6 > len(body):
+                raise protocol_error("a presentation data value is cut short")
+            length, _context_id, control = struct.unpack_from(">LBB", body, at)
+            if length < 2 or at + 4 + length > len(body):
+                raise protocol_error("a presentation data value does not fit its PDU")
+            if not control & _COMMAND:
+                raise protocol_error("a data set where a response was due")
+            self._command += body[at + 6 : at + 4 + length]
+            if len(self._command) > MAX_COMMAND:
+                raise protocol_error("a command set without end")
+            if control & _LAST:
+                found.append(_response(bytes(self._command)))
+                self._command.clear()
+            at += 4 + length
+        return found
+
+
+def _response(command: bytes) -> StoreResponse:
+    fields: dict[int, bytes] = {}
+    at = 0
+    while at < len(command):
+        if at + 8 > len(command):
+            raise protocol_error("a command element is cut short")
+        group, element, length = struct.unpack_from("<HHL", command, at)
+        if group != 0 or at + 8 + length > len(command):
+            raise protocol_error("a command element does not fit its command set")
+        fields[element] = command[at + 8 : at + 8 + length]
+        at += 8 + length
+    if _number(fields, 0x0100) != 0x8001:
+        raise protocol_error("something else than a C-STORE-RSP")
+    if _number(fields, 0x0800) != 0x0101:
+        raise protocol_error("a C-STORE-RSP with a data set")
+    message_id, status = _number(fields, 0x0120), _number(fields, 0x0900)
+    if message_id is None:
+        raise protocol_error("a C-STORE-RSP that answers no message")
+    if status is None:
+        raise protocol_error("a C-STORE-RSP without Status (0000,0900)")
+    uid = fields.get(0x1000)
+    comment = fields.get(0x0902)
+    offending = fields.get(0x0901, b"")
+    return StoreResponse(
+        message_id,
+        status,
+        None if uid is None else uid.decode("latin-1").strip("\0 ") or None,
+        None if comment is None else comment[:1024].decode("latin-1").strip("\0 ") or None,
+        tuple(g << 16 | e for g, e in struct.iter_unpack("<HH", offending[: len(offending) & ~3][:256])),
+    )
+
+
+def _number(fields: dict[int, bytes], element: int) -> int | None:
+    value = fields.get(element, b"")
+    return int.from_bytes(value, "little") if len(value) == 2 else None
