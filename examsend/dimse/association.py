@@ -161,7 +161,7 @@ class Association:
         while ready is not None:
             current, ready = ready, None
             try:
-                if self._ending():
+                if self._verdict is Verdict.RELEASE or self._facts.stopping():
                     break
                 turn ^= 1
                 self._offer(current)
@@ -177,13 +177,8 @@ class Association:
                 raise
             finally:
                 current.payload.close()
-        if ready is not None:
-            ready.payload.close()
         while self._flying:
             self._answers(wait=True)
-
-    def _ending(self) -> bool:
-        return self._verdict is Verdict.RELEASE or self._facts.stopping()
 
     def _next(self, waiting: Any, turn: int) -> _Ready | None:
         """The next item that can be offered; those that cannot are told on the way."""

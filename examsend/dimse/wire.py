@@ -34,6 +34,17 @@ _TICK = 1.0
 """Seconds after which a wait looks up, whatever happens."""
 
 
+def unacknowledged(descriptor: int) -> int:
+    """Given a TCP socket, return the octets in its send queue that the peer's system has not acknowledged; 0 where the
+    system does not tell."""
+    if _OUTQ is None:
+        return 0
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, _OUTQ, b"\0\0\0\0"))[0])
+    except OSError:
+        return 0
+
+
 class Wire:
     """A connection. ``send`` and ``receive`` raise Ended for whatever becomes of it."""
 
@@ -176,12 +187,7 @@ class Wire:
 
     def drained(self) -> bool:
         """Whether the peer's system has acknowledged everything; octets it took since the last look count as progress."""
-        if _OUTQ is None:
-            return True
-        try:
-            left = struct.unpack("i", fcntl.ioctl(self._fd, _OUTQ, b"\0\0\0\0"))[0]
-        except OSError:
-            return True
+        left = unacknowledged(self._fd)
         if left < self._unacknowledged:
             self._moved_at = time.monotonic()
         self._unacknowledged = left
@@ -257,14 +263,15 @@ def _options(connection: socket.socket, peer: Peer) -> None:
 
 def _handshake(connection: socket.socket, context: ssl.SSLContext, peer: Peer, deadline: float) -> ssl.SSLSocket:
     assert peer.tls is not None
+    secure = None
     try:
         connection.settimeout(max(deadline - time.monotonic(), 1.0))
         secure = context.wrap_socket(connection, server_hostname=peer.tls.server_name or peer.host)
         tls.check_pin(peer.tls, secure.getpeercert(binary_form=True))
-    except ssl.SSLError as error:
-        connection.close()
-        raise Ended(End.TLS_FAILED, tls.words(error)) from None
     except OSError as error:
-        connection.close()
+        # Wrapping takes the descriptor along: whichever has it is closed.
+        (secure or connection).close()
+        if isinstance(error, ssl.SSLError):
+            raise Ended(End.TLS_FAILED, tls.words(error)) from None
         raise Ended(End.TLS_FAILED, f"TLS: the peer did not shake hands: {error.strerror or error}") from None
     return secure

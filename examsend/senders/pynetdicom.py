@@ -27,6 +27,7 @@ from pynetdicom.transport import AssociationSocket
 
 from examsend.dimse import contexts, identity, tls, words
 from examsend.dimse.payload import Payload, Unusable
+from examsend.dimse.wire import unacknowledged
 from examsend.errors import ConfigError
 from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, Verdict
 from examsend.senders.base import Capabilities, Watcher
@@ -54,6 +55,8 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
     moved = 0
     moved_at = 0.0
     stalled = False
+    silent = False
+    """Half a PDU came, and nothing after it."""
     stall_timeout = 60.0
 
     def adopt(self, stall_timeout: float) -> None:
@@ -72,6 +75,9 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             try:
                 piece = self.socket.recv(min(nr_bytes - len(taken), 65536))
+            except TimeoutError:
+                self.silent = True
+                return taken
             except (OSError, AttributeError):
                 return taken
             if not piece:
@@ -306,8 +312,14 @@ class _Run:
     def _answer(self, item: Item, octets: int) -> Verdict:
         wire = self._association.dul.socket
         self._until(lambda: self._association.dul.to_provider_queue.empty())
+        left = unacknowledged(wire.socket.fileno()) if wire.socket is not None else 0
         while True:
             self._alive()
+            # What the peer's system took since the last look is progress, though we handed it over long ago.
+            now_left = unacknowledged(wire.socket.fileno()) if left and wire.socket is not None else 0
+            if now_left < left:
+                wire.moved_at = time.monotonic()
+            left = now_left
             waited = time.monotonic() - wire.moved_at
             if waited > self._peer.answer_timeout:
                 raise _Ended(End.TIMED_OUT, f"no answer to a C-STORE for {self._peer.answer_timeout:g} s")
@@ -371,6 +383,8 @@ class _Run:
 
     def _gone(self) -> _Ended:
         seen, wire = self._seen, self._association.dul.socket
+        if isinstance(wire, _Socket) and wire.silent:
+            return _Ended(End.TIMED_OUT, f"the peer sent half a PDU and nothing for {self._peer.stall_timeout:g} s")
         if isinstance(wire, _Socket) and wire.stalled:
             return _Ended(End.TIMED_OUT, f"the peer accepted no octet for {self._peer.stall_timeout:g} s")
         if seen.aborted is not None:

@@ -1,0 +1,333 @@
+"""Send: what becomes of a batch under every answer and every fault, and of the destination."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from examsend import ingest, retry, send, status
+from examsend.config import Settings
+from examsend.db import engine
+from examsend.demo import samples
+from tests.helpers import add, chain, execute, one, prepare, rows, states
+from tests.peers.dcmtk import free_port
+from tests.peers.scripted import Script, scripted
+
+
+def _wait(database: engine.Database) -> None:
+    """Let every pause be over."""
+    execute(database, "UPDATE storage_backend_configs SET held_until = NULL WHERE held_until IS NOT NULL")
+    execute(database, "UPDATE exam_batches SET next_attempt_at = now() WHERE status = 'READY'")
+
+
+def _until_done(settings: Settings, database: engine.Database, most: int = 20) -> list[str]:
+    """Send until nothing is READY any more; return the states on the way."""
+    seen = []
+    for _ in range(most):
+        send.run(settings)
+        seen.append(states(database)[0])
+        if seen[-1] in {"SENT", "FAILED"}:
+            break
+        _wait(database)
+    return seen
+
+
+def test_a_refusal_for_good_is_tried_once_more_and_fails_just_its_instance(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 5, size=8)
+    with scripted() as peer:
+        bad: list[str] = []
+
+        def status_of(k: int, uid: str) -> int:
+            if k == 3:
+                bad.append(uid)
+            return 0xC000 if uid in bad else 0
+
+        peer.script.status = status_of
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        assert _until_done(settings, database) == ["READY", "FAILED"]
+        assert peer.offered.count(bad[0]) == 2
+        assert len(peer.offered) == 6, "what is stored is not sent again"
+    [batch] = status.run(settings).batches
+    assert batch.waiting_for == "1 of 5 failed: C000 cannot understand"
+    assert (batch.stored, batch.failed) == (4, 1)
+
+
+def test_out_of_resources_ends_the_association_and_holds_the_destination(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 5, size=8)
+    with scripted(Script(status=lambda k, _u: 0xA700 if k == 3 else 0)) as peer:
+        add(settings, peer.address, backoff_seconds=60.0, backoff_max_seconds=600.0)
+        chain(settings, tmp_path / "drop")
+        assert len(peer.offered) == 3
+        [batch] = status.run(settings).batches
+        assert "destination held: A700 out of resources" in (batch.waiting_for or "")
+        assert batch.attempts == 1
+        _wait(database)
+        send.run(settings)
+        assert states(database) == ["SENT"]
+        assert len(peer.offered) == 6
+    assert one(database, "SELECT consecutive_failures FROM storage_backend_configs") == 0
+
+
+@pytest.mark.parametrize("reject", [(1, 1, 7), (2, 3, 1)])
+def test_a_rejection_holds_the_destination_and_uses_no_attempt(
+    settings: Settings, database: engine.Database, tmp_path: Path, reject: tuple[int, int, int]
+) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    with scripted(Script(reject=reject)) as peer:
+        add(settings, peer.address, backoff_seconds=60.0, backoff_max_seconds=600.0)
+        chain(settings, tmp_path / "drop")
+    assert states(database) == ["READY"]
+    assert one(database, "SELECT attempt_count FROM exam_batches") == 0
+    held = one(database, "SELECT extract(epoch FROM held_until - now()) FROM storage_backend_configs")
+    assert (held > 400) == (reject[0] == 1)
+    assert "rejected" in (status.run(settings).batches[0].waiting_for or "")
+    assert rows(database, "SELECT result, result_code, source_code, reason_code FROM send_attempts") == [
+        ("REJECTED", *reject)
+    ]
+
+
+def test_a_dead_destination_does_not_delay_the_others(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    for n in range(3):
+        samples.ct_study(tmp_path / "drop" / str(n), 1, size=8)
+    with scripted() as peer:
+        add(settings, f"DEAD@127.0.0.1:{free_port()}", name="dead", backoff_seconds=60.0, backoff_max_seconds=60.0)
+        add(settings, peer.address, name="alive")
+        result = chain(settings, tmp_path / "drop")
+    found = dict(
+        rows(
+            database,
+            "SELECT d.name || b.status, count(*) FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id GROUP BY 1",
+        )
+    )
+    assert found == {"deadREADY": 3, "aliveSENT": 3}
+    assert sum(d.destination == "dead" for d in result.delivered) == 1, "one batch finds out for all of them"
+
+
+def test_an_instance_that_ends_every_association_is_isolated_and_the_rest_arrives(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 6, size=8)
+    ingest_only = settings
+    with scripted() as peer:
+        add(settings, peer.address)
+        prepare(ingest_only, tmp_path / "drop")
+        poison = one(database, "SELECT sop_instance_uid FROM exam_batch_instances ORDER BY instance_number LIMIT 1")
+        peer.script.poison = poison
+        assert _until_done(settings, database) == ["READY", "READY", "FAILED"]
+        assert len(peer.stored) == 5
+    [failed] = rows(
+        database, "SELECT sop_instance_uid, error_comment FROM exam_batch_instances WHERE outcome = 'FAILED'"
+    )
+    assert failed[0] == poison
+    assert "ended each time" in failed[1]
+
+
+def test_a_hung_receiver_costs_single_instance_studies_no_attempt(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    with scripted(Script(at={1: "silence", 2: "silence", 3: "silence", 4: "silence"})) as peer:
+        add(settings, peer.address, answer_timeout=0.5, stall_timeout=0.5)
+        prepare(settings, tmp_path / "drop")
+        assert _until_done(settings, database) == ["READY"] * 4 + ["SENT"]
+
+
+def test_attempts_are_used_up(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    with scripted(Script(status=lambda _k, _u: 0x0110)) as peer:
+        add(settings, peer.address, max_attempts=3)
+        prepare(settings, tmp_path / "drop")
+        assert _until_done(settings, database) == ["READY", "READY", "FAILED"]
+    assert "3 attempts used up; last: 0110 processing failure" in (status.run(settings).batches[0].waiting_for or "")
+
+
+def test_a_duplicate_is_success_unless_other_octets_went_there(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=8)
+    with scripted() as peer:
+        add(settings, peer.address)
+        chain(settings, tmp_path / "drop")
+        octets = bytearray(file.read_bytes())
+        octets[-2] ^= 1
+        file.write_bytes(octets)
+        peer.script.status = lambda _k, _u: 0x0111
+        chain(settings, tmp_path / "drop")
+    assert rows(database, "SELECT status FROM exam_batches ORDER BY id") == [("SENT",), ("FAILED",)]
+    assert one(database, "SELECT outcome FROM exam_batch_instances ORDER BY id DESC LIMIT 1") == "CONFLICT"
+
+
+def test_files_that_changed_or_went_fail_alone(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
+    files = samples.ct_study(tmp_path / "drop", 4, size=8)
+    with scripted() as peer:
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        os.truncate(files[0], 500)
+        files[1].unlink()
+        send.run(settings)
+        assert len(peer.stored) == 2
+    assert states(database) == ["FAILED"]
+    outcome = dict(rows(database, "SELECT outcome, count(*) FROM exam_batch_instances GROUP BY 1"))
+    assert outcome == {"STORED": 2, "CHANGED": 1, "MISSING": 1}
+
+
+def test_a_file_out_of_reach_because_its_mount_is_gone_is_not_missing(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=8)
+    with scripted() as peer:
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        execute(database, "UPDATE exam_batch_instances SET mount_point = :place", place=str(tmp_path))
+        file.rename(tmp_path / "away")
+        send.run(settings)
+        assert peer.associations == 0
+        assert "is not mounted on this host" in one(database, "SELECT failure FROM exam_batches")
+        assert one(database, "SELECT attempt_count FROM exam_batches") == 0
+        (tmp_path / "away").rename(file)
+        execute(database, "UPDATE exam_batch_instances SET mount_point = NULL")
+        _wait(database)
+        send.run(settings)
+    assert states(database) == ["SENT"]
+
+
+def test_a_large_file_that_changed_under_way_goes_and_the_others_follow(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    study = samples.new_uid()
+    big = samples.write_series(tmp_path / "drop", [samples.Image(samples.CT, study, "1.3", 1, 1, 3000, 2500)])[0]
+    samples.ct_study(tmp_path / "drop" / "more", 3, size=8, study=study)
+    with scripted() as peer:
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        with big.open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            stream.write(b"\x55")
+        result = send.run(settings)
+        assert len(peer.stored) == 3
+    assert result.delivered[0].associations == 2
+    assert states(database) == ["FAILED"]
+
+
+def test_a_dead_senders_batch_is_claimed_again_and_its_attempt_closed(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 30, size=8)
+    with scripted(Script(delay=0.1)) as peer:
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        command = [sys.executable, "-m", "examsend", "send", "-q", "--database-url", settings.database_url or ""]
+        process = subprocess.Popen(
+            command, env={**os.environ, "EXAMSEND_LEASE": "2", "EXAMSEND_RECORD_SECONDS": "0.05"}
+        )
+        deadline = time.monotonic() + 20
+        while len(peer.stored) < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        assert states(database) == ["SENDING"]
+        assert send.run(settings).delivered == (), "its lease still runs"
+        execute(database, "UPDATE exam_batches SET lease_expires_at = now() - interval '1 s'")
+        peer.script.delay = 0
+        send.run(settings)
+        assert states(database) == ["SENT"]
+        again = len(peer.offered) - len({*peer.offered})
+        assert again <= 3, "only what was unproven is sent again"
+    assert [r[0] for r in rows(database, "SELECT result FROM send_attempts ORDER BY id")] == ["LEASE_LOST", "RELEASED"]
+
+
+def test_a_sender_whose_batch_was_taken_over_aborts_and_changes_nothing(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 40, size=8)
+    with scripted(Script(delay=0.05)) as peer:
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        other = uuid.uuid4()
+        stolen = [False]
+
+        def steal() -> bool:
+            if len(peer.stored) >= 5 and not stolen[0]:
+                stolen[0] = True
+                execute(database, "UPDATE exam_batches SET attempt_id = :a, claimed_by = 'other'", a=other)
+            return False
+
+        result = send.run(settings, stop=steal)
+        assert result.lost == (1,)
+        deadline = time.monotonic() + 3
+        while not peer.aborts and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert peer.aborts == 1
+    assert rows(database, "SELECT status, attempt_id, claimed_by FROM exam_batches") == [("SENDING", other, "other")]
+    before = one(database, "SELECT count(*) FROM exam_batch_instances WHERE outcome = 'STORED'")
+    assert before < 40
+
+
+def test_expired_and_abandoned_batches_fail_without_an_attempt(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    add(settings, f"DEAD@127.0.0.1:{free_port()}")
+    prepare(settings, tmp_path / "drop")
+    execute(database, "UPDATE exam_batches SET ready_at = now() - interval '6 days'")
+    result = send.run(settings)
+    assert result.expired == (1,)
+    assert "not delivered within 120.0 hours" in (status.run(settings).batches[0].waiting_for or "")
+    assert retry.run(settings, [1]).retried[0].instances == 1
+    assert states(database) == ["READY"]
+
+
+def test_limit_destination_and_max_runtime(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
+    for n in range(4):
+        samples.ct_study(tmp_path / "drop" / str(n), 1, size=8)
+    with scripted() as peer:
+        add(settings, peer.address, name="a")
+        add(settings, peer.address, name="b")
+        prepare(settings, tmp_path / "drop")
+        assert len(send.run(settings, limit=3).delivered) == 3
+        only = send.run(settings, destination="b")
+        assert {d.destination for d in only.delivered} <= {"b"}
+        assert send.run(settings, max_runtime=0).delivered == ()
+        send.run(settings, parallel=4)
+    assert set(states(database)) == {"SENT"}
+
+
+def test_a_late_instance_after_sent_goes_alone_in_a_batch_that_follows(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    study = samples.new_uid()
+    samples.ct_study(tmp_path / "drop" / "1", 3, size=8, study=study)
+    with scripted() as peer:
+        add(settings, peer.address)
+        chain(settings, tmp_path / "drop")
+        samples.ct_study(tmp_path / "drop" / "2", 1, size=8, study=study)
+        chain(settings, tmp_path / "drop")
+        assert len(peer.offered) == 4
+    assert rows(database, "SELECT status, follows_batch_id FROM exam_batches ORDER BY id") == [
+        ("SENT", None),
+        ("SENT", 1),
+    ]
+
+
+def test_instances_registered_by_two_hosts_go_once(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 3, size=8)
+    with scripted() as peer:
+        add(settings, peer.address)
+        ingest.run(settings, [tmp_path / "drop"])
+        chain(settings, tmp_path / "drop")
+        assert len(peer.offered) == 3
