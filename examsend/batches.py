@@ -172,7 +172,7 @@ _DUE_DESTINATIONS = text("""
 
 # Claims of one destination take turns on its row: without, two of them would both see room for one more association.
 _LOCK_DESTINATION = text("""
-    SELECT d.association_limit, d.consecutive_failures FROM storage_backend_configs d
+    SELECT d.association_limit, d.associations_per_study, d.consecutive_failures FROM storage_backend_configs d
     WHERE d.id = :destination AND d.enabled AND (d.held_until IS NULL OR d.held_until <= clock_timestamp())
     FOR NO KEY UPDATE
 """)
@@ -234,7 +234,9 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
     destination = tx.execute(_LOCK_DESTINATION, {"destination": destination_id}).one_or_none()
     if destination is None:
         return None
-    limit = 1 if destination.consecutive_failures else destination.association_limit
+    # A batch may take several associations at once, where the destination allows it.
+    limit = max(destination.association_limit // destination.associations_per_study, 1)
+    limit = 1 if destination.consecutive_failures else limit
     if tx.execute(_RUNNING, {"destination": destination_id}).scalar_one() >= limit:
         return None
     attempt_id = uuid4()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,6 +102,16 @@ class _Attempt:
     uses_attempt: bool = True
     unreachable_mount: str | None = None
     last: AssociationEnd | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def took(self, ends: Sequence[AssociationEnd], *, together: bool = False) -> None:
+        """Associations ended, one or several ``together``: what that means for the batch and its destination."""
+        judged = [outcomes.of_end(end, self.answered) for end in ends]
+        self.uses_attempt = any(j.uses_attempt for j in judged)
+        self.last = next((e for e in ends if e.end is not End.RELEASED), ends[-1]) if together else ends[-1]
+        for end, meant in zip(ends, judged, strict=True):
+            if meant.effect is not Effect.NONE and self.effect is Effect.NONE:
+                self.effect, self.effect_code, self.effect_reason = meant.effect, meant.code, end.sentence
 
 
 class _Watch:
@@ -123,7 +135,8 @@ class _Watch:
         self.counts: Counter[str] = Counter()
 
     def answered(self, answer: Answer) -> Verdict:
-        self._attempt.answered += 1
+        with self._attempt.lock:
+            self._attempt.answered += 1
         judgement = outcomes.of_answer(answer, self._by_id[answer.item.id].tries)
         if judgement.effect is not Effect.NONE:
             self._attempt.effect = judgement.effect
@@ -140,12 +153,13 @@ class _Watch:
         return self._take(fact.item, judgement)
 
     def _take(self, item: Item, judgement: Judgement) -> Verdict:
+        with self._attempt.lock:
+            self._attempt.stored += judgement.outcome == "STORED"
+            self._attempt.reported.add(item.id)
         self._recorder.put(
             Record(item.id, judgement.outcome, judgement.dimse_status, judgement.comment, judgement.offered)
         )
         self.counts[judgement.outcome] += 1
-        self._attempt.stored += judgement.outcome == "STORED"
-        self._attempt.reported.add(item.id)
         self._observer.answered(self._claim)
         return Verdict.RELEASE if judgement.ends_association else Verdict.GO_ON
 
@@ -227,26 +241,25 @@ def _associate(
     sender = sender_of(destination.sender)
 
     def one(items: Sequence[Item], window: int | None = None) -> AssociationEnd:
-        attempt.associations += 1
-        number = attempt.associations
+        with attempt.lock:
+            attempt.associations += 1
+            number = attempt.associations
         row = database.run(
             lambda tx: attempts.open_row(
                 tx, claim, association=number, host=settings.host_name, pid=os.getpid(), sender=sender.name
             )
         )
         wanted = {item.id for item in items}
+        began = time.monotonic() - attempt.seconds
         watch = _Watch(claim, [u for u in unsent if u.item.id in wanted], attempt, recorder, stop, observer)
         end = sender.send(destination.peer(async_window=window), items, watch)
-        attempt.last = end
-        attempt.octets += end.octets
-        attempt.seconds += end.seconds
-        lost = end.in_flight if end.end in outcomes.UNASKED and end.established else ()
-        for item in lost:
-            recorder.put(Record(item.id, "RETRY", None, f"no answer: {end.sentence}", lost=True))
-        judged = outcomes.of_end(end, attempt.answered)
-        attempt.uses_attempt = judged.uses_attempt
-        if judged.effect is not Effect.NONE and attempt.effect is Effect.NONE:
-            attempt.effect, attempt.effect_code, attempt.effect_reason = judged.effect, judged.code, end.sentence
+        with attempt.lock:
+            attempt.octets += end.octets
+            attempt.seconds = max(attempt.seconds, time.monotonic() - began)
+        # An end that we brought about because the pass is to end says nothing about the instance in flight.
+        unasked = end.end in outcomes.UNASKED and end.established
+        for item in end.in_flight if unasked else ():
+            recorder.put(Record(item.id, "RETRY", None, f"no answer: {end.sentence}", lost=not stop()))
         stored = watch.counts["STORED"]
         failed = sum(n for outcome, n in watch.counts.items() if outcome not in {"STORED", "RETRY"})
         counts = attempts.Counts(len(items), stored, failed)
@@ -258,8 +271,10 @@ def _associate(
         attempt.unreachable_mount = mount
         attempt.uses_attempt = False
         return
+    at_once = min(destination.associations_per_study, destination.association_limit)
     for part in partition([u.item for u in unsent if not u.suspect]):
-        if not _through(part, one, attempt, stop):
+        went = _split(part, at_once, one, attempt, stop) if at_once > 1 else _through(part, one, attempt, stop)
+        if not went:
             return
     suspects = [u.item for u in unsent if u.suspect]
     for part in partition(suspects):
@@ -284,11 +299,31 @@ def _through(part: Sequence[Item], one: _Send, attempt: _Attempt, stop: Callable
     while left and not stop():
         before = len(left)
         end = one(left)
+        attempt.took([end])
         left = [item for item in left if item.id not in attempt.reported]
         # A file that changed under the association ended it, by our own hand: the others go on a new one.
         if end.end is End.FILE_CHANGED and len(left) < before:
             continue
         return end.end is End.RELEASED and not left
+    return not left
+
+
+_WORTH_SPLITTING = 16
+"""Instances an association should have at least, where a study is split over several."""
+
+
+def _split(part: Sequence[Item], at_once: int, one: _Send, attempt: _Attempt, stop: Callable[[], bool]) -> bool:
+    """Send a part over several associations at once: an operator's choice for a receiver that is far away and takes one
+    instance at a time. Neighbours stay together. Return whether everything of it was reported."""
+    count = max(min(at_once, len(part) // _WORTH_SPLITTING), 1)
+    each = -(-len(part) // count)
+    shares = [part[n : n + each] for n in range(0, len(part), each)]
+    with ThreadPoolExecutor(len(shares), thread_name_prefix="association") as pool:
+        ends = list(pool.map(one, shares))
+    attempt.took(ends, together=True)
+    left = [item for item in part if item.id not in attempt.reported]
+    if left and all(e.end in {End.RELEASED, End.FILE_CHANGED} for e in ends):
+        return _through(left, one, attempt, stop)
     return not left
 
 
@@ -306,6 +341,7 @@ def _suspects(
     left = list(part)
     while left and not stop():
         end = one(left, 1)
+        attempt.took([end])
         left = [item for item in left if item.id not in attempt.reported]
         if end.end is End.FILE_CHANGED:
             continue

@@ -39,7 +39,6 @@ _SETTINGS: dict[str, Any] = {
         int | None, typer.Option(metavar="N", help="C-STOREs outstanding: 1 off, 0 unlimited (1).")
     ],
     "priority": Annotated[int | None, typer.Option(metavar="N", help="0 medium, 1 high, 2 low (0).")],
-    "late_policy": Annotated[str | None, typer.Option(help="new-only, resend-all or never (new-only).")],
     "max_attempts": Annotated[int | None, typer.Option(metavar="N", help="Attempts before FAILED (10).")],
     "backoff_seconds": Annotated[
         float | None, typer.Option("--backoff", metavar="SECONDS", help="First pause after a failure (30).")
@@ -89,7 +88,7 @@ def add(
     address: Annotated[str, typer.Argument(metavar="AET@HOST:PORT", help="Called AE title, host and port.")],
     **values: Any,
 ) -> object:
-    """Add a destination."""
+    """Add a destination: where it is and how it is to be sent to."""
     from examsend import destination
 
     return destination.add(session.settings, name, address, values)

@@ -209,3 +209,26 @@ def make(directory: Path) -> Samples:
     for path in (us, broken, note):
         os.utime(path, (then, then))
     return Samples(directory, studies=4, instances=count + 1, broken=1, others=1)
+
+
+def write_small(directory: Path, files: int, *, studies: int, age: float = 3600.0) -> None:
+    """Write many tiny CT files (8 x 8 pixels, some 0.8 kB) of ``studies`` studies, one directory a study: octets of one are
+    written again with other UIDs of the same length."""
+    root = f"1.2.826.0.1.3680043.10.999.{uuid.uuid4().int % 10**9 + 10**9}"
+    each = -(-files // studies)
+    then = time.time() - age
+    marks = {name: f"{root}.{kind}.10000000" for kind, name in enumerate(("study", "series", "sop"), 1)}
+    image = Image(CT, marks["study"], marks["series"], 1, 1, 8, 8)
+    pixels = element(0x7FE00010, "OW", picture(image, 1))
+    whole = file_of(data_set(image, marks["sop"], pixels), CT, marks["sop"])
+    for number in range(files):
+        study = number // each
+        if number % each == 0:
+            place = directory / f"{study:06d}"
+            place.mkdir(parents=True)
+        octets = whole.replace(marks["sop"].encode(), f"{root}.3.{10_000_000 + number}".encode())
+        octets = octets.replace(marks["study"].encode(), f"{root}.1.{10_000_000 + study}".encode())
+        octets = octets.replace(marks["series"].encode(), f"{root}.2.{10_000_000 + study}".encode())
+        path = place / f"{number:08d}.dcm"
+        path.write_bytes(octets)
+        os.utime(path, (then, then))

@@ -331,3 +331,28 @@ def test_instances_registered_by_two_hosts_go_once(
         ingest.run(settings, [tmp_path / "drop"])
         chain(settings, tmp_path / "drop")
         assert len(peer.offered) == 3
+
+
+def test_a_large_study_may_be_split_over_several_associations_at_once(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 100, size=8)
+    with scripted(Script(delay=0.01)) as peer:
+        add(settings, peer.address, association_limit=3, associations_per_study=4)
+        result = chain(settings, tmp_path / "drop")
+        assert peer.associations == 3
+        assert len(peer.offered) == len(set(peer.offered)) == 100
+    assert states(database) == ["SENT"]
+    assert result.delivered[0].associations == 3
+    assert one(database, "SELECT sum(stored) FROM send_attempts") == 100
+
+
+def test_one_of_several_associations_that_ends_unasked_leaves_the_rest_for_later(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 100, size=8)
+    with scripted(Script(at={20: "abort"})) as peer:
+        add(settings, peer.address, association_limit=2, associations_per_study=2)
+        prepare(settings, tmp_path / "drop")
+        assert _until_done(settings, database) == ["READY", "SENT"]
+        assert len(peer.stored) == 100

@@ -88,7 +88,7 @@ class Peer:
         return f"SCRIPTED@127.0.0.1:{self.port}"
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The connection is over."""
 
 
@@ -112,7 +112,7 @@ def scripted(script: Script | None = None) -> Iterator[Peer]:
                 return
             connection.settimeout(None)
             connections.append(connection)
-            thread = threading.Thread(target=_Session(peer, connection, stop).run, daemon=True)
+            thread = threading.Thread(target=Session(peer, connection, stop).run, daemon=True)
             threads.append(thread)
             thread.start()
 
@@ -163,7 +163,7 @@ def data_pdu(context_id: int, octets: bytes, control: int = 3) -> bytes:
     return pdu(P_DATA, struct.pack(">LBB", len(octets) + 2, context_id, control) + octets)
 
 
-class _Session:
+class Session:
     """One connection."""
 
     def __init__(self, peer: Peer, connection: socket.socket, stop: threading.Event) -> None:
@@ -176,11 +176,11 @@ class _Session:
         self._number = 0
 
     def run(self) -> None:
-        with suppress(_Gone, OSError):
+        with suppress(Gone, OSError):
             self._wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._script.tls is not None:
                 self._wire = self._script.tls.wrap_socket(self._wire, server_side=True)
-            self._associate()
+            self.associate()
             while True:
                 self._message()
         with suppress(OSError):
@@ -191,27 +191,27 @@ class _Session:
         while len(out) < count:
             piece = self._wire.recv(min(count - len(out), 1 << 16))
             if not piece:
-                raise _Gone
+                raise Gone
             out += piece
             if self._script.octets_per_second:
                 time.sleep(len(piece) / self._script.octets_per_second)
         return bytes(out)
 
-    def _pdu(self) -> tuple[int, bytes]:
+    def next_pdu(self) -> tuple[int, bytes]:
         kind, _, length = struct.unpack(">BBL", self._read(6))
         self._peer.longest_pdu = max(self._peer.longest_pdu, length if kind == P_DATA else 0)
         body = self._read(length)
         if kind == ABORT:
             self._peer.aborts += 1
-            raise _Gone
+            raise Gone
         if kind == RELEASE_RQ:
             self._peer.releases += 1
             self._wire.sendall(pdu(RELEASE_RP, b"\0" * 4))
-            raise _Gone
+            raise Gone
         return kind, body
 
-    def _associate(self) -> None:
-        _, body = self._pdu()
+    def associate(self) -> None:
+        _, body = self.next_pdu()
         self._peer.requests += 1
         proposed, user = _take_apart(body[68:])
         self._peer.proposed.append(proposed)
@@ -221,7 +221,7 @@ class _Session:
             self._misbehave(script.on_accept, 0, b"", b"", 0)
         if script.reject is not None:
             self._wire.sendall(pdu(ASSOCIATE_RJ, bytes((0, *script.reject))))
-            raise _Gone
+            raise Gone
         items = b"\x10\0" + struct.pack(">H", 21) + b"1.2.840.10008.3.1.1.1"
         for context_id, sop_class, syntaxes in proposed:
             taken = next((s for s in syntaxes if script.accept(sop_class, s)), None)
@@ -244,7 +244,7 @@ class _Session:
         last = False
         k = len(self._peer.offered) + 1
         while not last:
-            kind, body = self._pdu()
+            kind, body = self.next_pdu()
             assert kind == P_DATA
             at = 0
             while at < len(body):
@@ -262,7 +262,7 @@ class _Session:
         self._answer(bytes(command), digest.hexdigest(), octets, context_id)
 
     def _answer(self, command: bytes, sha256: str, octets: int, context_id: int) -> None:
-        fields = dict(_elements(command))
+        fields = dict(elements(command))
         message_id = struct.unpack("<H", fields[0x00000110])[0]
         sop_class, uid = fields[0x00000002], fields[0x00001000]
         name = uid.rstrip(b"\0").decode()
@@ -320,7 +320,7 @@ class _Session:
         elif how == "unexpected":
             wire.sendall(pdu(ASSOCIATE_RQ, b"\0" * 68))
             self._stop.wait(2)
-        raise _Gone
+        raise Gone
 
 
 def _take_apart(items: bytes) -> tuple[list[tuple[int, str, tuple[str, ...]]], dict[int, bytes]]:
@@ -346,7 +346,7 @@ def _items(octets: bytes) -> list[tuple[int, bytes]]:
     return out
 
 
-def _elements(octets: bytes) -> list[tuple[int, bytes]]:
+def elements(octets: bytes) -> list[tuple[int, bytes]]:
     out, at = [], 0
     while at + 8 <= len(octets):
         group, number, length = struct.unpack_from("<HHL", octets, at)

@@ -278,16 +278,16 @@ def _against(item: Item, accept: bool, octets: bytes) -> End:
             connection.settimeout(5)
             try:
                 if accept:
-                    session = scripted._Session(scripted.Peer(0, Script()), connection, threading.Event())
-                    session._associate()
-                    session._pdu()
+                    session = scripted.Session(scripted.Peer(0, Script()), connection, threading.Event())
+                    session.associate()
+                    session.next_pdu()
                 else:
                     connection.recv(65536)
                 connection.sendall(octets)
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass
-            except (OSError, scripted._Gone):
+            except (OSError, scripted.Gone):
                 pass
 
     thread = threading.Thread(target=serve)

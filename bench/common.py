@@ -1,0 +1,69 @@
+"""What the benchmarks share: a scratch database, a way to run the command line, a table, a file of figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from examsend.db import embedded
+
+HERE = Path(__file__).parent
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory in memory where the system has one (the disk is not what is measured), removed at the end."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="examsend-bench-", dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
+
+
+@contextmanager
+def database() -> Iterator[str]:
+    """An embedded server with its ordinary, durable settings, kept running; its URL."""
+    with embedded.scratch_directory() as place, embedded.running(place) as url:
+        assert examsend("db", "upgrade", url=url).returncode == 0
+        yield url
+
+
+def examsend(*words: str | Path, url: str | None) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does: a process of its own, compiled modules kept."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_") and k != "PYTHONDONTWRITEBYTECODE"}
+    if url is not None:
+        kept["EXAMSEND_DATABASE_URL"] = url
+    command = [sys.executable, "-m", "examsend", *map(str, words)]
+    return subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+
+
+def timed(*words: str | Path, url: str | None) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Seconds a command took as a whole process, and what it said."""
+    began = time.perf_counter()
+    done = examsend(*words, url=url)
+    return time.perf_counter() - began, done
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table."""
+    from examsend.report import console, table
+
+    console().print(table(columns, rows, title=title))
+
+
+def keep(name: str, figures: dict[str, Any]) -> None:
+    """Write figures to ``bench/NAME.json`` with the machine they are of."""
+    machine = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    (HERE / f"{name}.json").write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n")
