@@ -1,13 +1,15 @@
 """One association's C-STOREs: as many outstanding as were agreed, octets straight from the file, every answer told at once.
 
-Single-threaded: what is sent, what is read and what is waited for stand in one place. While an answer is on its way the next
-file is read and its digest taken.
+What is sent, what is read and what is waited for stand in one place and one thread. Beside it one more takes digests: they
+cost as much as sending does, and while they are taken the loop sends, waits and reads the next files.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +22,12 @@ from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Peer, 
 
 _BUFFER = 4 << 20
 """Octets of a file held at once: most instances whole."""
+
+_AHEAD = 3
+"""Files read and proved ahead of the wire."""
+
+_WORTH_A_THREAD = 1 << 16
+"""Octets whose digest takes longer than handing it over."""
 
 _LONGEST_PDU = 1 << 17
 """Octets of a P-DATA-TF of ours, however long the peer lets them be."""
@@ -58,13 +66,15 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Ready:
-    """An item about to go: its payload opened, its first octets read (and, if that is all, verified)."""
+    """An item about to go: its payload opened, its first octets read, their digest on its way."""
 
     item: Item
     context_id: int
     payload: Payload
     buffer: memoryview
     count: int
+    proof: Future[None] | None
+    """None: the digest has been taken (and, if those octets were all, was right)."""
 
 
 class Association:
@@ -83,7 +93,8 @@ class Association:
         self._verdict = Verdict.GO_ON
         self._stopping_since: float | None = None
         self._answer_timer = 0.0
-        self._buffers = [memoryview(bytearray(_BUFFER)), memoryview(bytearray(_BUFFER))]
+        self._buffers: list[memoryview] = []
+        self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
     def run(self, items: Sequence[Item]) -> AssociationEnd:
         """Offer items in order, release, and return how it went. Raises only what ``facts`` raised, after an A-ABORT."""
@@ -103,6 +114,7 @@ class Association:
         finally:
             if self._wire is not None:
                 self._wire.close(last_words)
+            self._digests.shutdown(cancel_futures=True)
         return end
 
     def _end(self, end: End, sentence: str, began: float, ended: Ended | None = None) -> AssociationEnd:
@@ -156,31 +168,37 @@ class Association:
     def _store(self, items: Sequence[Item]) -> None:
         window = self._accepted.window or negotiation.MAX_WINDOW
         waiting = iter(items)
-        ready = self._next(waiting, 0)
-        turn = 0
-        while ready is not None:
-            current, ready = ready, None
-            try:
-                if self._verdict is Verdict.RELEASE or self._facts.stopping():
-                    break
-                turn ^= 1
-                self._offer(current)
-                # Read and prove the next file while the peer is busy with this one.
-                ready = self._next(waiting, turn)
+        ahead: deque[_Ready] = deque()
+        try:
+            self._look_ahead(waiting, ahead)
+            while ahead and self._verdict is Verdict.GO_ON and not self._facts.stopping():
+                current = ahead.popleft()
+                with current.payload:
+                    self._offer(current)
+                self._buffers.append(current.buffer)
+                # The next files are read and proved while the peer is busy with this one.
+                self._look_ahead(waiting, ahead)
                 while len(self._flying) >= window:
-                    self._answers(wait=True)
+                    self._answers(block=True)
                 if window > 1:
-                    self._answers(wait=False)
-            except BaseException:
-                if ready is not None:
-                    ready.payload.close()
-                raise
-            finally:
-                current.payload.close()
+                    self._answers(block=False)
+        finally:
+            for ready in ahead:
+                if ready.proof is not None:
+                    ready.proof.cancel()
+                    wait([ready.proof])
+                ready.payload.close()
         while self._flying:
-            self._answers(wait=True)
+            self._answers(block=True)
 
-    def _next(self, waiting: Any, turn: int) -> _Ready | None:
+    def _look_ahead(self, waiting: Iterator[Item], ahead: deque[_Ready]) -> None:
+        while len(ahead) < _AHEAD:
+            ready = self._next(waiting)
+            if ready is None:
+                return
+            ahead.append(ready)
+
+    def _next(self, waiting: Iterator[Item]) -> _Ready | None:
         """The next item that can be offered; those that cannot are told on the way."""
         for item in waiting:
             carrier = contexts.choose(item, self._accepted.contexts)
@@ -188,21 +206,25 @@ class Association:
                 self._take(self._refused(item))
                 continue
             try:
-                return self._prepare(item, carrier, self._buffers[turn])
+                return self._prepare(item, carrier)
             except Unusable as unusable:
                 self._take(self._facts.not_offered(NotOffered(item, unusable.problem, str(unusable))))
         return None
 
-    def _prepare(self, item: Item, carrier: contexts.Carrier, buffer: memoryview) -> _Ready:
+    def _prepare(self, item: Item, carrier: contexts.Carrier) -> _Ready:
         payload = Payload(item, carrier.transfer_syntax_uid)
+        buffer = self._buffers.pop() if self._buffers else memoryview(bytearray(_BUFFER))
         try:
-            count = payload.read_into(buffer)
-            if count == payload.length:
-                payload.verify()
+            count = payload.fill(buffer)
         except BaseException:
             payload.close()
             raise
-        return _Ready(item, carrier.context_id, payload, buffer, count)
+        proof = None
+        if count >= _WORTH_A_THREAD:
+            proof = self._digests.submit(payload.digest, buffer[:count])
+        else:
+            payload.digest(buffer[:count])
+        return _Ready(item, carrier.context_id, payload, buffer, count, proof)
 
     def _refused(self, item: Item) -> Verdict:
         sentence = f"the peer accepts no presentation context for {item.sop_class_uid} in {item.transfer_syntax_uid}"
@@ -222,6 +244,14 @@ class Association:
     def _offer(self, ready: _Ready) -> None:
         """Send one C-STORE-RQ: its command set and its first octets in one write, the last only once the digest is right."""
         item, payload, buffer, count = ready.item, ready.payload, ready.buffer, ready.count
+        try:
+            if ready.proof is not None:
+                ready.proof.result()
+            if count == payload.length:
+                payload.verify()
+        except Unusable as unusable:
+            self._take(self._facts.not_offered(NotOffered(item, unusable.problem, str(unusable))))
+            return
         limit = self._accepted.max_length
         longest = min(limit, _LONGEST_PDU) if limit else _LONGEST_PDU
         room = (longest - 6) & ~1
@@ -232,29 +262,35 @@ class Association:
         self._flying[message_id] = _Flight(item, payload.length)
         assert self._wire is not None
         sent = 0
+        proof: Future[None] | None = None
         try:
             while True:
                 last = sent + count >= payload.length
-                if last and sent:
-                    payload.verify()
-                # Whole PDUs now; what is left over goes to the front of the next read.
-                whole = count if last else count // room * room
-                at = 0
-                while whole - at > room or (whole - at == room and not last):
+                # Whole PDUs now; what is left over goes to the front of the next read, or is the last.
+                whole = max(count - 1, 0) // room * room if last else count // room * room
+                for at in range(0, whole, room):
                     pieces += (full, buffer[at : at + room])
-                    at += room
                 if last:
-                    value = buffer[at:count]
+                    if proof is not None:
+                        self._wire.send(pieces, self._facts.progressed)
+                        pieces = []
+                        proof.result()
+                        payload.verify()
+                    value = buffer[whole:count]
                     pieces += (messages.header(len(value), ready.context_id, command=False, last=True), value)
-                    at = count
-                self._wire.send(pieces, self._facts.progressed)
-                self._octets += at
-                sent += at
-                if last:
+                    self._wire.send(pieces, self._facts.progressed)
+                    self._octets += count
                     break
-                left = count - at
-                buffer[:left] = bytes(buffer[at:count])
-                count = left + payload.read_into(buffer[left:])
+                self._wire.send(pieces, self._facts.progressed)
+                if proof is not None:
+                    proof.result()
+                self._octets += whole
+                sent += whole
+                left = count - whole
+                buffer[:left] = bytes(buffer[whole:count])
+                count = payload.fill(buffer[left:])
+                proof = self._digests.submit(payload.digest, buffer[left : left + count])
+                count += left
                 pieces = []
         except Unusable as unusable:
             # The peer has a part of it and must not keep it.
@@ -265,13 +301,15 @@ class Association:
 
     # --- answers ---
 
-    def _answers(self, *, wait: bool) -> None:
-        """Take what has been answered; with ``wait``, at least one answer."""
+    def _answers(self, *, block: bool) -> None:
+        """Take what has been answered; with ``block``, at least one answer."""
         assert self._wire is not None
         while True:
-            found = self._wire.pdu(limit=self._peer.max_pdu or _LONGEST_PDU, deadline=time.monotonic() + 1.0, wait=wait)
+            found = self._wire.pdu(
+                limit=self._peer.max_pdu or _LONGEST_PDU, deadline=time.monotonic() + 1.0, wait=block
+            )
             if found is None:
-                if not wait:
+                if not block:
                     return
                 self._late()
                 continue
@@ -281,7 +319,7 @@ class Association:
             responses = self._reader.feed(body)
             for response in responses:
                 self._answer(response)
-            wait = wait and not responses
+            block = block and not responses
 
     def _answer(self, response: messages.StoreResponse) -> None:
         flight = self._flying.get(response.message_id)

@@ -62,7 +62,18 @@ class Payload:
             self._fd = -1
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as there is data; return the octets read, 0 at the end."""
+        """Fill a buffer as far as there is data and take its digest; return the octets read, 0 at the end."""
+        count = self.fill(buffer)
+        self.digest(buffer[:count])
+        return count
+
+    def digest(self, octets: memoryview) -> None:
+        """Take the digest of octets that ``fill`` gave, in their order. Lets other threads run meanwhile."""
+        if self._recoded is None:
+            self._digest.update(octets)
+
+    def fill(self, buffer: memoryview) -> int:
+        """Fill a buffer as far as there is data; return the octets read, 0 at the end. Their digest is the caller's to take."""
         if self._recoded is not None:
             piece = self._recoded[self._taken : self._taken + len(buffer)]
             buffer[: len(piece)] = piece
@@ -79,7 +90,6 @@ class Payload:
                 raise _changed()
             self._pos += count
             done += count
-        self._digest.update(buffer[:done])
         return done
 
     def verify(self) -> None:

@@ -41,7 +41,7 @@ def unacknowledged(descriptor: int) -> int:
         return 0
     try:
         return int(struct.unpack("i", fcntl.ioctl(descriptor, _OUTQ, b"\0\0\0\0"))[0])
-    except OSError:
+    except (OSError, ValueError):  # closed meanwhile
         return 0
 
 

@@ -61,6 +61,8 @@ class _Socket(AssociationSocket):  # type: ignore[misc]
 
     def adopt(self, stall_timeout: float) -> None:
         self.stall_timeout = stall_timeout
+        # The library forgets a socket that its peer shut down before it is closed.
+        self.raw = self.socket
         self.moved_at = time.monotonic()
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -411,7 +413,7 @@ class _Run:
         while association.dul.is_alive() and time.monotonic() < deadline and not association.is_released:
             time.sleep(0.002)
         wire = association.dul.socket
-        raw = wire.socket if wire is not None else None
+        raw = getattr(wire, "raw", None) or getattr(wire, "socket", None)
         if raw is not None:
             try:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
