@@ -30,7 +30,7 @@ def main() -> None:
 def _run() -> int:
     from examsend.cli import app
     from examsend.errors import ExamsendError
-    from examsend.report import clean
+    from examsend.terminal import clean
 
     try:
         returned = app(standalone_mode=False, prog_name="examsend")

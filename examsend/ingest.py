@@ -49,6 +49,11 @@ class IngestResult:
     destinations: tuple[str, ...]
     seconds: float
 
+    @property
+    def needs_person(self) -> bool:
+        """Whether a file or a directory could not be taken."""
+        return bool(self.rejected or self.unreadable_directories)
+
 
 @dataclass(slots=True)
 class _Counts:

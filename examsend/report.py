@@ -1,4 +1,4 @@
-"""A pass's result as console or JSON text, and its exit code: one result, several renderings.
+"""A pass's result as console or JSON text: one result, several renderings. Whether it needs a person (exit code 1) it says itself.
 
 Nothing else prints results, so what people read and what scripts read cannot drift apart. All text that came from a file,
 a path or a peer goes through ``clean``.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import singledispatch
@@ -17,60 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from examsend.destination import Changed, Destinations, Echoed, Shown
 from examsend.destinations import Destination
-from examsend.finalize import FinalizeResult
 from examsend.ingest import IngestResult
+from examsend.results import FinalizeResult, SendResult
 from examsend.retry import RetryResult
 from examsend.schema import SchemaResult
-from examsend.send import SendResult
 from examsend.senders.base import Capabilities
 from examsend.status import BatchStatus, StatusResult, span
+from examsend.terminal import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
-
-def clean(text: str) -> str:
-    """Given untrusted text, return it with everything escaped that a terminal might obey: control characters, escape
-    sequences, direction marks, undecodable octets."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        c if unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for c in text
-    )
-
-
-# --- exit codes -------------------------------------------------------------------------------------------------------
-
-
-@singledispatch
-def exit_code(result: object) -> int:
-    """Given a pass's result, return 1 where something needs a person, else 0."""
-    return int(bool(getattr(result, "needs_person", False)))
-
-
-@exit_code.register
-def _(result: IngestResult) -> int:
-    return int(bool(result.rejected or result.unreadable_directories))
-
-
-@exit_code.register
-def _(result: SendResult) -> int:
-    return int(bool(result.failed))
-
-
-@exit_code.register
-def _(result: RetryResult) -> int:
-    return int(bool(result.refused))
-
-
-@exit_code.register
-def _(result: SchemaResult) -> int:
-    return int(not result.good)
-
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
 

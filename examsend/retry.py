@@ -39,6 +39,11 @@ class RetryResult:
     released: str | None
     """The destination that was named and held, and now is not."""
 
+    @property
+    def needs_person(self) -> bool:
+        """Whether something that was asked for was refused."""
+        return bool(self.refused)
+
 
 _WHY_NOT = {
     "SENT": "is SENT: every instance of it was stored, and it is never changed",

@@ -25,6 +25,11 @@ class SchemaResult:
         """Whether examsend can work with it."""
         return self.revision == self.needed and not self.differences
 
+    @property
+    def needs_person(self) -> bool:
+        """Whether it is not."""
+        return not self.good
+
 
 def upgrade(settings: Settings) -> SchemaResult:
     """Bring the schema up to date. Raises ConfigError, DatabaseUnavailable."""

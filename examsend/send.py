@@ -2,89 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from examsend import batches, destinations
 from examsend.config import Settings
-from examsend.db import engine
-from examsend.errors import LostClaim
+from examsend.db import server
+from examsend.results import SendResult
 
 if TYPE_CHECKING:
-    from examsend.delivery import Delivered, Observer
-
-log = logging.getLogger("examsend.send")
-
-
-@dataclass(frozen=True, slots=True)
-class SendResult:
-    """What a pass of ``send`` did."""
-
-    delivered: tuple[Delivered, ...]
-    lost: tuple[int, ...]
-    """Batches another sender took over in mid attempt."""
-    expired: tuple[int, ...]
-    """Batches that went FAILED without an attempt: too old, or their senders died too often."""
-    stopped: bool
-    seconds: float
-
-    @property
-    def failed(self) -> int:
-        """Batches that went FAILED in this pass."""
-        return len(self.expired) + sum(d.state == "FAILED" for d in self.delivered)
-
-
-class _Pass:
-    """One pass: what its workers share."""
-
-    def __init__(
-        self,
-        database: engine.Database,
-        settings: Settings,
-        only: int | None,
-        limit: int | None,
-        stop: Callable[[], bool],
-    ) -> None:
-        self.database = database
-        self.settings = settings
-        self._only = only
-        self._left = limit
-        self._lock = threading.Lock()
-        self.stop = stop
-        self.delivered: list[Delivered] = []
-        self.lost: list[int] = []
-
-    def next(self) -> batches.Claim | None:
-        """Claim the next due batch, or None: nothing is due, the limit is reached, or the pass is to end."""
-        if self.stop():
-            return None
-        with self._lock:
-            if self._left == 0:
-                return None
-            if self._left is not None:
-                self._left -= 1
-        claim = self._claim()
-        if claim is None:
-            with self._lock:
-                if self._left is not None:
-                    self._left += 1
-        return claim
-
-    def _claim(self) -> batches.Claim | None:
-        by = f"{self.settings.host_name}:{os.getpid()}"
-        for destination in self.database.run(lambda tx: batches.due_destinations(tx, self._only)):
-            claim = self.database.run(
-                lambda tx, d=destination: batches.claim(tx, d, by=by, lease=self.settings.lease)  # type: ignore[misc]
-            )
-            if claim is not None:
-                return claim
-        return None
+    from examsend.delivery import Observer
 
 
 def run(
@@ -102,52 +28,18 @@ def run(
 
     Raises UsageError for a destination that does not exist.
     """
-    began = time.monotonic()
+    with server.serving(settings) as (url, _):
+        if destination is None and server.nothing_in(url, "READY", "SENDING"):
+            return SendResult((), (), (), stopped=stop(), seconds=0.0)
+        # Imported once there may be something to send: an idle pass should not pay for it.
+        from examsend import sending
 
-    def ending() -> bool:
-        return stop() or (max_runtime is not None and time.monotonic() - began > max_runtime)
-
-    with engine.opened(settings) as database:
-
-        def housekeep(tx: engine.Connection) -> tuple[int | None, list[int]]:
-            only = destinations.get(tx, destination).id if destination else None
-            return only, batches.give_up(tx) + batches.expire(tx)
-
-        only, expired = database.run(housekeep)
-        work = _Pass(database, settings, only, limit, ending)
-        first = work.next()
-        if first is not None:
-            _deliver_all(work, first, parallel, observer)
-    return SendResult(
-        tuple(work.delivered), tuple(work.lost), tuple(expired), stopped=ending(), seconds=time.monotonic() - began
-    )
-
-
-def _deliver_all(work: _Pass, first: batches.Claim, parallel: int, observer: Observer | None) -> None:
-    # Imported once there is something to send: an idle pass should not pay for a DICOM library.
-    from examsend import delivery, senders
-
-    watching = observer or delivery.Unobserved()
-
-    def worker(claim: batches.Claim | None) -> None:
-        while claim is not None:
-            try:
-                done = delivery.deliver(work.database, work.settings, claim, senders.get, work.stop, watching)
-                work.delivered.append(done)
-            except LostClaim as lost:
-                log.warning("lost batch=%d reason=%r", claim.batch_id, str(lost))
-                work.lost.append(claim.batch_id)
-            claim = work.next()
-
-    if parallel <= 1:
-        worker(first)
-        return
-    with ThreadPoolExecutor(parallel, thread_name_prefix="send") as pool:
-        futures = [pool.submit(worker, first)]
-        for _ in range(parallel - 1):
-            another = work.next()
-            if another is None:
-                break
-            futures.append(pool.submit(worker, another))
-        for future in futures:
-            future.result()
+        return sending.run(
+            settings,
+            limit=limit,
+            destination=destination,
+            parallel=parallel,
+            max_runtime=max_runtime,
+            stop=stop,
+            observer=observer,
+        )

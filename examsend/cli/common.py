@@ -103,13 +103,15 @@ def _session(
 
 
 def _show(session: Session, result: object) -> None:
-    from examsend import report
+    code = int(getattr(result, "needs_person", False))
+    if session.json or not session.quiet or code:
+        # Imported only where there is something to show: an idle pass with -q should not pay for it.
+        from examsend import report
 
-    code = report.exit_code(result)
-    if session.json:
-        sys.stdout.write(report.as_json(result) + "\n")
-    elif not session.quiet or code:
-        report.to_console(result)
+        if session.json:
+            sys.stdout.write(report.as_json(result) + "\n")
+        else:
+            report.to_console(result)
     if code:
         raise typer.Exit(code)
 

@@ -27,13 +27,14 @@ def register(app: typer.Typer) -> None:
 
         from examsend import report
         from examsend.demo import run
+        from examsend.terminal import clean
 
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
-        result = run.run(directory, to=to, say=lambda line: typer.echo(report.clean(line), err=True))
+        result = run.run(directory, to=to, say=lambda line: typer.echo(clean(line), err=True))
         if as_json:
             typer.echo(report.as_json(result))
         else:
             report.to_console(result)
-        if code := report.exit_code(result):
+        if code := int(result.needs_person):
             raise typer.Exit(code)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection as Connection
@@ -17,6 +16,7 @@ from sqlalchemy import Engine, create_engine, exc, make_url, text
 
 from examsend.config import Settings
 from examsend.db import schema
+from examsend.db.server import serving
 from examsend.errors import ConfigError, DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -159,25 +159,13 @@ def _reach(engine: Engine, wait: float) -> str | None:
 
 
 @contextmanager
-def _server(settings: Settings) -> Iterator[tuple[str, bool]]:
-    if settings.database_url is not None:
-        yield settings.database_url, False
-        return
-    from examsend.db import embedded
-
-    directory = settings.data_directory / "postgres" if settings.data_directory else embedded.default_directory()
-    with embedded.running(Path(directory)) as url:
-        yield url, True
-
-
-@contextmanager
 def opened(settings: Settings, *, check: bool = True) -> Iterator[Database]:
     """Given settings, a way to the database for as long as the block lasts. An embedded server is started, shared and
     migrated by itself; with a URL the schema must be up to date unless ``check`` is False.
 
     Raises ConfigError, DatabaseUnavailable.
     """
-    with _server(settings) as (url, is_embedded):
+    with serving(settings) as (url, is_embedded):
         engine = make_engine(url)
         try:
             revision = _reach(engine, settings.database_wait)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pydicom.data
 import pytest
 
-from examsend import send, status
+from examsend import results, send, status
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
@@ -197,7 +197,7 @@ def test_more_than_128_contexts_take_as_many_associations_as_it_needs(
     assert {e.sop_instance_uid: e.sha256 for e in receiving.stored()} == digests(database)
 
 
-def send_all(settings: Settings, drop: Path) -> send.SendResult:
+def send_all(settings: Settings, drop: Path) -> results.SendResult:
     """Prepare and send."""
     prepare(settings, drop)
     return send.run(settings)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examsend import config, destinations, paths, report
+from examsend import config, destinations, paths, terminal
 from examsend.dimse import contexts, words
 from examsend.errors import ConfigError, UsageError
 
@@ -135,13 +135,13 @@ def test_partition_keeps_everything_and_never_needs_more_than_128(pairs: list[tu
 
 @pytest.mark.parametrize("evil", ["\x1b[31mred", "a\nb", "bell\x07", "\u202eevil", "\udcff", "\x9b2J", "\u2028"])
 def test_text_from_outside_cannot_steer_a_terminal(evil: str) -> None:
-    shown = report.clean(evil)
+    shown = terminal.clean(evil)
     assert shown.isprintable()
     shown.encode()
 
 
 def test_ordinary_text_is_shown_as_it_is() -> None:
-    assert report.clean("/data/Kopf [links] – 1") == "/data/Kopf [links] – 1"
+    assert terminal.clean("/data/Kopf [links] – 1") == "/data/Kopf [links] – 1"
 
 
 def test_rejections_in_words() -> None:

@@ -1,0 +1,131 @@
+"""The work of a pass of ``send``: claims, one after another or several at a time, each delivered over its association."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from examsend import batches, destinations
+from examsend.config import Settings
+from examsend.db import engine
+from examsend.errors import LostClaim
+from examsend.results import SendResult
+
+if TYPE_CHECKING:
+    from examsend.delivery import Delivered, Observer
+
+log = logging.getLogger("examsend.send")
+
+
+class _Pass:
+    """One pass: what its workers share."""
+
+    def __init__(
+        self,
+        database: engine.Database,
+        settings: Settings,
+        only: int | None,
+        limit: int | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.database = database
+        self.settings = settings
+        self._only = only
+        self._left = limit
+        self._lock = threading.Lock()
+        self.stop = stop
+        self.delivered: list[Delivered] = []
+        self.lost: list[int] = []
+
+    def next(self) -> batches.Claim | None:
+        """Claim the next due batch, or None: nothing is due, the limit is reached, or the pass is to end."""
+        if self.stop():
+            return None
+        with self._lock:
+            if self._left == 0:
+                return None
+            if self._left is not None:
+                self._left -= 1
+        claim = self._claim()
+        if claim is None:
+            with self._lock:
+                if self._left is not None:
+                    self._left += 1
+        return claim
+
+    def _claim(self) -> batches.Claim | None:
+        by = f"{self.settings.host_name}:{os.getpid()}"
+        for destination in self.database.run(lambda tx: batches.due_destinations(tx, self._only)):
+            claim = self.database.run(
+                lambda tx, d=destination: batches.claim(tx, d, by=by, lease=self.settings.lease)  # type: ignore[misc]
+            )
+            if claim is not None:
+                return claim
+        return None
+
+
+def run(
+    settings: Settings,
+    *,
+    limit: int | None = None,
+    destination: str | None = None,
+    parallel: int = 1,
+    max_runtime: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    observer: Observer | None = None,
+) -> SendResult:
+    """See ``send.run``."""
+    began = time.monotonic()
+
+    def ending() -> bool:
+        return stop() or (max_runtime is not None and time.monotonic() - began > max_runtime)
+
+    with engine.opened(settings) as database:
+
+        def housekeep(tx: engine.Connection) -> tuple[int | None, list[int]]:
+            only = destinations.get(tx, destination).id if destination else None
+            return only, batches.give_up(tx) + batches.expire(tx)
+
+        only, expired = database.run(housekeep)
+        work = _Pass(database, settings, only, limit, ending)
+        first = work.next()
+        if first is not None:
+            _deliver_all(work, first, parallel, observer)
+    return SendResult(
+        tuple(work.delivered), tuple(work.lost), tuple(expired), stopped=ending(), seconds=time.monotonic() - began
+    )
+
+
+def _deliver_all(work: _Pass, first: batches.Claim, parallel: int, observer: Observer | None) -> None:
+    # Imported once there is something to send: an idle pass should not pay for a DICOM library.
+    from examsend import delivery, senders
+
+    watching = observer or delivery.Unobserved()
+
+    def worker(claim: batches.Claim | None) -> None:
+        while claim is not None:
+            try:
+                done = delivery.deliver(work.database, work.settings, claim, senders.get, work.stop, watching)
+                work.delivered.append(done)
+            except LostClaim as lost:
+                log.warning("lost batch=%d reason=%r", claim.batch_id, str(lost))
+                work.lost.append(claim.batch_id)
+            claim = work.next()
+
+    if parallel <= 1:
+        worker(first)
+        return
+    with ThreadPoolExecutor(parallel, thread_name_prefix="send") as pool:
+        futures = [pool.submit(worker, first)]
+        for _ in range(parallel - 1):
+            another = work.next()
+            if another is None:
+                break
+            futures.append(pool.submit(worker, another))
+        for future in futures:
+            future.result()
