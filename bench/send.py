@@ -125,15 +125,29 @@ def receiver(name: str, place: Path) -> Iterator[tuple[str, int]]:
         port = dcmtk.free_port()
         stored = place / name
         stored.mkdir()
+        options = []
+        if name == "tls":
+            certificate(place)
+            options = ["+tls", str(place / "key.pem"), str(place / "cert.pem"), "-ic"]
         # DCMTK's own switch: with it, no Nagle at the receiver.
         environment = {**os.environ, **({"TCP_NODELAY": "1"} if name == "nodelay" else {})}
-        process = subprocess.Popen(["storescp", "+B", "-od", str(stored), str(port)], env=environment)
+        process = subprocess.Popen(["storescp", "+B", *options, "-od", str(stored), str(port)], env=environment)
         try:
             dcmtk.wait_until_listening(port, process)
             yield "STORESCP", port
         finally:
             dcmtk.stop(process)
             shutil.rmtree(stored)
+
+
+def certificate(place: Path) -> None:
+    """A self-signed certificate for 127.0.0.1, as key.pem and cert.pem."""
+    if not (place / "cert.pem").exists():
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2",
+             "-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1"],
+            cwd=place, check=True, capture_output=True,
+        )  # fmt: skip
 
 
 def floor(drop: Path) -> float:
@@ -158,8 +172,11 @@ def floor(drop: Path) -> float:
     return time.perf_counter() - began
 
 
-def outside(sender: str, aet: str, port: int, drop: Path) -> list[str] | None:
-    """The command line of a sender that is not ours; None where it is not here."""
+def outside(sender: str, aet: str, port: int, drop: Path, ca: Path | None) -> list[str] | None:
+    """The command line of a sender that is not ours; None where it is not here, or cannot do TLS."""
+    if ca is not None:
+        secure = ["storescu", "+sd", "+tla", "+cf", str(ca), "-aec", aet, "127.0.0.1", str(port), str(drop)]
+        return secure if sender == "storescu" else None
     if sender == "dcmsend":
         return ["dcmsend", "-nh", "+sd", "-aec", aet, "127.0.0.1", str(port), str(drop)]
     if sender == "storescu":
@@ -182,10 +199,13 @@ def outside(sender: str, aet: str, port: int, drop: Path) -> list[str] | None:
     return [dcm4che, "-c", f"{aet}@127.0.0.1:{port}", str(drop)] if dcm4che else None
 
 
-def ours(sender: str, url: str, aet: str, port: int, drop: Path, window: int) -> tuple[float, float, int]:
+def ours(
+    sender: str, url: str, aet: str, port: int, drop: Path, window: int, ca: Path | None
+) -> tuple[float, float, int]:
     """Send with examsend; return (association seconds, whole process seconds, peak memory in MB)."""
     name = f"d{time.monotonic_ns()}"
     kind = "pynetdicom" if sender.endswith("pynetdicom") else "native"
+    secure = ["--tls", "--tls-ca-file", str(ca)] if ca is not None else []
     added = common.examsend(
         "destination",
         "add",
@@ -197,6 +217,7 @@ def ours(sender: str, url: str, aet: str, port: int, drop: Path, window: int) ->
         kind,
         "--async-window",
         str(window),
+        *secure,
         url=url,
     )
     assert added.returncode == 0, added.stderr
@@ -239,6 +260,7 @@ def main() -> None:
             least = statistics.median(floor(drop) for _ in range(wanted.repeat))
             for name in wanted.receivers.split(","):
                 rows = []
+                ca = place / "cert.pem" if name == "tls" else None
                 for sender in wanted.senders.split(","):
                     runs = []
                     for _ in range(wanted.repeat):
@@ -246,9 +268,9 @@ def main() -> None:
                         with receiver(name, place) as (aet, port), delayed(port, wanted.delay) as proxy:
                             through = proxy if wanted.delay else port
                             if sender.startswith("examsend"):
-                                runs.append(ours(sender, url, aet, through, drop, wanted.window))
+                                runs.append(ours(sender, url, aet, through, drop, wanted.window, ca))
                             else:
-                                command = outside(sender, aet, through, drop)
+                                command = outside(sender, aet, through, drop, ca)
                                 if command is None:
                                     break
                                 began = time.perf_counter()

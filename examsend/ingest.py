@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -97,8 +99,9 @@ def run(
             routed = destinations.routed(tx, list(to))
         mounts = _Mounts()
         files = itertools.chain.from_iterable(_walk(root, counts, recursive=recursive) for root in roots)
-        while chunk := list(itertools.islice(files, settings.ingest_chunk)):
-            _chunk(database, settings, chunk, routed, counts, mounts, accept_incomplete=accept_incomplete)
+        ids = [d.id for d in routed]
+        for chunk, known in _looked_up(database, files, ids, settings.ingest_chunk):
+            _chunk(database, settings, chunk, known, routed, counts, mounts, accept_incomplete=accept_incomplete)
             progress(counts.seen, counts.new, counts.octets)
     return IngestResult(
         **{f.name: getattr(counts, f.name) for f in fields(_Counts) if isinstance(getattr(counts, f.name), int)},
@@ -185,6 +188,30 @@ class _Mounts:
         return self._of[directory]
 
 
+_AHEAD = 2
+"""Chunks being looked up while another is worked on."""
+
+
+def _looked_up(
+    database: engine.Database, files: Iterator[seen.Stamp], destination_ids: Sequence[int], size: int
+) -> Iterator[tuple[list[seen.Stamp], seen.Seen]]:
+    """The files in chunks, each with what is known of it. The database looks one up while the next is walked: that is what
+    a second run over a directory waits for."""
+
+    def look_up(chunk: Sequence[seen.Stamp]) -> seen.Seen:
+        return database.run(lambda tx: seen.seen(tx, chunk, destination_ids))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="seen") as pool:
+        asked: deque[tuple[list[seen.Stamp], Future[seen.Seen]]] = deque()
+        for chunk in iter(lambda: list(itertools.islice(files, size)), []):
+            asked.append((chunk, pool.submit(look_up, chunk)))
+            if len(asked) > _AHEAD:
+                looked, answer = asked.popleft()
+                yield looked, answer.result()
+        for looked, answer in asked:
+            yield looked, answer.result()
+
+
 # --- one chunk --------------------------------------------------------------------------------------------------------
 
 
@@ -198,15 +225,15 @@ def _chunk(
     database: engine.Database,
     settings: Settings,
     files: Sequence[seen.Stamp],
+    known: seen.Seen,
     routed: Sequence[destinations.Destination],
     counts: _Counts,
     mounts: _Mounts,
     *,
     accept_incomplete: bool,
 ) -> None:
-    """Look up, open what is not known, register: two short transactions, and no file is read inside one."""
+    """Open what is not known, register it: one short transaction, and no file is read inside it."""
     ids = [d.id for d in routed]
-    known = database.run(lambda tx: seen.seen(tx, files, ids))
     counts.known += len(known.known)
     rejected_before: Iterable[seen.Stamp] = ()
     if accept_incomplete:

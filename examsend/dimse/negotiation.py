@@ -1,28 +1,34 @@
-"""A-ASSOCIATE (PS3.8 9.3.2-9.3.4, PS3.7 D.3.3), encoded and decoded by pynetdicom's PDU classes."""
+"""A-ASSOCIATE: what we ask for and what a peer grants (PS3.8 9.3.2 to 9.3.4, PS3.7 annex D.3).
+
+By hand, as the command sets are: importing a DICOM library would cost a short pass more time than its study takes, and what
+a peer says is held against what was proposed, octet by octet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    AsynchronousOperationsWindowNegotiation,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-    UserIdentityNegotiation,
-)
-from pynetdicom.presentation import PresentationContext
 
 from examsend.dimse import identity
-from examsend.dimse.contexts import Proposal
+from examsend.dimse.contexts import MAX_CONTEXTS, Proposal
 from examsend.dimse.ended import protocol_error
 from examsend.facts import Peer
 
-_APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+_APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"
+
+_ASSOCIATE_RQ = 0x01
+_APPLICATION_CONTEXT = 0x10
+_PROPOSED_CONTEXT = 0x20
+_ANSWERED_CONTEXT = 0x21
+_ABSTRACT_SYNTAX = 0x30
+_TRANSFER_SYNTAX = 0x40
+_USER_INFORMATION = 0x50
+_MAXIMUM_LENGTH = 0x51
+_IMPLEMENTATION_CLASS_UID = 0x52
+_ASYNCHRONOUS_OPERATIONS = 0x53
+_IMPLEMENTATION_VERSION_NAME = 0x55
+_USER_IDENTITY = 0x58
 
 MAX_ACCEPT = 1 << 20
 """Octets of an A-ASSOCIATE-AC: 128 contexts take some ten thousand."""
@@ -30,120 +36,152 @@ MAX_ACCEPT = 1 << 20
 MAX_WINDOW = 4096
 """C-STORE-RQ outstanding where the window is unlimited: message ids must not run out, nor memory."""
 
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """What the peer agreed to."""
-
-    contexts: dict[tuple[str, str], int]
-    """(SOP class, transfer syntax) -> presentation context id."""
-    max_length: int
-    """Of a P-DATA-TF's variable field; 0: no limit (PS3.8 D.1)."""
-    window: int
-    """C-STORE-RQ that may be outstanding; 1 where nothing was agreed, 0 for no limit (PS3.7 D.3.3.3)."""
-    implementation: str
-
-
-def user_identity(peer: Peer) -> list[Any]:
-    """Return the user identity item a peer is to be given (PS3.7 D.3.3.7), if any. Raises ConfigError."""
-    if peer.user_identity is None:
-        return []
-    item = UserIdentityNegotiation()
-    item.user_identity_type = peer.user_identity.kind
-    item.primary_field, secondary = identity.fields(peer.user_identity)
-    if secondary is not None:
-        item.secondary_field = secondary
-    return [item]
+_FIXED_PART = 68
+"""Protocol version, AE titles and reserved octets before the items (PS3.8 Table 9-11)."""
+_SHORTEST_PDU = 8
+"""Six octets of a presentation data value's header, two of data."""
+_UNSAID_PDU = 16384
+"""Where a peer names no maximum length although it must (PS3.8 D.1.1)."""
 
 
 def request(peer: Peer, proposals: Sequence[Proposal]) -> bytes:
-    """Return the A-ASSOCIATE-RQ. Raises ConfigError where a secret cannot be read."""
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = _APPLICATION_CONTEXT
-    primitive.calling_ae_title = peer.calling_aet
-    primitive.called_ae_title = peer.called_aet
-    contexts = []
-    for proposal in proposals:
-        context = PresentationContext()
-        context.context_id = proposal.context_id
-        context.abstract_syntax = proposal.sop_class_uid
-        context.transfer_syntax = [proposal.transfer_syntax_uid]
-        contexts.append(context)
-    primitive.presentation_context_definition_list = contexts
-    length, uid, version = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
+    """Given a peer and the contexts to propose, return the A-ASSOCIATE-RQ (PS3.8 Table 9-11).
+
+    Raises ConfigError where the secret of the user identity cannot be read.
+    """
+    fixed = struct.pack(">HH16s16s32x", 1, 0, _title(peer.called_aet), _title(peer.calling_aet))
+    items = [_item(_APPLICATION_CONTEXT, _APPLICATION_CONTEXT_NAME)]
+    items += (
+        _item(
+            _PROPOSED_CONTEXT,
+            bytes((p.context_id, 0, 0, 0))
+            + _item(_ABSTRACT_SYNTAX, p.sop_class_uid.encode("ascii", "replace"))
+            + _item(_TRANSFER_SYNTAX, p.transfer_syntax_uid.encode("ascii", "replace")),
+        )
+        for p in proposals
     )
-    length.maximum_length_received = peer.max_pdu
-    uid.implementation_class_uid = identity.IMPLEMENTATION_CLASS_UID
-    version.implementation_version_name = identity.IMPLEMENTATION_VERSION_NAME
-    items: list[Any] = [length, uid, version]
+    items.append(_item(_USER_INFORMATION, _user_information(peer)))
+    body = fixed + b"".join(items)
+    return struct.pack(">BxL", _ASSOCIATE_RQ, len(body)) + body
+
+
+def _title(title: str) -> bytes:
+    return title.encode("ascii", "replace")[:16].ljust(16)
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return struct.pack(">BxH", kind, len(value)) + value
+
+
+def _user_information(peer: Peer) -> bytes:
+    items = _item(_MAXIMUM_LENGTH, struct.pack(">L", peer.max_pdu))
+    items += _item(_IMPLEMENTATION_CLASS_UID, identity.IMPLEMENTATION_CLASS_UID.encode())
     if peer.async_window != 1:
-        window = AsynchronousOperationsWindowNegotiation()
-        window.maximum_number_operations_invoked = peer.async_window
-        window.maximum_number_operations_performed = 1
-        items.append(window)
-    primitive.user_information = items + user_identity(peer)
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(primitive)
-    return bytes(pdu.encode())
+        # We invoke so many, and perform one (PS3.7 D.3.3.3.1).
+        items += _item(_ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", min(peer.async_window, 0xFFFF), 1))
+    items += _item(_IMPLEMENTATION_VERSION_NAME, identity.IMPLEMENTATION_VERSION_NAME.encode())
+    if peer.user_identity is not None:
+        primary, secondary = identity.fields(peer.user_identity)
+        secondary = secondary or b""
+        value = bytes((peer.user_identity.kind, 0)) + struct.pack(">H", len(primary)) + primary
+        items += _item(_USER_IDENTITY, value + struct.pack(">H", len(secondary)) + secondary)
+    return items
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What an A-ASSOCIATE-AC grants."""
+
+    contexts: dict[tuple[str, str], int]
+    """{(SOP class, transfer syntax): context id} of the accepted ones."""
+    max_length: int
+    """The longest P-DATA-TF the peer takes; 0: any."""
+    window: int
+    """C-STORE-RQ that may be outstanding at once; 0: any number."""
+    implementation: str
+    """Implementation version name, else class UID; untrusted."""
 
 
 def accepted(body: bytes, peer: Peer, proposals: Sequence[Proposal]) -> Accepted:
-    """Given an A-ASSOCIATE-AC's body and what was proposed, return what was agreed. Raises Ended."""
-    octets = b"\x02\x00" + len(body).to_bytes(4, "big") + body
-    pdu = A_ASSOCIATE_AC()
-    try:
-        pdu.decode(octets)
-        answer: Any = pdu.to_primitive()
-        results = [
-            (c.context_id, c.result, [str(s) for s in c.transfer_syntax])
-            for c in answer.presentation_context_definition_results_list
-        ]
-        items = list(answer.user_information)
-    except Exception as error:  # noqa: BLE001 (a library's decoder on a stranger's octets)
-        raise protocol_error(f"an A-ASSOCIATE-AC that cannot be read ({type(error).__name__})") from None
-    offered = {p.context_id: p for p in proposals}
+    """Given an A-ASSOCIATE-AC's body (PS3.8 Table 9-17), return what it grants of what was proposed. Raises Ended."""
+    if len(body) < _FIXED_PART:
+        raise protocol_error("an A-ASSOCIATE-AC that is too short")
+    proposed = {p.context_id: p for p in proposals}
     contexts: dict[tuple[str, str], int] = {}
     seen: set[int] = set()
-    for context_id, result, syntaxes in results:
-        proposal = offered.get(context_id)
-        if proposal is None or context_id in seen:
-            raise protocol_error(f"an answer to presentation context {context_id}, not proposed or answered twice")
-        seen.add(context_id)
-        if result == 0:
-            if syntaxes != [proposal.transfer_syntax_uid]:
-                raise protocol_error(f"presentation context {context_id} accepted with a transfer syntax not offered")
-            contexts[proposal.sop_class_uid, proposal.transfer_syntax_uid] = context_id
-    return Accepted(contexts, _max_length(items), _window(items, peer), _implementation(items))
+    user: dict[int, bytes] = {}
+    for kind, value in _items(body[_FIXED_PART:]):
+        if kind == _ANSWERED_CONTEXT:
+            _take_context(value, proposed, seen, contexts)
+        elif kind == _USER_INFORMATION:
+            user.update(_items(value))
+    max_pdu = _max_pdu(user)
+    return Accepted(contexts, max_pdu, _window(peer.async_window, user), _implementation(user))
 
 
-def _max_length(items: Sequence[Any]) -> int:
-    length = next((int(i.maximum_length_received or 0) for i in items if isinstance(i, MaximumLengthNotification)), 0)
-    if 0 < length < 8:
-        raise protocol_error(f"a maximum PDU length of {length}, in which nothing fits")
-    return length
+def _items(octets: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(octets):
+        if at + 4 > len(octets):
+            raise protocol_error("an A-ASSOCIATE-AC that ends within an item")
+        kind, length = struct.unpack_from(">BxH", octets, at)
+        end = at + 4 + length
+        if end > len(octets):
+            raise protocol_error(f"an A-ASSOCIATE-AC with an item of {length} octets that it cannot hold")
+        yield kind, octets[at + 4 : end]
+        at = end
 
 
-def _window(items: Sequence[Any], peer: Peer) -> int:
-    """The smaller of what was asked and granted; 0 stands for no limit on either side."""
-    if peer.async_window == 1:
+def _take_context(
+    value: bytes, proposed: dict[int, Proposal], seen: set[int], contexts: dict[tuple[str, str], int]
+) -> None:
+    if len(value) < 4:
+        raise protocol_error("a presentation context answered in too few octets")
+    context_id, result = value[0], value[2]
+    if len(seen) >= MAX_CONTEXTS:
+        raise protocol_error(f"more than {MAX_CONTEXTS} presentation contexts answered")
+    if context_id in seen:
+        raise protocol_error(f"presentation context {context_id} answered twice")
+    seen.add(context_id)
+    proposal = proposed.get(context_id)
+    if proposal is None:
+        raise protocol_error(f"presentation context {context_id} answered, which was not proposed")
+    if result != 0:
+        # What else a rejected context says has no meaning (PS3.8 9.3.3.2).
+        return
+    syntaxes = [_text(v) for kind, v in _items(value[4:]) if kind == _TRANSFER_SYNTAX]
+    if syntaxes == [proposal.transfer_syntax_uid]:
+        # With another syntax than the one proposed for it, it carries nothing of ours.
+        contexts[proposal.sop_class_uid, proposal.transfer_syntax_uid] = context_id
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0 ").decode("latin-1")[:64]
+
+
+def _max_pdu(user: dict[int, bytes]) -> int:
+    value = user.get(_MAXIMUM_LENGTH)
+    if value is None:
+        return _UNSAID_PDU
+    if len(value) != 4:
+        raise protocol_error(f"a Maximum Length of {len(value)} octets; it has 4")
+    found = int.from_bytes(value, "big")
+    if 0 < found < _SHORTEST_PDU:
+        raise protocol_error(f"a maximum length of {found} octets, into which no data fits")
+    return found
+
+
+def _window(proposed: int, user: dict[int, bytes]) -> int:
+    """The number of operations we may invoke (PS3.7 D.3.3.3.2): never more than was proposed, and 1 where it is unsaid."""
+    value = user.get(_ASYNCHRONOUS_OPERATIONS)
+    if value is None or proposed == 1:
         return 1
-    for item in items:
-        if isinstance(item, AsynchronousOperationsWindowNegotiation):
-            granted = int(item.maximum_number_operations_invoked)
-            if not granted or not peer.async_window:
-                return granted or peer.async_window
-            return min(granted, peer.async_window)
-    return 1
+    if len(value) != 4:
+        raise protocol_error(f"an Asynchronous Operations Window of {len(value)} octets; it has 4")
+    invoked = int.from_bytes(value[:2], "big")
+    return min(proposed, invoked) if proposed and invoked else proposed or invoked
 
 
-def _implementation(items: Sequence[Any]) -> str:
-    for item in items:
-        if isinstance(item, ImplementationVersionNameNotification):
-            return str(item.implementation_version_name or "")
-    for item in items:
-        if isinstance(item, ImplementationClassUIDNotification):
-            return str(item.implementation_class_uid or "")
-    return ""
+def _implementation(user: dict[int, bytes]) -> str:
+    name = user.get(_IMPLEMENTATION_VERSION_NAME) or user.get(_IMPLEMENTATION_CLASS_UID) or b""
+    return _text(name)

@@ -43,6 +43,8 @@ class Script:
     """Abort whenever this SOP Instance UID has arrived."""
     on_accept: str | None = None
     """Instead of A-ASSOCIATE-AC: silence, garbage, close, huge, half, abort."""
+    collide: bool = False
+    """Ask for a release of its own when it is asked for one."""
     octets_per_second: float | None = None
     tls: ssl.SSLContext | None = None
     raw_answer: Callable[[bytes], bytes] | None = None
@@ -76,6 +78,7 @@ class Peer:
     requests: int = 0
     """A-ASSOCIATE-RQs."""
     aborts: int = 0
+    collisions: int = 0
     releases: int = 0
     proposed: list[list[tuple[int, str, tuple[str, ...]]]] = field(default_factory=list)
     user_information: list[dict[int, bytes]] = field(default_factory=list)
@@ -206,6 +209,12 @@ class Session:
             raise Gone
         if kind == RELEASE_RQ:
             self._peer.releases += 1
+            if self._script.collide:
+                self._wire.sendall(pdu(RELEASE_RQ, b"\0" * 4))
+                kind, length = self._read(6)[0], 4
+                assert kind == RELEASE_RP
+                self._read(length)
+                self._peer.collisions += 1
             self._wire.sendall(pdu(RELEASE_RP, b"\0" * 4))
             raise Gone
         return kind, body

@@ -89,6 +89,56 @@ def test_message_ids_wrap_and_pass_over_those_outstanding(tmp_path: Path, monkey
     assert len(watch.answers) == 12
 
 
+def test_a_release_collision_is_answered_and_waited_out(tmp_path: Path) -> None:
+    with scripted.scripted(Script(collide=True)) as receiver:
+        end, watch = sent(SENDER, receiver, study(tmp_path, 2))
+    assert (end.end, end.sentence, len(watch.answers)) == (End.RELEASED, "", 2)
+    assert receiver.collisions == 1
+
+
+def _fed(*bodies: bytes) -> list[messages.StoreResponse]:
+    reader = messages.ResponseReader()
+    return [response for body in bodies for response in reader.feed(body)]
+
+
+_COMMAND = scripted.response(7, 0xB006, b"1.2\0", b"1.2.3\0", "discarded")
+
+
+def test_a_response_in_one_value_in_several_and_two_in_one_pdu() -> None:
+    whole = scripted.data_pdu(1, _COMMAND)[6:]
+    [response] = _fed(whole)
+    assert (response.message_id, response.status, response.sop_instance_uid) == (7, 0xB006, "1.2.3")
+    assert (response.error_comment, response.offending_elements) == ("discarded", (0x00100010,))
+    first, rest = scripted.data_pdu(1, _COMMAND[:20], 1)[6:], scripted.data_pdu(1, _COMMAND[20:], 3)[6:]
+    assert _fed(first, rest) == _fed(first + rest) == [response]
+    assert _fed(whole + whole) == [response, response]
+    empty = scripted.data_pdu(1, b"", 1)[6:]
+    assert _fed(empty + whole) == [response]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (scripted.data_pdu(1, b"data", 2)[6:], "a data set where a response was due"),
+        (scripted.data_pdu(1, _COMMAND)[6:-1], "does not fit its PDU"),
+        (b"\0\0\0", "cut short"),
+        (b"\0\0\0\1\1\3", "does not fit its PDU"),
+        (scripted.data_pdu(1, _COMMAND[:-3])[6:], "does not fit its command set"),
+        (
+            scripted.data_pdu(1, scripted.response(7, 0, b"", b"", command=0x8030))[6:],
+            "something else than a C-STORE-RSP",
+        ),
+        (scripted.data_pdu(1, _COMMAND.replace(b"\1\1", b"\0\0", 1))[6:], "with a data set"),
+        (scripted.data_pdu(1, b"x" * 70_000, 1)[6:], "without end"),
+    ],
+)
+def test_what_is_no_response_is_said_to_be_none(body: bytes, said: str) -> None:
+    from examsend.dimse.ended import Ended
+
+    with pytest.raises(Ended, match=said):
+        _fed(body)
+
+
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 

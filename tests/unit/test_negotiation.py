@@ -1,0 +1,88 @@
+"""A-ASSOCIATE as we write and read it, against the library's own reading and writing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+
+from examsend.dimse import negotiation
+from examsend.dimse.contexts import Proposal
+from examsend.dimse.ended import Ended
+from examsend.facts import Peer, UserIdentity
+from tests.peers.scripted import pdu
+
+PROPOSALS = (
+    Proposal(1, "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"),
+    Proposal(3, "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.2"),
+)
+
+
+def test_the_library_reads_what_we_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("passcode")
+    peer = Peer(
+        "h", 104, "ARCHIVE", "EXAMSEND", async_window=5, user_identity=UserIdentity(2, "name", str(tmp_path / "secret"))
+    )
+    read = A_ASSOCIATE_RQ()
+    read.decode(negotiation.request(peer, PROPOSALS))
+    asked = read.to_primitive()
+    assert (asked.called_ae_title, asked.calling_ae_title) == ("ARCHIVE", "EXAMSEND")
+    found = [
+        (c.context_id, c.abstract_syntax, tuple(c.transfer_syntax)) for c in asked.presentation_context_definition_list
+    ]
+    assert found == [(p.context_id, p.sop_class_uid, (p.transfer_syntax_uid,)) for p in PROPOSALS]
+    items = {type(i).__name__: i for i in asked.user_information}
+    assert items["MaximumLengthNotification"].maximum_length_received == peer.max_pdu
+    assert items["AsynchronousOperationsWindowNegotiation"].maximum_number_operations_invoked == 5
+    identity = items["UserIdentityNegotiation"]
+    assert (identity.primary_field, identity.secondary_field) == (b"name", b"passcode")
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return bytes((kind, 0)) + len(value).to_bytes(2, "big") + value
+
+
+def _context(context_id: int, result: int, syntax: str) -> bytes:
+    return _item(0x21, bytes((context_id, 0, result, 0)) + _item(0x40, syntax.encode()))
+
+
+def _body(*items: bytes) -> bytes:
+    return b"\0" * 68 + b"".join(items)
+
+
+PEER = Peer("h", 104, "A", "B", async_window=0)
+
+
+def test_what_is_granted() -> None:
+    user = _item(0x50, _item(0x51, b"\0\0\x40\0") + _item(0x53, b"\0\7\0\1") + _item(0x55, b"ARCHIVE_1"))
+    found = negotiation.accepted(
+        _body(_context(1, 0, "1.2.840.10008.1.2.1"), _context(3, 3, ""), user), PEER, PROPOSALS
+    )
+    assert found.contexts == {("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"): 1}
+    assert (found.max_length, found.window, found.implementation) == (16384, 7, "ARCHIVE_1")
+
+
+def test_a_context_accepted_with_another_syntax_carries_nothing() -> None:
+    assert negotiation.accepted(_body(_context(1, 0, "1.2.840.10008.1.2.4.50")), PEER, PROPOSALS).contexts == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\0" * 67,
+        _body(b"\x21\0\0\7abc"),
+        _body(b"\x21\0"),
+        _body(_item(0x21, b"\1")),
+        _body(_context(5, 0, "1.2")),
+        _body(_context(1, 0, "1.2"), _context(1, 0, "1.2")),
+        _body(_item(0x50, _item(0x51, b"\0"))),
+        _body(_item(0x50, _item(0x51, b"\0\0\0\7"))),
+        _body(_item(0x50, _item(0x53, b"\0"))),
+    ],
+)
+def test_an_answer_that_breaks_the_rules_is_said_to(body: bytes) -> None:
+    with pytest.raises(Ended):
+        negotiation.accepted(body, PEER, PROPOSALS)
+    assert pdu(2, body)
