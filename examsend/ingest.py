@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -100,8 +100,12 @@ def run(
         mounts = _Mounts()
         files = itertools.chain.from_iterable(_walk(root, counts, recursive=recursive) for root in roots)
         ids = [d.id for d in routed]
-        for chunk, known in _looked_up(database, files, ids, settings.ingest_chunk):
-            _chunk(database, settings, chunk, known, routed, counts, mounts, accept_incomplete=accept_incomplete)
+        for known in _looked_up(database, files, ids):
+            left = _to_open(known, counts, accept_incomplete=accept_incomplete)
+            for at in range(0, len(left), settings.ingest_chunk):
+                chunk = left[at : at + settings.ingest_chunk]
+                _chunk(database, settings, chunk, routed, counts, mounts, accept_incomplete=accept_incomplete)
+                progress(counts.seen, counts.new, counts.octets)
             progress(counts.seen, counts.new, counts.octets)
     return IngestResult(
         **{f.name: getattr(counts, f.name) for f in fields(_Counts) if isinstance(getattr(counts, f.name), int)},
@@ -188,28 +192,40 @@ class _Mounts:
         return self._of[directory]
 
 
+_LOOKED_UP = 2000
+"""Files looked up at once: more than are registered at once, as a look-up locks nothing and its round trip is what counts."""
+
 _AHEAD = 2
-"""Chunks being looked up while another is worked on."""
+"""Look-ups under way while the files of another are worked on."""
 
 
 def _looked_up(
-    database: engine.Database, files: Iterator[seen.Stamp], destination_ids: Sequence[int], size: int
-) -> Iterator[tuple[list[seen.Stamp], seen.Seen]]:
-    """The files in chunks, each with what is known of it. The database looks one up while the next is walked: that is what
-    a second run over a directory waits for."""
+    database: engine.Database, files: Iterator[seen.Stamp], destination_ids: Sequence[int]
+) -> Iterator[seen.Seen]:
+    """What is known of the files, some at a time. The database looks them up while the next are walked: that is what a
+    second run over a directory waits for."""
 
-    def look_up(chunk: Sequence[seen.Stamp]) -> seen.Seen:
-        return database.run(lambda tx: seen.seen(tx, chunk, destination_ids))
+    def look_up(group: Sequence[seen.Stamp]) -> seen.Seen:
+        return database.run(lambda tx: seen.seen(tx, group, destination_ids))
 
     with ThreadPoolExecutor(1, thread_name_prefix="seen") as pool:
-        asked: deque[tuple[list[seen.Stamp], Future[seen.Seen]]] = deque()
-        for chunk in iter(lambda: list(itertools.islice(files, size)), []):
-            asked.append((chunk, pool.submit(look_up, chunk)))
+        asked: deque[Future[seen.Seen]] = deque()
+        for group in iter(lambda: list(itertools.islice(files, _LOOKED_UP)), []):
+            asked.append(pool.submit(look_up, group))
             if len(asked) > _AHEAD:
-                looked, answer = asked.popleft()
-                yield looked, answer.result()
-        for looked, answer in asked:
-            yield looked, answer.result()
+                yield asked.popleft().result()
+        for answer in asked:
+            yield answer.result()
+
+
+def _to_open(known: seen.Seen, counts: _Counts, *, accept_incomplete: bool) -> list[seen.Stamp]:
+    """Count the files that need not be opened, return the others."""
+    counts.known += known.known
+    if accept_incomplete:
+        return known.new + known.rejected
+    counts.rejected += len(known.rejected)
+    counts.rejections += [Warned(f.path, "rejected by an earlier pass, and unchanged since") for f in known.rejected]
+    return known.new
 
 
 # --- one chunk --------------------------------------------------------------------------------------------------------
@@ -225,27 +241,17 @@ def _chunk(
     database: engine.Database,
     settings: Settings,
     files: Sequence[seen.Stamp],
-    known: seen.Seen,
     routed: Sequence[destinations.Destination],
     counts: _Counts,
     mounts: _Mounts,
     *,
     accept_incomplete: bool,
 ) -> None:
-    """Open what is not known, register it: one short transaction, and no file is read inside it."""
+    """Open files, register them: one short transaction, and no file is read inside it."""
     ids = [d.id for d in routed]
-    counts.known += len(known.known)
-    rejected_before: Iterable[seen.Stamp] = ()
-    if accept_incomplete:
-        known = seen.Seen(known.known, frozenset())
-    else:
-        rejected_before = [f for f in files if f.path in known.rejected]
-    counts.rejected += len(known.rejected)
-    counts.rejections += [Warned(f.path, "rejected by an earlier pass, and unchanged since") for f in rejected_before]
     opened = _Opened()
     for file in files:
-        if file.path not in known.known and file.path not in known.rejected:
-            _open(settings, file, opened, counts, mounts, accept_incomplete=accept_incomplete)
+        _open(settings, file, opened, counts, mounts, accept_incomplete=accept_incomplete)
     if not opened.arrivals and not opened.rejections:
         return
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
 from examsend.paths import to_text
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """A file as the directory shows it: absolute path, octets, modification time in nanoseconds."""
 
     path: str
@@ -19,20 +19,24 @@ class Stamp:
     mtime_ns: int
 
 
-# LATERAL and OFFSET 0 make it one look into the index for each file: a planner that knows a young table badly would read all
-# of it for each chunk.
-_REGISTERED = text("""
-    SELECT w.n, f.destination
+# What is left, not what is known: a second run over a directory then fetches nothing. OFFSET 0 keeps it at one look into the
+# index for each file: a planner that knows a young table badly would read all of it for each group of files. The destination
+# stays outside of it for the same reason: inside, it would offer the planner a second and far worse index.
+_LEFT = text("""
+    SELECT w.n
     FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
          WITH ORDINALITY w (path, size, mtime, n)
-    CROSS JOIN LATERAL (
-        SELECT i.destination_id AS destination FROM exam_batch_instances i
-        WHERE i.file_path = w.path AND i.file_size = w.size AND i.file_mtime_ns = w.mtime
-        UNION ALL
-        SELECT i.destination_id FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
-        WHERE a.file_path = w.path AND a.file_size = w.size AND a.file_mtime_ns = w.mtime
-        OFFSET 0) f
-    WHERE f.destination = ANY(CAST(:destinations AS bigint[]))
+    WHERE cardinality(CAST(:destinations AS bigint[])) > (
+        SELECT count(DISTINCT f.destination_id)
+        FROM (SELECT i.destination_id FROM exam_batch_instances i
+              WHERE i.file_path = w.path AND i.file_size = w.size AND i.file_mtime_ns = w.mtime
+              UNION ALL
+              SELECT i.destination_id
+              FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
+              WHERE a.file_path = w.path AND a.file_size = w.size AND a.file_mtime_ns = w.mtime
+              OFFSET 0) f
+        WHERE f.destination_id = ANY(CAST(:destinations AS bigint[])))
+    ORDER BY w.n
 """)
 
 _REJECTED = text("""
@@ -55,25 +59,25 @@ def _arrays(files: Sequence[Stamp]) -> dict[str, list[str] | list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Which of the files asked about need not be opened."""
+    """Of the files asked about: those to be opened, and those to be passed over."""
 
-    known: frozenset[str]
-    """Registered for every one of the destinations."""
-    rejected: frozenset[str]
-    """Rejected before, and unchanged since."""
+    new: list[Stamp]
+    """Not registered for every one of the destinations."""
+    rejected: list[Stamp]
+    """Not registered either, but rejected before and unchanged since."""
+    known: int
+    """How many are registered for all of them."""
 
 
 def seen(tx: Connection, files: Sequence[Stamp], destination_ids: Sequence[int]) -> Seen:
-    """Given files and destinations, return which were registered for all of them and which were rejected before."""
-    arrays = _arrays(files)
-    have: dict[int, set[int]] = {}
-    for row in tx.execute(_REGISTERED, {**arrays, "destinations": list(destination_ids)}):
-        have.setdefault(row.n, set()).add(row.destination)
-    wanted = set(destination_ids)
-    known = frozenset(files[n - 1].path for n, destinations in have.items() if destinations >= wanted)
-    left = [f for f in files if f.path not in known]
-    rejected = frozenset(left[row.n - 1].path for row in tx.execute(_REJECTED, _arrays(left))) if left else frozenset()
-    return Seen(known, rejected)
+    """Given files and destinations, return which of them have been seen, in the order given."""
+    left = [files[n - 1] for n in tx.scalars(_LEFT, {**_arrays(files), "destinations": list(destination_ids)})]
+    before = {left[n - 1] for n in tx.scalars(_REJECTED, _arrays(left))} if left else set()
+    return Seen(
+        new=[f for f in left if f not in before],
+        rejected=[f for f in left if f in before],
+        known=len(files) - len(left),
+    )
 
 
 @dataclass(frozen=True, slots=True)
