@@ -23,8 +23,8 @@ from bench import common
 from examsend import dicomfile
 from examsend.demo import samples
 from examsend.dimse import contexts, messages, negotiation
-from examsend.facts import Answer, End, Item, NotOffered, Peer, Verdict
 from examsend.senders.native import NativeSender
+from examsend.transfer import Answer, End, Item, NotOffered, Peer, Verdict
 from tests.peers import scripted
 
 

@@ -30,7 +30,7 @@ def main() -> None:
 def _run() -> int:
     from examsend.cli import app
     from examsend.errors import ExamsendError
-    from examsend.terminal import clean
+    from examsend.report.terminal import clean
 
     try:
         returned = app(standalone_mode=False, prog_name="examsend")

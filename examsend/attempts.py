@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from examsend.batches import Claim
-from examsend.facts import AssociationEnd
+from examsend.transfer import AssociationEnd
 
 _OPEN = text("""
     INSERT INTO send_attempts (batch_id, destination_id, attempt_id, association, host, pid, sender)

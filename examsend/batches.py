@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, exc, text
 
-from examsend.db.schema import UNSENT
 from examsend.errors import ForbiddenTransition, LostClaim
+from examsend.states import UNSENT
 
 TRANSITIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "reopen": (("READY",), "PENDING"),  # a late instance, and no attempt yet

@@ -23,11 +23,11 @@ from examsend.db.engine import Connection, Database
 from examsend.destinations import Destination
 from examsend.dimse.contexts import partition
 from examsend.errors import DatabaseUnavailable
-from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Problem, Verdict
 from examsend.instances import Record, Unsent
 from examsend.outcomes import Effect, Judgement
 from examsend.recorder import Recorder
 from examsend.senders.base import Sender
+from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Problem, Verdict
 
 log = logging.getLogger("examsend.delivery")
 

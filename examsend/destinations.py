@@ -13,10 +13,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, exc, text
 
-from examsend.db.schema import LATE_POLICIES, ON_INCOMPLETE, SENDERS
 from examsend.errors import Refused, UsageError
-from examsend.facts import Peer, Tls, UserIdentity
 from examsend.outcomes import Effect, back_off
+from examsend.states import LATE_POLICIES, ON_INCOMPLETE, SENDERS
+from examsend.transfer import Peer, Tls, UserIdentity
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from examsend.config import Settings
-from examsend.db import server
+from examsend.db import probe
 from examsend.results import FinalizeResult
 
 
@@ -21,8 +21,8 @@ def run(
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
-    with server.serving(settings) as (url, _):
-        if not (studies or batch_ids) and server.nothing_in(url, "PENDING"):
+    with probe.serving(settings) as (url, _):
+        if not (studies or batch_ids) and probe.nothing_in(url, "PENDING"):
             return FinalizeResult((), (), dry_run)
         # Imported once something may be complete: an idle pass should not pay for it.
         from examsend import finalizing

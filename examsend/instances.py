@@ -9,9 +9,9 @@ from sqlalchemy import Connection, text
 
 from examsend import batches
 from examsend.dicomfile import DicomFile
-from examsend.facts import Item
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.paths import from_text, to_text
+from examsend.transfer import Item
 
 # --- registered -------------------------------------------------------------------------------------------------------
 

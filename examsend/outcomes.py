@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from examsend.facts import Answer, AssociationEnd, End, NotOffered, Problem
+from examsend.transfer import Answer, AssociationEnd, End, NotOffered, Problem
 
 
 class Effect(StrEnum):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from examsend.config import Settings
-from examsend.db import engine, migrate
-from examsend.db import schema as shape
+from examsend.db import engine, migrate, probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ def upgrade(settings: Settings) -> SchemaResult:
     """Bring the schema up to date. Raises ConfigError, DatabaseUnavailable."""
     with engine.opened(settings, check=False) as database:
         before, after = migrate.upgrade(database)
-        return SchemaResult(before, after, shape.HEAD, database.version(), database.embedded)
+        return SchemaResult(before, after, probe.HEAD, database.version(), database.embedded)
 
 
 def current(settings: Settings) -> SchemaResult:
@@ -43,7 +42,7 @@ def current(settings: Settings) -> SchemaResult:
     with engine.opened(settings, check=False) as database:
         with database.transaction() as tx:
             revision = migrate.current(tx)
-        return SchemaResult(revision, revision, shape.HEAD, database.version(), database.embedded)
+        return SchemaResult(revision, revision, probe.HEAD, database.version(), database.embedded)
 
 
 def check(settings: Settings) -> SchemaResult:
@@ -52,4 +51,4 @@ def check(settings: Settings) -> SchemaResult:
         with database.transaction() as tx:
             revision = migrate.current(tx)
         found = tuple(d.what for d in migrate.differences(database)) if revision else ()
-        return SchemaResult(revision, revision, shape.HEAD, database.version(), database.embedded, found)
+        return SchemaResult(revision, revision, probe.HEAD, database.version(), database.embedded, found)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from examsend.config import Settings
-from examsend.db import server
+from examsend.db import probe
 from examsend.results import SendResult
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def run(
 
     Raises UsageError for a destination that does not exist.
     """
-    with server.serving(settings) as (url, _):
-        if destination is None and server.nothing_in(url, "READY", "SENDING"):
+    with probe.serving(settings) as (url, _):
+        if destination is None and probe.nothing_in(url, "READY", "SENDING"):
             return SendResult((), (), (), stopped=stop(), seconds=0.0)
         # Imported once there may be something to send: an idle pass should not pay for it.
         from examsend import sending

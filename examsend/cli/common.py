@@ -106,12 +106,12 @@ def _show(session: Session, result: object) -> None:
     code = int(getattr(result, "needs_person", False))
     if session.json or not session.quiet or code:
         # Imported only where there is something to show: an idle pass with -q should not pay for it.
-        from examsend import report
+        from examsend.report import text
 
         if session.json:
-            sys.stdout.write(report.as_json(result) + "\n")
+            sys.stdout.write(text.as_json(result) + "\n")
         else:
-            report.to_console(result)
+            text.to_console(result)
     if code:
         raise typer.Exit(code)
 

@@ -25,16 +25,16 @@ def register(app: typer.Typer) -> None:
         """Watch the whole chain work: embedded database, sample studies, the real passes, a receiver that stores."""
         import logging
 
-        from examsend import report
         from examsend.demo import run
-        from examsend.terminal import clean
+        from examsend.report import text
+        from examsend.report.terminal import clean
 
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
         result = run.run(directory, to=to, say=lambda line: typer.echo(clean(line), err=True))
         if as_json:
-            typer.echo(report.as_json(result))
+            typer.echo(text.as_json(result))
         else:
-            report.to_console(result)
+            text.to_console(result)
         if code := int(result.needs_person):
             raise typer.Exit(code)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from examsend.terminal import clean
+from examsend.report.terminal import clean
 
 if TYPE_CHECKING:
     from examsend.batches import Claim

@@ -15,8 +15,8 @@ from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine, create_engine, event, exc, make_url, text
 
 from examsend.config import Settings
-from examsend.db import schema
-from examsend.db.server import serving
+from examsend.db import probe
+from examsend.db.probe import serving
 from examsend.errors import ConfigError, DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def opened(settings: Settings, *, check: bool = True) -> Iterator[Database]:
         try:
             revision = _reach(engine, settings.database_wait)
             database = Database(engine, is_embedded, settings.database_wait)
-            if check and revision != schema.HEAD:
+            if check and revision != probe.HEAD:
                 _require(database, revision)
             yield database
         finally:
@@ -194,9 +194,9 @@ def _require(database: Database, revision: str | None) -> None:
         raise ConfigError("the database has no examsend schema yet: run `examsend db upgrade`")
     elif migrate.is_known(revision):
         raise ConfigError(
-            f"the database's schema is {revision}, this examsend needs {schema.HEAD}: run `examsend db upgrade`"
+            f"the database's schema is {revision}, this examsend needs {probe.HEAD}: run `examsend db upgrade`"
         )
     else:
         raise ConfigError(
-            f"the database's schema is {revision}, newer than this examsend knows ({schema.HEAD}): upgrade examsend"
+            f"the database's schema is {revision}, newer than this examsend knows ({probe.HEAD}): upgrade examsend"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, text
 
-from examsend.db import schema
+from examsend.db import probe
 from examsend.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         before = current(connection)
         if before is not None and not is_known(before):
-            raise ConfigError(f"the database's schema is {before}, newer than this examsend knows ({schema.HEAD})")
+            raise ConfigError(f"the database's schema is {before}, newer than this examsend knows ({probe.HEAD})")
         command.upgrade(_config(connection), revision)
         return before, current(connection)
 

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Double
 
-from examsend.db.schema import BATCH_STATES, INSTANCE_OUTCOMES, LATE_POLICIES, ON_INCOMPLETE, SENDERS
+from examsend.states import BATCH_STATES, INSTANCE_OUTCOMES, LATE_POLICIES, ON_INCOMPLETE, SENDERS
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:

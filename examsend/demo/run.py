@@ -55,7 +55,7 @@ class DemoResult:
 
     def rendered(self) -> list[Any]:
         """Return what people read."""
-        from examsend.report import amount, table
+        from examsend.report.text import amount, table
 
         rows = [
             (
@@ -133,7 +133,7 @@ def _chain(
     receiving: receiver.Receiver | None,
     say: Callable[[str], None],
 ) -> DemoResult:
-    from examsend.report import rendered
+    from examsend.report.text import rendered
 
     def told(command: str, result: object) -> None:
         say(f"$ examsend {command}")

@@ -18,7 +18,7 @@ from examsend.dimse.ended import Ended, protocol_error
 from examsend.dimse.payload import Payload, Unusable
 from examsend.dimse.wire import Wire, connect
 from examsend.errors import ConfigError
-from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, Verdict
+from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, Verdict
 
 _BUFFER = 4 << 20
 """Octets of a file held at once: most instances whole."""

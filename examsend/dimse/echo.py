@@ -8,7 +8,7 @@ from typing import Any
 
 from examsend.dimse import identity, tls, words
 from examsend.errors import ConfigError
-from examsend.facts import Peer
+from examsend.transfer import Peer
 
 _VERIFICATION = "1.2.840.10008.1.1"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from examsend.facts import End
+from examsend.transfer import End
 
 
 class Ended(Exception):

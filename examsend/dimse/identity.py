@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from examsend.errors import ConfigError
-from examsend.facts import UserIdentity
+from examsend.transfer import UserIdentity
 
 IMPLEMENTATION_CLASS_UID = "2.25.134973446283937270573968137498117519761"
 """Of this implementation; a UUID made once (PS3.5 B.2)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from examsend.dimse import identity
 from examsend.dimse.contexts import MAX_CONTEXTS, Proposal
 from examsend.dimse.ended import protocol_error
-from examsend.facts import Peer
+from examsend.transfer import Peer
 
 _APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from examsend.errors import FileProblem
-from examsend.facts import Item, Problem
+from examsend.transfer import Item, Problem
 
 
 class Unusable(Exception):

@@ -7,7 +7,7 @@ import hmac
 import ssl
 
 from examsend.errors import ConfigError
-from examsend.facts import Tls
+from examsend.transfer import Tls
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
 """For TLS 1.2; those of 1.3 are all of BCP 195's kind."""

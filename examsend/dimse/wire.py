@@ -19,7 +19,7 @@ from typing import Any
 from examsend.dimse import tls
 from examsend.dimse.ended import Ended
 from examsend.errors import ConfigError
-from examsend.facts import End, Peer
+from examsend.transfer import End, Peer
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)

@@ -10,36 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from examsend.facts import (
-    Answer as Answer,
-)
-from examsend.facts import (
-    AssociationEnd as AssociationEnd,
-)
-from examsend.facts import (
-    End as End,
-)
-from examsend.facts import (
-    Item as Item,
-)
-from examsend.facts import (
-    NotOffered as NotOffered,
-)
-from examsend.facts import (
-    Peer as Peer,
-)
-from examsend.facts import (
-    Problem as Problem,
-)
-from examsend.facts import (
-    Tls as Tls,
-)
-from examsend.facts import (
-    UserIdentity as UserIdentity,
-)
-from examsend.facts import (
-    Verdict as Verdict,
-)
+from examsend.transfer import Answer as Answer
+from examsend.transfer import AssociationEnd as AssociationEnd
+from examsend.transfer import End as End
+from examsend.transfer import Item as Item
+from examsend.transfer import NotOffered as NotOffered
+from examsend.transfer import Peer as Peer
+from examsend.transfer import Problem as Problem
+from examsend.transfer import Tls as Tls
+from examsend.transfer import UserIdentity as UserIdentity
+from examsend.transfer import Verdict as Verdict
 
 
 class Watcher(Protocol):

@@ -29,8 +29,8 @@ from examsend.dimse import contexts, identity, tls, words
 from examsend.dimse.payload import Payload, Unusable
 from examsend.dimse.wire import unacknowledged
 from examsend.errors import ConfigError
-from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, Verdict
 from examsend.senders.base import Capabilities, Watcher
+from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, Verdict
 
 _QUEUED = 4
 """P-DATA in pynetdicom's queue at most: its memory is bounded by it."""

@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from examsend import batches
 from examsend.db import engine
-from examsend.db.schema import BATCH_STATES
 from examsend.errors import ForbiddenTransition, LostClaim
+from examsend.states import BATCH_STATES
 from tests.helpers import execute, one, rows
 
 ATTEMPT = uuid.uuid4()

@@ -6,8 +6,7 @@ import pytest
 
 from examsend import schema
 from examsend.config import Settings
-from examsend.db import engine, migrate
-from examsend.db import schema as shape
+from examsend.db import engine, migrate, probe
 from examsend.db.tables import Base
 from examsend.errors import ConfigError
 from tests.helpers import execute, rows
@@ -20,18 +19,18 @@ def _head() -> str | None:
 
 
 def test_the_revision_the_code_asks_for_is_the_newest_migration() -> None:
-    assert _head() == shape.HEAD
+    assert _head() == probe.HEAD
 
 
 def test_migrations_make_what_the_models_say_and_take_it_back(empty_database_url: str) -> None:
     settings = Settings(database_url=empty_database_url)
     with engine.opened(settings, check=False) as database:
-        assert migrate.upgrade(database) == (None, shape.HEAD)
+        assert migrate.upgrade(database) == (None, probe.HEAD)
         assert migrate.differences(database) == []
         migrate.downgrade(database, "base")
         left = rows(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         assert [row[0] for row in left] == ["alembic_version"]
-        assert migrate.upgrade(database) == (None, shape.HEAD)
+        assert migrate.upgrade(database) == (None, probe.HEAD)
 
 
 def test_check_constraints_are_the_models_own(database: engine.Database) -> None:

@@ -16,7 +16,7 @@ from examsend import dicomfile, senders
 from examsend.demo import samples
 from examsend.dimse import contexts
 from examsend.errors import LostClaim
-from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, UserIdentity, Verdict
+from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, UserIdentity, Verdict
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Peer as Receiver
 from tests.peers.scripted import Script, scripted

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from examsend.demo import samples
 from examsend.dimse import messages
-from examsend.facts import End, Item, Peer, Tls
 from examsend.senders.native import NativeSender
+from examsend.transfer import End, Item, Peer, Tls
 from tests.peers import dcmtk, scripted
 from tests.peers.scripted import Script
 from tests.senders.test_conformance import Watch, items_of, peer_of, sent, study

@@ -10,7 +10,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from examsend.dimse import negotiation
 from examsend.dimse.contexts import Proposal
 from examsend.dimse.ended import Ended
-from examsend.facts import Peer, UserIdentity
+from examsend.transfer import Peer, UserIdentity
 from tests.peers.scripted import pdu
 
 PROPOSALS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from examsend import outcomes
-from examsend.facts import Answer, AssociationEnd, End, Item, NotOffered, Problem
 from examsend.outcomes import Effect
+from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Problem
 
 ITEM = Item(1, "/f", "1", "2", "3", 0, 0, 0, b"")
 

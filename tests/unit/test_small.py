@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examsend import config, destinations, paths, terminal
+from examsend import config, destinations, paths
 from examsend.dimse import contexts, words
 from examsend.errors import ConfigError, UsageError
+from examsend.report import terminal
 
 
 def test_option_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from examsend.config import Settings
-from examsend.db import schema
+
+HEAD = "0001"
+"""The migration this version of examsend works with."""
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def nothing_in(url: str, *states: str) -> bool:
         )
         try:
             with connection.cursor() as cursor:
-                cursor.execute(question, (schema.HEAD,))
+                cursor.execute(question, (HEAD,))
                 found = cursor.fetchone()
         finally:
             connection.close()

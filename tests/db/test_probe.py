@@ -9,7 +9,7 @@ import pytest
 
 from examsend import send
 from examsend.config import Settings
-from examsend.db import engine, server
+from examsend.db import engine, probe
 from tests.helpers import execute
 
 
@@ -17,7 +17,7 @@ from tests.helpers import execute
 def test_only_what_a_pass_would_work_on_keeps_it_from_being_idle(
     database_url: str, database: engine.Database, state: str
 ) -> None:
-    assert server.nothing_in(database_url, "READY", "SENDING")
+    assert probe.nothing_in(database_url, "READY", "SENDING")
     execute(
         database,
         "INSERT INTO storage_backend_configs (name, host, port, called_aet, sender) VALUES ('d', 'h', 1, 'A', 'native')",
@@ -34,19 +34,19 @@ def test_only_what_a_pass_would_work_on_keeps_it_from_being_idle(
         "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, next_attempt_at, attempt_id,"
         f" lease_expires_at, finished_at, failure_code) VALUES ('1.2', 1, '{state}', {columns})",
     )
-    assert server.nothing_in(database_url, "READY", "SENDING") == (state not in {"READY", "SENDING"})
-    assert server.nothing_in(database_url, "PENDING") == (state != "PENDING")
+    assert probe.nothing_in(database_url, "READY", "SENDING") == (state not in {"READY", "SENDING"})
+    assert probe.nothing_in(database_url, "PENDING") == (state != "PENDING")
 
 
 def test_a_database_without_the_schema_or_out_of_reach_is_not_idle(empty_database_url: str) -> None:
-    assert not server.nothing_in(empty_database_url, "READY")
-    assert not server.nothing_in("postgresql://nobody@127.0.0.1:1/x", "READY")
-    assert not server.nothing_in("nonsense", "READY")
+    assert not probe.nothing_in(empty_database_url, "READY")
+    assert not probe.nothing_in("postgresql://nobody@127.0.0.1:1/x", "READY")
+    assert not probe.nothing_in("nonsense", "READY")
 
 
 def test_another_schema_is_not_idle(database_url: str, database: engine.Database) -> None:
     execute(database, "UPDATE alembic_version SET version_num = '9999'")
-    assert not server.nothing_in(database_url, "READY")
+    assert not probe.nothing_in(database_url, "READY")
 
 
 def test_an_idle_pass_imports_neither_toolkit_nor_dicom_library(settings: Settings) -> None:

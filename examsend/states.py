@@ -1,12 +1,6 @@
-"""Names the schema shares with the code that moves batches: states, outcomes, policies, the newest revision.
-
-Light on purpose: a pass imports this, not the models.
-"""
+"""Names the schema shares with the code that moves batches: states, outcomes, policies."""
 
 from __future__ import annotations
-
-HEAD = "0001"
-"""The migration this version of examsend works with."""
 
 BATCH_STATES = ("PENDING", "READY", "SENDING", "SENT", "FAILED")
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from examsend.destination import Changed, Destinations, Echoed, Shown
 from examsend.destinations import Destination
 from examsend.ingest import IngestResult
+from examsend.report.terminal import clean
 from examsend.results import FinalizeResult, SendResult
 from examsend.retry import RetryResult
 from examsend.schema import SchemaResult
 from examsend.senders.base import Capabilities
 from examsend.status import BatchStatus, StatusResult, span
-from examsend.terminal import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
