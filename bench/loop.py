@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench import common
-from examsend import dicomfile
 from examsend.demo import samples
+from examsend.dicom import identity
 from examsend.dimse import contexts, messages, negotiation
 from examsend.senders.native import NativeSender
 from examsend.transfer import Answer, End, Item, NotOffered, Peer, Verdict
@@ -136,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         items = []
         for n, path in enumerate(samples.ct_study(Path(name) / "ct", count)):
-            f = dicomfile.inspect(path)
+            f = identity.inspect(path)
             items.append(
                 Item(
                     n,

@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from examsend import destinations, dicomfile, instances, seen
+from examsend import destinations, instances, seen
 from examsend.config import Settings
 from examsend.db import engine
+from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Unacceptable, UsageError
 
 _UNREADABLE = "UNREADABLE"
@@ -297,7 +298,7 @@ def _open(
         counts.deferred += 1
         return
     try:
-        found = dicomfile.inspect(file.path, accept_incomplete=accept_incomplete)
+        found = identity.inspect(file.path, accept_incomplete=accept_incomplete)
     except NotDicom:
         counts.ignored += 1
     except Incomplete as problem:

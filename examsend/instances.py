@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from examsend import batches
-from examsend.dicomfile import DicomFile
+from examsend.dicom.identity import DicomFile
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.paths import from_text, to_text
 from examsend.transfer import Item

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-RLE_LOSSLESS = "1.2.840.10008.1.2.5"
+from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, RLE_LOSSLESS
+
 CT, MR, CR, US_MULTI_FRAME = (
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.4",

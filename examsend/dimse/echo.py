@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from examsend.dimse import identity, tls, words
+from examsend.dimse import implementation, tls, words
 from examsend.errors import ConfigError
 from examsend.transfer import Peer
 
@@ -34,8 +34,8 @@ def echo(peer: Peer) -> EchoResult:
     ae = AE(ae_title=peer.calling_aet)
     ae.connection_timeout, ae.acse_timeout = peer.connect_timeout, peer.accept_timeout
     ae.dimse_timeout = ae.network_timeout = peer.answer_timeout
-    ae.implementation_class_uid = identity.IMPLEMENTATION_CLASS_UID
-    ae.implementation_version_name = identity.IMPLEMENTATION_VERSION_NAME
+    ae.implementation_class_uid = implementation.IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = implementation.IMPLEMENTATION_VERSION_NAME
     ae.add_requested_context(_VERIFICATION)
     try:
         secure = None if peer.tls is None else (tls.context(peer.tls), peer.tls.server_name or peer.host)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from examsend.dimse import identity
+from examsend.dimse import implementation
 from examsend.dimse.contexts import MAX_CONTEXTS, Proposal
 from examsend.dimse.ended import protocol_error
 from examsend.transfer import Peer
@@ -75,13 +75,13 @@ def _item(kind: int, value: bytes) -> bytes:
 
 def _user_information(peer: Peer) -> bytes:
     items = _item(_MAXIMUM_LENGTH, struct.pack(">L", peer.max_pdu))
-    items += _item(_IMPLEMENTATION_CLASS_UID, identity.IMPLEMENTATION_CLASS_UID.encode())
+    items += _item(_IMPLEMENTATION_CLASS_UID, implementation.IMPLEMENTATION_CLASS_UID.encode())
     if peer.async_window != 1:
         # We invoke so many, and perform one (PS3.7 D.3.3.3.1).
         items += _item(_ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", min(peer.async_window, 0xFFFF), 1))
-    items += _item(_IMPLEMENTATION_VERSION_NAME, identity.IMPLEMENTATION_VERSION_NAME.encode())
+    items += _item(_IMPLEMENTATION_VERSION_NAME, implementation.IMPLEMENTATION_VERSION_NAME.encode())
     if peer.user_identity is not None:
-        primary, secondary = identity.fields(peer.user_identity)
+        primary, secondary = implementation.fields(peer.user_identity)
         secondary = secondary or b""
         value = bytes((peer.user_identity.kind, 0)) + struct.pack(">H", len(primary)) + primary
         items += _item(_USER_IDENTITY, value + struct.pack(">H", len(secondary)) + secondary)

@@ -99,7 +99,7 @@ class Payload:
 
     def _recode(self, target: str) -> None:
         """Prove the source first, then convert it: one object in memory, as large as its file."""
-        from examsend.dimse import recode
+        from examsend.dicom import recode
 
         buffer = memoryview(bytearray(1 << 20))
         while self.read_into(buffer):

@@ -25,7 +25,7 @@ from pynetdicom.pdu_primitives import P_DATA, UserIdentityNegotiation
 from pynetdicom.presentation import build_context
 from pynetdicom.transport import AssociationSocket
 
-from examsend.dimse import contexts, identity, tls, words
+from examsend.dimse import contexts, implementation, tls, words
 from examsend.dimse.payload import Payload, Unusable
 from examsend.dimse.wire import unacknowledged
 from examsend.errors import ConfigError
@@ -194,8 +194,8 @@ class _Run:
         ae = AE(ae_title=peer.calling_aet)
         ae.acse_timeout, ae.connection_timeout = peer.accept_timeout, peer.connect_timeout
         ae.network_timeout = ae.dimse_timeout = None
-        ae.implementation_class_uid = identity.IMPLEMENTATION_CLASS_UID
-        ae.implementation_version_name = identity.IMPLEMENTATION_VERSION_NAME
+        ae.implementation_class_uid = implementation.IMPLEMENTATION_CLASS_UID
+        ae.implementation_version_name = implementation.IMPLEMENTATION_VERSION_NAME
         wanted = [build_context(p.sop_class_uid, p.transfer_syntax_uid) for p in contexts.propose(items)]
         secure = None
         if peer.tls is not None:
@@ -461,7 +461,7 @@ def _identity(peer: Peer) -> list[Any]:
         return []
     asked = UserIdentityNegotiation()
     asked.user_identity_type = peer.user_identity.kind
-    primary, secondary = identity.fields(peer.user_identity)
+    primary, secondary = implementation.fields(peer.user_identity)
     asked.primary_field = primary
     if secondary is not None:
         asked.secondary_field = secondary

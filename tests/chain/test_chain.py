@@ -91,9 +91,9 @@ def test_orthanc_holds_what_was_sent(
 
 def samples_digest(path: Path) -> str:
     """SHA-256 of a file's data set in hex."""
-    from examsend import dicomfile
+    from examsend.dicom import identity
 
-    return dicomfile.inspect(path).content_sha256.hex()
+    return identity.inspect(path).content_sha256.hex()
 
 
 @orthanc.needs_orthanc

@@ -38,8 +38,8 @@ def test_a_known_file_is_not_opened_again(pacs: Settings, tmp_path: Path, monkey
     samples.make(tmp_path / "drop")
     ingest.run(pacs, [tmp_path / "drop"])
     opened: list[str] = []
-    real = ingest.dicomfile.inspect
-    monkeypatch.setattr(ingest.dicomfile, "inspect", lambda path, **kw: opened.append(path) or real(path, **kw))
+    real = ingest.identity.inspect
+    monkeypatch.setattr(ingest.identity, "inspect", lambda path, **kw: opened.append(path) or real(path, **kw))
     ingest.run(pacs, [tmp_path / "drop"])
     assert [Path(p).name for p in opened] == ["README.txt"]
 
@@ -51,7 +51,7 @@ def test_a_copy_elsewhere_is_known_and_then_not_opened_again(
     ingest.run(pacs, [tmp_path / "drop"])
     shutil.copy(files[0], tmp_path / "drop" / "copy.dcm")
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 3
-    monkeypatch.setattr(ingest.dicomfile, "inspect", lambda *_a, **_k: pytest.fail("opened"))
+    monkeypatch.setattr(ingest.identity, "inspect", lambda *_a, **_k: pytest.fail("opened"))
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 3
 
 
@@ -236,7 +236,7 @@ def test_a_file_that_disappears_between_walk_and_open(
     def gone(path: str, **_kw: object) -> None:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(ingest.dicomfile, "inspect", gone)
+    monkeypatch.setattr(ingest.identity, "inspect", gone)
     assert ingest.run(pacs, [tmp_path / "drop"]).vanished == 1
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from examsend import dicomfile
+from examsend.dicom import identity
 
 
 def needs(tool: str) -> pytest.MarkDecorator:
@@ -67,7 +67,7 @@ class Storescp:
 
     def digests(self) -> dict[str, str]:
         """{SOP Instance UID: SHA-256 of its data set in hex} of everything it stored."""
-        found = (dicomfile.inspect(path) for path in self.directory.iterdir() if path.is_file())
+        found = (identity.inspect(path) for path in self.directory.iterdir() if path.is_file())
         return {f.sop_instance_uid: f.content_sha256.hex() for f in found}
 
     def associations(self) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from examsend import dicomfile, senders
+from examsend import senders
 from examsend.demo import samples
+from examsend.dicom import identity, uids
 from examsend.dimse import contexts
 from examsend.errors import LostClaim
 from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, UserIdentity, Verdict
@@ -66,7 +67,7 @@ def items_of(paths: list[Path]) -> list[Item]:
     """Files as items."""
     made = []
     for n, path in enumerate(paths):
-        f = dicomfile.inspect(path)
+        f = identity.inspect(path)
         made.append(
             Item(
                 n,
@@ -134,7 +135,7 @@ def test_files_without_preamble_or_meta_go_as_they_are(sender: Any, tmp_path: Pa
     [path] = samples.ct_study(tmp_path, 1, size=16)
     octets = path.read_bytes()
     bare = tmp_path / "bare"
-    bare.write_bytes(octets[dicomfile.inspect(path).dataset_offset :])
+    bare.write_bytes(octets[identity.inspect(path).dataset_offset :])
     with scripted() as receiver:
         end, _ = sent(sender, receiver, items_of([bare]))
     assert end.end is End.RELEASED
@@ -238,10 +239,10 @@ def test_no_context_at_all(sender: Any, tmp_path: Path) -> None:
 
 def test_implicit_vr_is_used_by_re_encoding_where_only_that_is_accepted(sender: Any, tmp_path: Path) -> None:
     items = study(tmp_path, 2)
-    with scripted(Script(accept=lambda _c, syntax: syntax == contexts.IMPLICIT_VR_LITTLE_ENDIAN)) as receiver:
+    with scripted(Script(accept=lambda _c, syntax: syntax == uids.IMPLICIT_VR_LITTLE_ENDIAN)) as receiver:
         end, _ = sent(sender, receiver, items)
     assert end.end is End.RELEASED
-    assert [r.syntax for r in receiver.stored] == [contexts.IMPLICIT_VR_LITTLE_ENDIAN] * 2
+    assert [r.syntax for r in receiver.stored] == [uids.IMPLICIT_VR_LITTLE_ENDIAN] * 2
     assert receiver.stored[0].sha256 != items[0].content_sha256.hex()
 
 
@@ -411,4 +412,4 @@ def test_an_item_is_sent_by_its_own_syntax_though_the_default_is_accepted_too(se
     items = [replace(i, id=i.id) for i in study(tmp_path, 1)]
     with scripted() as receiver:
         sent(sender, receiver, items)
-    assert receiver.stored[0].syntax == contexts.EXPLICIT_VR_LITTLE_ENDIAN
+    assert receiver.stored[0].syntax == uids.EXPLICIT_VR_LITTLE_ENDIAN

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examsend import dicomfile
+from examsend.dicom import identity
 from examsend.errors import FileProblem
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "open"
@@ -40,7 +40,7 @@ TAKEN_THOUGH_REFUSED = {
 def test_the_corpus_is_taken_as_dcmsend_takes_it(row: dict[str, str]) -> None:
     path = row["path"]
     try:
-        found = dicomfile.inspect(CORPUS / path)
+        found = identity.inspect(CORPUS / path)
     except FileProblem as problem:
         assert row["dcmsend"] != "sent" or REJECTED_THOUGH_SENT[path] in str(problem)
         return

@@ -10,23 +10,22 @@ import pydicom.data
 import pytest
 from pydicom.filereader import read_dataset
 
-from examsend import dicomfile
-from examsend.dimse import contexts
-from examsend.dimse.recode import recode
+from examsend.dicom import identity, uids
+from examsend.dicom.recode import recode
 from examsend.errors import FileProblem, Unacceptable
 
 HOME = Path(pydicom.data.__file__).parent
-IMPLICIT = contexts.IMPLICIT_VR_LITTLE_ENDIAN
+IMPLICIT = uids.IMPLICIT_VR_LITTLE_ENDIAN
 
 
 def _native() -> list[Path]:
     found = []
     for path in sorted((HOME / "test_files").glob("*.dcm")):
         try:
-            syntax = dicomfile.inspect(path).transfer_syntax_uid
+            syntax = identity.inspect(path).transfer_syntax_uid
         except FileProblem:
             continue
-        if syntax in contexts.NATIVE - {IMPLICIT}:
+        if syntax in uids.NATIVE - {IMPLICIT}:
             found.append(path)
     return found
 
@@ -47,7 +46,7 @@ def _values(dataset: pydicom.Dataset) -> list[object]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", _native(), ids=lambda p: p.name)
 def test_every_element_is_kept(path: Path) -> None:
-    file = dicomfile.inspect(path)
+    file = identity.inspect(path)
     try:
         octets = recode(str(path), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
     except Unacceptable as problem:
@@ -55,7 +54,7 @@ def test_every_element_is_kept(path: Path) -> None:
         return
     source = pydicom.dcmread(path, force=True)
     target = read_dataset(io.BytesIO(octets), True, True)
-    big = file.transfer_syntax_uid == contexts.EXPLICIT_VR_BIG_ENDIAN
+    big = file.transfer_syntax_uid == uids.EXPLICIT_VR_BIG_ENDIAN
     pixels = [(d.get("PixelData"), d["PixelData"].VR if "PixelData" in d else None) for d in (source, target)]
     for dataset in (source, target):
         dataset.pop("PixelData", None)
@@ -76,7 +75,7 @@ def _swapped(octets: bytes) -> bytes:
 def test_big_endian_pixels_have_the_values_of_their_little_endian_twin() -> None:
     home = HOME / "test_files"
     big, little = home / "MR_small_bigendian.dcm", home / "MR_small.dcm"
-    file = dicomfile.inspect(big)
+    file = identity.inspect(big)
     octets = recode(str(big), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
     assert read_dataset(io.BytesIO(octets), True, True).PixelData == pydicom.dcmread(little).PixelData
 

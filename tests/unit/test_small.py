@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examsend import config, destinations, paths
+from examsend.dicom import uids
 from examsend.dimse import contexts, words
 from examsend.errors import ConfigError, UsageError
 from examsend.report import terminal
@@ -98,33 +99,31 @@ class _Instance:
 def test_one_context_for_each_class_and_syntax_and_the_default_for_native_ones() -> None:
     made = contexts.propose(
         [
-            _Instance("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN),
+            _Instance("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN),
             _Instance("ct", "jpeg"),
-            _Instance("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN),
-            _Instance("mr", contexts.IMPLICIT_VR_LITTLE_ENDIAN),
+            _Instance("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN),
+            _Instance("mr", uids.IMPLICIT_VR_LITTLE_ENDIAN),
         ]
     )
     assert [(p.context_id, p.sop_class_uid, p.transfer_syntax_uid) for p in made] == [
-        (1, "ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN),
-        (3, "ct", contexts.IMPLICIT_VR_LITTLE_ENDIAN),
+        (1, "ct", uids.EXPLICIT_VR_LITTLE_ENDIAN),
+        (3, "ct", uids.IMPLICIT_VR_LITTLE_ENDIAN),
         (5, "ct", "jpeg"),
-        (7, "mr", contexts.IMPLICIT_VR_LITTLE_ENDIAN),
+        (7, "mr", uids.IMPLICIT_VR_LITTLE_ENDIAN),
     ]
 
 
 def test_a_files_own_syntax_is_used_unless_it_is_refused() -> None:
-    explicit = _Instance("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN)
-    both = {("ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN): 1, ("ct", contexts.IMPLICIT_VR_LITTLE_ENDIAN): 3}
-    assert contexts.choose(explicit, both) == contexts.Carrier(1, contexts.EXPLICIT_VR_LITTLE_ENDIAN)
-    del both["ct", contexts.EXPLICIT_VR_LITTLE_ENDIAN]
-    assert contexts.choose(explicit, both) == contexts.Carrier(3, contexts.IMPLICIT_VR_LITTLE_ENDIAN)
+    explicit = _Instance("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN)
+    both = {("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN): 1, ("ct", uids.IMPLICIT_VR_LITTLE_ENDIAN): 3}
+    assert contexts.choose(explicit, both) == contexts.Carrier(1, uids.EXPLICIT_VR_LITTLE_ENDIAN)
+    del both["ct", uids.EXPLICIT_VR_LITTLE_ENDIAN]
+    assert contexts.choose(explicit, both) == contexts.Carrier(3, uids.IMPLICIT_VR_LITTLE_ENDIAN)
     assert contexts.choose(_Instance("ct", "jpeg"), both) is None
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 200), st.sampled_from(["jpeg", contexts.EXPLICIT_VR_LITTLE_ENDIAN])), max_size=600
-    )
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["jpeg", uids.EXPLICIT_VR_LITTLE_ENDIAN])), max_size=600)
 )
 def test_partition_keeps_everything_and_never_needs_more_than_128(pairs: list[tuple[int, str]]) -> None:
     instances = [_Instance(str(n), syntax) for n, syntax in pairs]

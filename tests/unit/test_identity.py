@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from examsend import dicomfile
 from examsend.demo import samples
+from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Unacceptable
 
 HOME = Path(pydicom.data.__file__).parent
@@ -45,7 +45,7 @@ REFUSED = {
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.relative_to(HOME).as_posix())
 def test_real_files_are_what_pydicom_says_they_are(path: Path) -> None:
     try:
-        found = dicomfile.inspect(path)
+        found = identity.inspect(path)
     except NotDicom as problem:
         assert problem.code == "DICOMDIR" or not _pydicom_reads(path)
     except FileProblem as problem:
@@ -83,7 +83,7 @@ def _identified(octets: bytes, tmp_path: Path) -> bool:
     file = tmp_path / "cut.dcm"
     file.write_bytes(octets)
     try:
-        dicomfile.inspect(file)
+        identity.inspect(file)
     except FileProblem:
         return False
     return True
@@ -101,7 +101,7 @@ def test_a_file_cut_at_any_octet_is_not_taken_unless_nothing_proves_it(
     tmp_path: Path, name: str, implicit: bool, little: bool
 ) -> None:
     octets = (HOME / "test_files" / name).read_bytes()
-    offset = dicomfile.inspect(HOME / "test_files" / name).dataset_offset
+    offset = identity.inspect(HOME / "test_files" / name).dataset_offset
     ends = _boundaries(octets, offset, implicit=implicit, little=little)
     taken = {cut for cut in range(len(octets)) if _identified(octets[:cut], tmp_path)}
     # A single zero octet after an element is a big endian tag's first, or padding: nothing tells.
@@ -131,23 +131,23 @@ def _image(tmp_path: Path, *extra: bytes, pixels: bytes = b"\0" * 128, rows: int
 
 def test_pixel_data_shorter_than_its_geometry_is_incomplete(tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match="geometry needs 128"):
-        dicomfile.inspect(_image(tmp_path, pixels=b"\0" * 126))
+        identity.inspect(_image(tmp_path, pixels=b"\0" * 126))
 
 
 @pytest.mark.parametrize("pixels", [b"", b"\0" * 128, b"\0" * 400])
 def test_pixel_data_that_is_empty_exact_or_padded_is_fine(tmp_path: Path, pixels: bytes) -> None:
-    dicomfile.inspect(_image(tmp_path, pixels=pixels))
+    identity.inspect(_image(tmp_path, pixels=pixels))
 
 
 def test_one_bit_pixels_are_packed(tmp_path: Path) -> None:
-    dicomfile.inspect(_image(tmp_path, pixels=b"\0" * 8, bits=1))
+    identity.inspect(_image(tmp_path, pixels=b"\0" * 8, bits=1))
     with pytest.raises(Incomplete):
-        dicomfile.inspect(_image(tmp_path, pixels=b"\0" * 6, bits=1))
+        identity.inspect(_image(tmp_path, pixels=b"\0" * 6, bits=1))
 
 
 def test_trailing_zeros_and_padding_are_fine(tmp_path: Path) -> None:
-    dicomfile.inspect(_image(tmp_path, b"\0" * 1000))
-    dicomfile.inspect(_image(tmp_path, samples.element(0xFFFCFFFC, "OB", b"\0" * 10)))
+    identity.inspect(_image(tmp_path, b"\0" * 1000))
+    identity.inspect(_image(tmp_path, samples.element(0xFFFCFFFC, "OB", b"\0" * 10)))
 
 
 def _nested(depth: int) -> bytes:
@@ -158,13 +158,13 @@ def _nested(depth: int) -> bytes:
 
 
 def test_sequences_nested_as_deep_as_reports_nest_are_fine(tmp_path: Path) -> None:
-    dicomfile.inspect(_image(tmp_path, _nested(100)))
+    identity.inspect(_image(tmp_path, _nested(100)))
 
 
 @pytest.mark.parametrize("depth", [1000, 100_000])
 def test_sequences_nested_a_thousand_deep_are_rejected(tmp_path: Path, depth: int) -> None:
     with pytest.raises(Unacceptable, match="nested"):
-        dicomfile.inspect(_image(tmp_path, _nested(depth)))
+        identity.inspect(_image(tmp_path, _nested(depth)))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_study_instance_uid_that_is_none_is_a_rejection(tmp_path: Path, uid: s
     path = tmp_path / "file.dcm"
     path.write_bytes(samples.file_of(samples.data_set(image, "1.4", b""), samples.CT, "1.4"))
     with pytest.raises(Unacceptable) as caught:
-        dicomfile.inspect(path)
+        identity.inspect(path)
     assert caught.value.code == code
     assert "x" not in str(caught.value).split("UID:")[0][-5:]
 
@@ -188,29 +188,29 @@ def test_what_is_no_dicom_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(NotDicom):
-        dicomfile.inspect(path)
+        identity.inspect(path)
 
 
 def test_an_empty_file_may_be_one_that_is_being_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Incomplete):
-        dicomfile.inspect(tmp_path / "file")
+        identity.inspect(tmp_path / "file")
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(NotDicom):
-        dicomfile.inspect(tmp_path / "pipe")
+        identity.inspect(tmp_path / "pipe")
 
 
 def test_a_deflated_bomb_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("examsend.dicomwalk.MAX_INFLATED", 1 << 20)
+    monkeypatch.setattr("examsend.dicom.elements.MAX_INFLATED", 1 << 20)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     octets = deflate.compress(b"\0" * (1 << 22)) + deflate.flush()
     path = tmp_path / "file"
     path.write_bytes(samples.file_of(octets, samples.CT, "1.4", "1.2.840.10008.1.2.1.99"))
     with pytest.raises(Unacceptable, match="inflates"):
-        dicomfile.inspect(path)
+        identity.inspect(path)
 
 
 def test_a_large_file_costs_no_memory(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_large_file_costs_no_memory(tmp_path: Path) -> None:
     import tracemalloc
 
     tracemalloc.start()
-    dicomfile.inspect(path)
+    identity.inspect(path)
     assert tracemalloc.get_traced_memory()[1] < 8_000_000
     tracemalloc.stop()
 
@@ -246,6 +246,6 @@ def test_no_file_brings_down_the_walk(tmp_path: Path, base: bytes, edits: list[t
     path = tmp_path / "file"
     path.write_bytes(octets[:cut] if cut < len(octets) else octets)
     try:
-        dicomfile.inspect(path)
+        identity.inspect(path)
     except FileProblem as problem:
         assert str(problem).isprintable()

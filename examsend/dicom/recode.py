@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from examsend.dicomwalk import MAX_DEPTH, PIXEL_DATA, FileSource, InflatedSource, Source, name
-from examsend.dimse.contexts import (
+from examsend.dicom.elements import MAX_DEPTH, PIXEL_DATA, FileSource, InflatedSource, Source, name
+from examsend.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,

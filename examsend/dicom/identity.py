@@ -14,14 +14,15 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from examsend.dicomwalk import FileSource, Found, InflatedSource, Source, name, walk
+from examsend.dicom.elements import FileSource, Found, InflatedSource, Source, name, walk
+from examsend.dicom.uids import (
+    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    MEDIA_STORAGE_DIRECTORY,
+)
 from examsend.errors import FileProblem, Incomplete, NotDicom, Unacceptable
-
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1.99"
-EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
@@ -122,7 +123,7 @@ def _start(head: bytes) -> _Start:
     begin = 132 if prefixed else 0
     if head[begin : begin + 2] == b"\x02\x00" and _looks_explicit(head, begin):
         offset, meta = _meta(head, begin)
-        if meta.get(0x00020002) == _MEDIA_STORAGE_DIRECTORY:
+        if meta.get(0x00020002) == MEDIA_STORAGE_DIRECTORY:
             raise NotDicom("DICOMDIR", "a DICOMDIR: it names instances and is none")
         syntax = meta.get(0x00020010)
         if syntax:
@@ -232,7 +233,7 @@ def _identify(fd: int, size: int, head: bytes, mtime_ns: int, *, accept_incomple
         if start.raw and _SOP_INSTANCE not in found.values:
             raise NotDicom("NOT_DICOM", "not a DICOM file") from None
         raise
-    if _text(found.values.get(_SOP_CLASS, b"")) == _MEDIA_STORAGE_DIRECTORY:
+    if _text(found.values.get(_SOP_CLASS, b"")) == MEDIA_STORAGE_DIRECTORY:
         raise NotDicom("DICOMDIR", "a DICOMDIR: it names instances and is none")
     try:
         uids = {tag: _uid(found, tag, what) for tag, what in _UIDS.items()}
