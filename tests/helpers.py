@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from examsend import destination, finalize, ingest, results, send
+from examsend.commands import destination, finalize, ingest, send
 from examsend.config import Settings
 from examsend.db import engine
 
@@ -28,7 +28,7 @@ def prepare(settings: Settings, directory: Path) -> None:
     finalize.run(settings)
 
 
-def chain(settings: Settings, directory: Path, **values: Any) -> results.SendResult:
+def chain(settings: Settings, directory: Path, **values: Any) -> send.SendResult:
     """Ingest, finalize, send."""
     prepare(settings, directory)
     return send.run(settings, **values)

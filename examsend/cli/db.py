@@ -12,22 +12,22 @@ app = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_mark
 @common.command(app)
 def upgrade(session: common.Session) -> object:
     """Bring the schema up to date (from nothing, too)."""
-    from examsend import schema
+    from examsend.commands import db
 
-    return schema.upgrade(session.settings)
+    return db.upgrade(session.settings)
 
 
 @common.command(app)
 def current(session: common.Session) -> object:
     """Say which schema the database has and which this examsend needs."""
-    from examsend import schema
+    from examsend.commands import db
 
-    return schema.current(session.settings)
+    return db.current(session.settings)
 
 
 @common.command(app)
 def check(session: common.Session) -> object:
     """Compare the database's schema with what this examsend expects."""
-    from examsend import schema
+    from examsend.commands import db
 
-    return schema.check(session.settings)
+    return db.check(session.settings)

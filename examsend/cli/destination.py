@@ -89,7 +89,7 @@ def add(
     **values: Any,
 ) -> object:
     """Add a destination: where it is and how it is to be sent to."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.add(session.settings, name, address, values)
 
@@ -105,7 +105,7 @@ def change(
     **values: Any,
 ) -> object:
     """Change settings of a destination."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.change(session.settings, name, address, values)
 
@@ -113,7 +113,7 @@ def change(
 @common.command(app, "list")
 def show_all(session: common.Session) -> object:
     """List the destinations."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.show_all(session.settings)
 
@@ -121,7 +121,7 @@ def show_all(session: common.Session) -> object:
 @common.command(app)
 def show(session: common.Session, name: _NAME) -> object:
     """Show every setting of a destination, its health, and what its sender can do."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.show(session.settings, name)
 
@@ -129,7 +129,7 @@ def show(session: common.Session, name: _NAME) -> object:
 @common.command(app)
 def enable(session: common.Session, name: _NAME) -> object:
     """Take a destination into use."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.enable(session.settings, name, enabled=True)
 
@@ -137,7 +137,7 @@ def enable(session: common.Session, name: _NAME) -> object:
 @common.command(app)
 def disable(session: common.Session, name: _NAME) -> object:
     """Take a destination out of use: nothing is routed or sent to it, its batches wait."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.enable(session.settings, name, enabled=False)
 
@@ -145,7 +145,7 @@ def disable(session: common.Session, name: _NAME) -> object:
 @common.command(app)
 def release(session: common.Session, name: _NAME) -> object:
     """Release a held destination: it is tried with the next send."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.release(session.settings, name)
 
@@ -153,7 +153,7 @@ def release(session: common.Session, name: _NAME) -> object:
 @common.command(app)
 def remove(session: common.Session, name: _NAME) -> object:
     """Remove a destination that has no unsent batches. What was sent to it stays on record."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.remove(session.settings, name)
 
@@ -161,6 +161,6 @@ def remove(session: common.Session, name: _NAME) -> object:
 @common.command(app)
 def echo(session: common.Session, name: _NAME) -> object:
     """Ask a destination for a C-ECHO: says the round trip time, or what the peer said if it refused."""
-    from examsend import destination
+    from examsend.commands import destination
 
     return destination.echo(session.settings, name)

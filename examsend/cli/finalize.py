@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from examsend.cli import common
+from examsend.cli import common, idle
 
 
 def register(app: typer.Typer) -> None:
@@ -24,10 +24,13 @@ def register(app: typer.Typer) -> None:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Change nothing: say what would go, and why the others wait.")
         ] = False,
-    ) -> object:
+    ) -> object | None:
         """Make complete batches READY: those that have been quiet long enough, or the ones you name."""
-        from examsend import finalize as the_pass
+        with idle.nothing_in(session, "PENDING", selected=bool(study or batch or dry_run)) as is_idle:
+            if is_idle:
+                return None
+            from examsend.commands import finalize as the_pass
 
-        return the_pass.run(
-            session.settings, studies=study or (), batch_ids=batch or (), by=common.who(), dry_run=dry_run
-        )
+            return the_pass.run(
+                session.settings, studies=study or (), batch_ids=batch or (), by=common.who(), dry_run=dry_run
+            )

@@ -27,8 +27,8 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> object:
         """Register DICOM files: each becomes an instance of its study's batch, for each destination."""
-        from examsend import ingest as the_pass
         from examsend.cli import live
+        from examsend.commands import ingest as the_pass
 
         with live.ingesting(session) as progress:
             return the_pass.run(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from examsend.report.terminal import clean
 
 if TYPE_CHECKING:
-    from examsend.batches import Claim
     from examsend.cli.common import Session
-    from examsend.delivery import Delivered, Observer
-    from examsend.destinations import Destination
+    from examsend.delivery.delivery import Delivered, Observer
+    from examsend.queue.batches import Claim
+    from examsend.queue.destination import Destination
 
 
 def _progress(*columns: Any) -> Any:

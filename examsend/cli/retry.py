@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> object:
         """Put FAILED batches back in line: their unsent instances go with the next send."""
-        from examsend import retry as the_pass
+        from examsend.commands import retry as the_pass
 
         return the_pass.run(
             session.settings, batch or (), all_failed=all_failed, destination=destination, by=common.who()

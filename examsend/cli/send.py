@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from examsend.cli import common
+from examsend.cli import common, idle
 
 
 def register(app: typer.Typer) -> None:
@@ -24,22 +24,25 @@ def register(app: typer.Typer) -> None:
         max_runtime: Annotated[
             float | None, typer.Option(min=0, metavar="SECONDS", help="End the pass in good order after so long.")
         ] = None,
-    ) -> object:
+    ) -> object | None:
         """Send READY batches, each over one association, until none is due."""
-        from examsend import send as the_pass
-        from examsend.cli import live
-
         stop = _stop_on_signals()
-        with live.sending(session) as observer:
-            return the_pass.run(
-                session.settings,
-                limit=limit,
-                destination=destination,
-                parallel=parallel,
-                max_runtime=max_runtime,
-                stop=stop.is_set,
-                observer=observer,
-            )
+        with idle.nothing_in(session, "READY", "SENDING", selected=destination is not None) as is_idle:
+            if is_idle:
+                return None
+            from examsend.cli import live
+            from examsend.commands import send as the_pass
+
+            with live.sending(session) as observer:
+                return the_pass.run(
+                    session.settings,
+                    limit=limit,
+                    destination=destination,
+                    parallel=parallel,
+                    max_runtime=max_runtime,
+                    stop=stop.is_set,
+                    observer=observer,
+                )
 
 
 def _stop_on_signals() -> threading.Event:

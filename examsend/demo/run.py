@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examsend import config, destination, finalize, ingest, send, status
+from examsend import config
+from examsend.commands import destination, finalize, ingest, send
 from examsend.db import embedded
 from examsend.demo import receiver, samples
 from examsend.errors import UsageError
+from examsend.queue import views
 
 _NAME = "demo"
 
@@ -149,7 +151,7 @@ def _chain(
     sent = send.run(settings)
     seconds = time.monotonic() - began
     told("send", sent)
-    shown = status.run(settings, most=10_000)
+    shown = views.run(settings, most=10_000)
     deliveries = {d.batch_id: d for d in sent.delivered}
     studies = tuple(
         Study(
@@ -182,7 +184,7 @@ def _verify(settings: config.Settings, receiving: receiver.Receiver | None) -> t
     """Compare digests at the receiver with those of the ingest; return (instances alike, their octets, differing)."""
     if receiving is None:
         return None, 0, 0
-    wanted = status.stored_digests(settings)
+    wanted = views.stored_digests(settings)
     got = {entry.sop_instance_uid: entry for entry in receiving.stored()}
     alike = {uid for uid, digest in wanted.items() if uid in got and got[uid].sha256 == digest}
     return len(alike), sum(got[uid].octets for uid in alike), len(wanted) - len(alike)

@@ -14,15 +14,16 @@ from datetime import UTC, datetime
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
-from examsend.destination import Changed, Destinations, Echoed, Shown
-from examsend.destinations import Destination
-from examsend.ingest import IngestResult
+from examsend.commands.db import SchemaResult
+from examsend.commands.destination import Changed, Destinations, Echoed, Shown
+from examsend.commands.finalize import FinalizeResult
+from examsend.commands.ingest import IngestResult
+from examsend.commands.retry import RetryResult
+from examsend.commands.send import SendResult
+from examsend.queue.destination import Destination
+from examsend.queue.views import BatchStatus, StatusResult, span
 from examsend.report.terminal import clean
-from examsend.results import FinalizeResult, SendResult
-from examsend.retry import RetryResult
-from examsend.schema import SchemaResult
 from examsend.senders.base import Capabilities
-from examsend.status import BatchStatus, StatusResult, span
 
 if TYPE_CHECKING:
     from rich.console import Console

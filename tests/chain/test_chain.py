@@ -13,10 +13,11 @@ from pathlib import Path
 import pydicom.data
 import pytest
 
-from examsend import results, send, status
+from examsend.commands import send
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
+from examsend.queue import views
 from tests.helpers import add, chain, cli, digests, one, prepare, rows, states
 from tests.peers import dcmtk, orthanc
 
@@ -62,7 +63,7 @@ def test_a_large_study_takes_exactly_one_association(
     chain(settings, tmp_path / "drop")
     assert peer.associations() == 1
     assert peer.digests() == digests(database)
-    [batch] = status.run(settings).batches
+    [batch] = views.run(settings).batches
     assert (batch.status, batch.stored, batch.instances) == ("SENT", 500, 500)
 
 
@@ -197,7 +198,7 @@ def test_more_than_128_contexts_take_as_many_associations_as_it_needs(
     assert {e.sop_instance_uid: e.sha256 for e in receiving.stored()} == digests(database)
 
 
-def send_all(settings: Settings, drop: Path) -> results.SendResult:
+def send_all(settings: Settings, drop: Path) -> send.SendResult:
     """Prepare and send."""
     prepare(settings, drop)
     return send.run(settings)

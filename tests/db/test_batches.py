@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from examsend import batches
 from examsend.db import engine
 from examsend.errors import ForbiddenTransition, LostClaim
+from examsend.queue import batches
 from examsend.states import BATCH_STATES
 from tests.helpers import execute, one, rows
 

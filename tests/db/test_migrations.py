@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from examsend import schema
+from examsend.commands import db
 from examsend.config import Settings
 from examsend.db import engine, migrate, probe
 from examsend.db.tables import Base
@@ -54,13 +54,13 @@ def test_a_newer_schema_is_left_alone(settings: Settings, database: engine.Datab
     with pytest.raises(ConfigError, match="newer"), engine.opened(settings):
         pass
     with pytest.raises(ConfigError, match="newer"):
-        schema.upgrade(settings)
+        db.upgrade(settings)
 
 
 def test_check_names_what_differs(settings: Settings, database: engine.Database) -> None:
-    assert schema.check(settings).good
+    assert db.check(settings).good
     execute(database, "DROP INDEX ix_exam_batches_due")
-    assert not schema.check(settings).good
+    assert not db.check(settings).good
 
 
 def test_no_column_could_hold_a_patient() -> None:

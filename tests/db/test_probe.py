@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from examsend import send
-from examsend.config import Settings
 from examsend.db import engine, probe
 from tests.helpers import execute
 
@@ -49,14 +47,17 @@ def test_another_schema_is_not_idle(database_url: str, database: engine.Database
     assert not probe.nothing_in(database_url, "READY")
 
 
-def test_an_idle_pass_imports_neither_toolkit_nor_dicom_library(settings: Settings) -> None:
+@pytest.mark.parametrize("command", ["send", "finalize"])
+def test_an_idle_pass_imports_neither_toolkit_nor_dicom_library(database_url: str, command: str) -> None:
     probe = (
-        "import sys; from examsend import config, send, finalize\n"
-        "settings = config.Settings(database_url=sys.argv[1]); send.run(settings); finalize.run(settings)\n"
-        "print([m for m in ('sqlalchemy', 'pynetdicom', 'pydicom', 'rich') if m in sys.modules])"
+        "import sys\n"
+        "from examsend.__main__ import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n"
+        "    print(end.code, [m for m in ('sqlalchemy', 'pynetdicom', 'pydicom', 'rich') if m in sys.modules])"
     )
     said = subprocess.run(
-        [sys.executable, "-c", probe, settings.database_url or ""], capture_output=True, text=True, check=True
-    )
-    assert said.stdout == "[]\n"
-    assert send.run(settings).delivered == ()
+        [sys.executable, "-c", probe, command, "-q", "--database-url", database_url],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout == "0 []\n"

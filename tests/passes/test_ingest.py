@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from examsend import finalize, ingest, status
+from examsend.commands import finalize, ingest
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from examsend.errors import UsageError
+from examsend.queue import views
 from tests.helpers import add, execute, one, rows, states
 
 
@@ -84,11 +85,11 @@ def test_a_truncated_file_is_deferred_while_young_then_rejected_then_taken_once_
     assert ingest.run(young, [tmp_path / "drop"]).deferred == 1
     old = Settings(database_url=database_url, settle=0, incomplete_after=0)
     assert ingest.run(old, [tmp_path / "drop"]).rejected == 1
-    [rejected] = status.run(old, rejected=True).rejected
+    [rejected] = views.run(old, rejected=True).rejected
     assert "says 512 octets, 412 are there" in rejected.reason
     file.write_bytes(whole)
     assert ingest.run(old, [tmp_path / "drop"]).new == 1
-    assert status.run(old).rejected_count == 0
+    assert views.run(old).rejected_count == 0
 
 
 def test_an_operator_may_take_what_there_is(pacs: Settings, tmp_path: Path) -> None:

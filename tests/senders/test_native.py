@@ -280,7 +280,7 @@ def test_storescp_as_a_fault_injector(
 
 _BIG = """
 import resource, sys
-from examsend.facts import Item, Peer, Verdict
+from examsend.transfer import Item, Peer, Verdict
 from examsend.senders.native import NativeSender
 class Watch:
     def answered(self, answer): print(answer.status); return Verdict.GO_ON

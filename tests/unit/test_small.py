@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examsend import config, destinations, paths
+from examsend import config
 from examsend.dicom import uids
 from examsend.dimse import contexts, words
 from examsend.errors import ConfigError, UsageError
+from examsend.queue import paths
+from examsend.queue.destination import parse_address
 from examsend.report import terminal
 
 
@@ -56,7 +58,7 @@ def test_a_file_of_settings_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_addresses(text: str, host: str, port: int) -> None:
-    found = destinations.parse_address(text)
+    found = parse_address(text)
     assert (found["host"], found["port"]) == (host, port)
 
 
@@ -79,7 +81,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
 )
 def test_what_is_no_address_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageError):
-        destinations.parse_address(text)
+        parse_address(text)
 
 
 @given(st.binary(min_size=1, max_size=60).filter(lambda b: b"\0" not in b))

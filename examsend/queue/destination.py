@@ -265,35 +265,35 @@ def _destination(row: Any) -> Destination:
     return Destination(*row)
 
 
-def get(tx: Connection, name: str) -> Destination:
+def get_destination(tx: Connection, name: str) -> Destination:
     """Given a name, return the destination. Raises UsageError where there is none."""
     row = tx.execute(_GET, {"name": name}).one_or_none()
     if row is None:
-        others = [d.name for d in list_all(tx)]
+        others = [d.name for d in list_destinations(tx)]
         known = f"; there is {', '.join(others)}" if others else ": add one with `examsend destination add`"
         raise UsageError(f"no destination is called {name!r}{known}")
     return _destination(row)
 
 
-def get_by_id(tx: Connection, destination_id: int) -> Destination:
+def get_destination_by_id(tx: Connection, destination_id: int) -> Destination:
     """Given an id, return the destination."""
     return _destination(tx.execute(_GET_BY_ID, {"id": destination_id}).one())
 
 
-def list_all(tx: Connection) -> list[Destination]:
+def list_destinations(tx: Connection) -> list[Destination]:
     """Return every destination, by name."""
     return [_destination(row) for row in tx.execute(_LIST)]
 
 
-def routed(tx: Connection, names: list[str]) -> list[Destination]:
+def routed_destinations(tx: Connection, names: list[str]) -> list[Destination]:
     """Given names, return those destinations; given none, every enabled one marked default. Raises UsageError."""
     if names:
-        found = [get(tx, name) for name in dict.fromkeys(names)]
+        found = [get_destination(tx, name) for name in dict.fromkeys(names)]
         disabled = [d.name for d in found if not d.enabled]
         if disabled:
             raise UsageError(f"destination {disabled[0]} is disabled: `examsend destination enable {disabled[0]}`")
         return found
-    found = [d for d in list_all(tx) if d.enabled and d.is_default]
+    found = [d for d in list_destinations(tx) if d.enabled and d.is_default]
     if not found:
         raise UsageError(
             "there is no destination to route to: add one with `examsend destination add NAME AET@HOST:PORT`, or name one with --to"
@@ -301,7 +301,7 @@ def routed(tx: Connection, names: list[str]) -> list[Destination]:
     return found
 
 
-def add(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:
+def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:
     """Add a destination. Raises UsageError for a name that cannot be or is taken, or a setting that cannot be."""
     values = {k: v for k, v in check_settings(settings).items() if v is not None} | {"name": check_name(name)}
     columns, places = ", ".join(values), ", ".join(f":{k}" for k in values)
@@ -314,27 +314,27 @@ def add(tx: Connection, name: str, settings: Mapping[str, object]) -> Destinatio
         raise UsageError(
             f"there is a destination {name} already: `examsend destination set {name} ...` changes it"
         ) from None
-    made = get(tx, name)
+    made = get_destination(tx, name)
     _check_together(made)
     return made
 
 
-def change(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:
+def change_destination(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:
     """Change settings of a destination. Raises UsageError."""
     values = check_settings(settings)
-    destination = get(tx, name)
+    destination = get_destination(tx, name)
     if values:
         changes = ", ".join(f"{k} = :{k}" for k in values)
         statement = text(f"UPDATE storage_backend_configs SET {changes} WHERE id = :id")  # noqa: S608
         tx.execute(statement, {**values, "id": destination.id})
-    changed = get(tx, name)
+    changed = get_destination(tx, name)
     _check_together(changed)
     return changed
 
 
-def remove(tx: Connection, name: str) -> None:
+def remove_destination(tx: Connection, name: str) -> None:
     """Remove a destination. Raises UsageError where there is none, Refused while it has unsent or failed batches."""
-    destination = get(tx, name)
+    destination = get_destination(tx, name)
     tx.execute(text("SELECT 1 FROM storage_backend_configs WHERE id = :id FOR UPDATE"), {"id": destination.id})
     unsent = tx.execute(_UNSENT, {"id": destination.id}).scalar_one()
     failed = tx.execute(_FAILED, {"id": destination.id}).scalar_one()
@@ -384,12 +384,12 @@ def hold(tx: Connection, destination: Destination, effect: Effect, *, code: str,
     return pause
 
 
-def well(tx: Connection, destination_id: int) -> None:
+def record_success(tx: Connection, destination_id: int) -> None:
     """A destination has stored something: it is not held, and its failures are forgotten."""
     tx.execute(_WELL, {"id": destination_id})
 
 
-def release(tx: Connection, destination_id: int) -> bool:
+def unhold(tx: Connection, destination_id: int) -> bool:
     """Release a held destination now; return whether it was held or had failed."""
     return tx.execute(_RELEASE, {"id": destination_id}).rowcount == 1
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from examsend import batches
 from examsend.dicom.identity import DicomFile
 from examsend.outcomes import SUSPECT_AFTER
-from examsend.paths import from_text, to_text
+from examsend.queue import batches
+from examsend.queue.paths import from_text, to_text
 from examsend.transfer import Item
 
 # --- registered -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from examsend import outcomes
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.errors import UsageError
-from examsend.paths import from_text
+from examsend.queue.paths import from_text
 
 # What is alive is found through the partial indexes, what has ended through its time: the cost follows what is asked for,
 # not what was ever sent.
@@ -362,9 +362,9 @@ def run(
 def _destination_id(tx: Connection, name: str | None) -> int | None:
     if name is None:
         return None
-    from examsend import destinations
+    from examsend.queue.destination import get_destination
 
-    return destinations.get(tx, name).id
+    return get_destination(tx, name).id
 
 
 def _groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from examsend.batches import Completed
+from examsend.queue.batches import Completed
 
 # A batch is complete a quiet period after its last new instance, or the longest wait after it was opened. The two halves
 # each follow a partial index, so that this costs what is due and not what is waiting.

@@ -1,4 +1,4 @@
-"""The work of a pass of ``send``: claims, one after another or several at a time, each delivered over its association."""
+"""Pass 3: READY -> one association each -> SENT, back to READY, or FAILED."""
 
 from __future__ import annotations
 
@@ -8,18 +8,41 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from examsend import batches, destinations
+from examsend import senders
 from examsend.config import Settings
 from examsend.db import engine
+from examsend.delivery import delivery
+from examsend.delivery.delivery import Delivered, Observer
 from examsend.errors import LostClaim
-from examsend.results import SendResult
-
-if TYPE_CHECKING:
-    from examsend.delivery import Delivered, Observer
+from examsend.queue import batches
+from examsend.queue.destination import get_destination
 
 log = logging.getLogger("examsend.send")
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """What a pass of ``send`` did."""
+
+    delivered: tuple[Delivered, ...]
+    lost: tuple[int, ...]
+    """Batches another sender took over in mid attempt."""
+    expired: tuple[int, ...]
+    """Batches that went FAILED without an attempt: too old, or their senders died too often."""
+    stopped: bool
+    seconds: float
+
+    @property
+    def failed(self) -> int:
+        """Batches that went FAILED in this pass."""
+        return len(self.expired) + sum(d.state == "FAILED" for d in self.delivered)
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether a batch went FAILED."""
+        return self.failed > 0
 
 
 class _Pass:
@@ -79,7 +102,11 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
 ) -> SendResult:
-    """See ``send.run``."""
+    """Claim due batches one after another until none is due, ``parallel`` of them at a time, and send each over one
+    association. Ends in good order when ``stop()`` says so or after ``max_runtime`` seconds.
+
+    Raises UsageError for a destination that does not exist.
+    """
     began = time.monotonic()
 
     def ending() -> bool:
@@ -88,7 +115,7 @@ def run(
     with engine.opened(settings) as database:
 
         def housekeep(tx: engine.Connection) -> tuple[int | None, list[int]]:
-            only = destinations.get(tx, destination).id if destination else None
+            only = get_destination(tx, destination).id if destination else None
             return only, batches.give_up(tx) + batches.expire(tx)
 
         only, expired = database.run(housekeep)
@@ -102,9 +129,6 @@ def run(
 
 
 def _deliver_all(work: _Pass, first: batches.Claim, parallel: int, observer: Observer | None) -> None:
-    # Imported once there is something to send: an idle pass should not pay for a DICOM library.
-    from examsend import delivery, senders
-
     watching = observer or delivery.Unobserved()
 
     def worker(claim: batches.Claim | None) -> None:

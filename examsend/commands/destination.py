@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from examsend import destinations, senders
+from examsend import senders
 from examsend.config import Settings
 from examsend.db import engine
-from examsend.destinations import Destination
+from examsend.queue.destination import (
+    Destination,
+    add_destination,
+    change_destination,
+    get_destination,
+    list_destinations,
+    parse_address,
+    remove_destination,
+    unhold,
+)
 from examsend.senders.base import Capabilities
 
 
@@ -53,11 +62,11 @@ class Echoed:
 
 def add(settings: Settings, name: str, address: str, values: Mapping[str, object]) -> Changed:
     """Add a destination. Raises UsageError."""
-    wanted = {**destinations.parse_address(address), **values}
+    wanted = {**parse_address(address), **values}
     wanted["sender"] = wanted.get("sender") or senders.DEFAULT
     senders.check(str(wanted["sender"]))
     with engine.opened(settings) as database:
-        made = database.run(lambda tx: destinations.add(tx, name, wanted))
+        made = database.run(lambda tx: add_destination(tx, name, wanted))
     return Changed(name, f"destination {name} added: {made.called_aet}@{made.host}:{made.port}, sender {made.sender}")
 
 
@@ -65,45 +74,45 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
     """Change settings of a destination. Raises UsageError."""
     wanted = {k: v for k, v in values.items() if v is not None}
     if address is not None:
-        wanted |= destinations.parse_address(address)
+        wanted |= parse_address(address)
     if "sender" in wanted:
         senders.check(str(wanted["sender"]))
     with engine.opened(settings) as database:
-        database.run(lambda tx: destinations.change(tx, name, wanted))
+        database.run(lambda tx: change_destination(tx, name, wanted))
     return Changed(name, f"destination {name}: {', '.join(sorted(wanted)) or 'nothing'} changed")
 
 
 def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:
     """Take a destination into or out of use. Raises UsageError."""
     with engine.opened(settings) as database:
-        database.run(lambda tx: destinations.change(tx, name, {"enabled": enabled}))
+        database.run(lambda tx: change_destination(tx, name, {"enabled": enabled}))
     return Changed(name, f"destination {name} {'enabled' if enabled else 'disabled: its batches wait'}")
 
 
 def remove(settings: Settings, name: str) -> Changed:
     """Remove a destination. Raises UsageError, Refused while it has unsent or failed batches."""
     with engine.opened(settings) as database:
-        database.run(lambda tx: destinations.remove(tx, name))
+        database.run(lambda tx: remove_destination(tx, name))
     return Changed(name, f"destination {name} removed")
 
 
 def release(settings: Settings, name: str) -> Changed:
     """Release a held destination now. Raises UsageError."""
     with engine.opened(settings) as database:
-        was = database.run(lambda tx: destinations.release(tx, destinations.get(tx, name).id))
+        was = database.run(lambda tx: unhold(tx, get_destination(tx, name).id))
     return Changed(name, f"destination {name} {'released' if was else 'was not held'}")
 
 
 def show_all(settings: Settings) -> Destinations:
     """Return every destination."""
     with engine.opened(settings) as database, database.transaction() as tx:
-        return Destinations(tuple(destinations.list_all(tx)))
+        return Destinations(tuple(list_destinations(tx)))
 
 
 def show(settings: Settings, name: str) -> Shown:
     """Return one destination. Raises UsageError."""
     with engine.opened(settings) as database, database.transaction() as tx:
-        found = destinations.get(tx, name)
+        found = get_destination(tx, name)
     return Shown(found, senders.get(found.sender).capabilities)
 
 
@@ -112,7 +121,7 @@ def echo(settings: Settings, name: str) -> Echoed:
     from examsend.dimse import echo as wire
 
     with engine.opened(settings) as database, database.transaction() as tx:
-        found = destinations.get(tx, name)
+        found = get_destination(tx, name)
     answer = wire.echo(found.peer())
     address = f"{found.called_aet}@{found.host}:{found.port}"
     return Echoed(name, address, answer.ok, answer.milliseconds, answer.sentence)

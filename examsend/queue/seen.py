@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
-from examsend.paths import to_text
+from examsend.queue.paths import to_text
 
 
 class Stamp(NamedTuple):

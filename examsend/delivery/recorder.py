@@ -10,10 +10,10 @@ import threading
 import time
 from collections import Counter
 
-from examsend import instances
-from examsend.batches import Claim
 from examsend.db.engine import Database
 from examsend.errors import DatabaseUnavailable, LostClaim
+from examsend.queue import instances
+from examsend.queue.batches import Claim
 
 _PAUSE = 1.0
 """Seconds between tries to reach a database that has gone away."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from examsend import batches, destinations, status
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.errors import ForbiddenTransition, UsageError
+from examsend.queue import batches, views
+from examsend.queue.destination import get_destination, unhold
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ def run(
     with engine.opened(settings) as database:
 
         def work(tx: engine.Connection) -> RetryResult:
-            named = destinations.get(tx, destination) if destination else None
-            rows = status.retry_candidates(
+            named = get_destination(tx, destination) if destination else None
+            rows = views.retry_candidates(
                 tx, batch_ids=batch_ids, all_failed=all_failed, destination_id=named.id if named else None
             )
             there = {row.batch_id for row in rows}
@@ -92,7 +93,7 @@ def run(
                     refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {sentence}"))
                 else:
                     retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
-            released = named.name if named and destinations.release(tx, named.id) else None
+            released = named.name if named and unhold(tx, named.id) else None
             return RetryResult(tuple(retried), tuple(refused), released)
 
         return database.run(work)

@@ -11,11 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from examsend import destinations, instances, seen
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Unacceptable, UsageError
+from examsend.queue import instances, seen
+from examsend.queue.destination import Destination, routed_destinations
 
 _UNREADABLE = "UNREADABLE"
 
@@ -97,7 +98,7 @@ def run(
     counts = _Counts()
     with engine.opened(settings) as database:
         with database.transaction() as tx:
-            routed = destinations.routed(tx, list(to))
+            routed = routed_destinations(tx, list(to))
         mounts = _Mounts()
         files = itertools.chain.from_iterable(_walk(root, counts, recursive=recursive) for root in roots)
         ids = [d.id for d in routed]
@@ -242,7 +243,7 @@ def _chunk(
     database: engine.Database,
     settings: Settings,
     files: Sequence[seen.Stamp],
-    routed: Sequence[destinations.Destination],
+    routed: Sequence[Destination],
     counts: _Counts,
     mounts: _Mounts,
     *,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from examsend.batches import Claim
+from examsend.queue.batches import Claim
 from examsend.transfer import AssociationEnd
 
 _OPEN = text("""

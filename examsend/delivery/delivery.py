@@ -16,16 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from examsend import attempts, batches, destinations, instances, outcomes
-from examsend.batches import Claim
+from examsend import outcomes
 from examsend.config import Settings
 from examsend.db.engine import Connection, Database
-from examsend.destinations import Destination
+from examsend.delivery.recorder import Recorder
 from examsend.dimse.contexts import partition
 from examsend.errors import DatabaseUnavailable
-from examsend.instances import Record, Unsent
 from examsend.outcomes import Effect, Judgement
-from examsend.recorder import Recorder
+from examsend.queue import attempts, batches, instances
+from examsend.queue.batches import Claim
+from examsend.queue.destination import (
+    Destination,
+    get_destination_by_id,
+    hold,
+    record_success,
+    stored_since_last_attempt,
+)
+from examsend.queue.instances import Record, Unsent
 from examsend.senders.base import Sender
 from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Problem, Verdict
 
@@ -192,7 +199,7 @@ def deliver(
     began = time.monotonic()
 
     def read(tx: Connection) -> tuple[Destination, list[Unsent]]:
-        return destinations.get_by_id(tx, claim.destination_id), instances.to_send(tx, claim.batch_id)
+        return get_destination_by_id(tx, claim.destination_id), instances.to_send(tx, claim.batch_id)
 
     destination, unsent = database.run(read)
     observer.began(claim, destination, len(unsent), sum(u.item.file_size for u in unsent))
@@ -358,7 +365,7 @@ def _alive(database: Database, claim: Claim, attempt: _Attempt) -> bool:
     """Whether the destination has stored anything since this batch's attempt before this one began."""
     if attempt.stored:
         return True
-    return database.run(lambda tx: destinations.stored_since_last_attempt(tx, claim.batch_id, claim.attempt_id))
+    return database.run(lambda tx: stored_since_last_attempt(tx, claim.batch_id, claim.attempt_id))
 
 
 # --- the batch's next state -------------------------------------------------------------------------------------------
@@ -380,9 +387,9 @@ def _finish(
         if not is_sent:
             state, reason = _not_sent(tx, claim, destination, attempt, tally, stopped=stopped)
         if attempt.effect is not Effect.NONE:
-            destinations.hold(tx, destination, attempt.effect, code=attempt.effect_code, reason=attempt.effect_reason)
+            hold(tx, destination, attempt.effect, code=attempt.effect_code, reason=attempt.effect_reason)
         elif recorder.written["STORED"]:
-            destinations.well(tx, destination.id)
+            record_success(tx, destination.id)
         return state, reason, tally
 
     deadline = time.monotonic() + claim.lease / 2

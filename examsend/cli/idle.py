@@ -1,0 +1,23 @@
+"""The idle check of a timer's pass: one short question to the database before the command is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from examsend.cli.common import Session
+from examsend.db import probe
+
+
+@contextmanager
+def nothing_in(session: Session, *states: str, selected: bool) -> Iterator[bool]:
+    """Whether a quiet pass has nothing to do. The server stays up until the block ends: the pass itself needs it next.
+
+    ``selected``: the operator named something or asked for something special, so the pass runs in any case.
+    Raises ConfigError, DatabaseUnavailable for an embedded server that does not start.
+    """
+    if selected or session.json or not session.quiet:
+        yield False
+        return
+    with probe.serving(session.settings) as (url, _):
+        yield probe.nothing_in(url, *states)
