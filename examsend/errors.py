@@ -6,6 +6,7 @@
     ├── UsageError            2   the command was used wrongly; nothing was tried
     ├── ConfigError          78   a setting, a file of settings or the schema is not as it must be
     ├── DatabaseUnavailable  69   PostgreSQL cannot be reached now; nothing is lost, the next timer tries again
+    │   └── CommitUnknown         the connection was lost after COMMIT was sent: it may have been committed, or not
     ├── Refused               1   the request is understood and would break a promise (retrying a SENT batch, ...)
     ├── LostClaim             -   another sender holds the batch: abort the association, touch nothing, leave
     ├── ForbiddenTransition   -   a batch was not in a state (or an attempt) that allows what was asked of it
@@ -42,6 +43,10 @@ class DatabaseUnavailable(ExamsendError):
     """PostgreSQL cannot be reached now."""
 
     exit_code = 69
+
+
+class CommitUnknown(DatabaseUnavailable):
+    """The connection was lost after COMMIT was sent: the transaction may have been committed, or not."""
 
 
 class Refused(ExamsendError):

@@ -19,7 +19,7 @@ if handed_over is not None:
     _migrate(handed_over)
 else:
     from examsend import config
-    from examsend.db import engine
+    from examsend.db import access
 
-    with engine.opened(config.load(), check=False) as database, database.transaction() as connection:
+    with access.opened(config.load(), check=False) as database, database.transaction() as connection:
         _migrate(connection)

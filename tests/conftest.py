@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from examsend.config import Settings
-from examsend.db import embedded, engine, migrate
+from examsend.db import access, embedded, engine, migrate
 from examsend.demo import receiver
 from tests.peers import dcmtk, orthanc
 
@@ -58,7 +58,7 @@ class Cluster:
         """A new database with the schema, cloned of a template migrated once; return its name."""
         if self._template is None:
             template = self.empty()
-            with engine.opened(Settings(database_url=self.url(template)), check=False) as database:
+            with access.opened(Settings(database_url=self.url(template)), check=False) as database:
                 migrate.upgrade(database)
             self._template = template
         name = f"t_{uuid.uuid4().hex[:16]}"
@@ -108,7 +108,7 @@ def settings(database_url: str) -> Settings:
 @pytest.fixture
 def database(settings: Settings) -> Iterator[engine.Database]:
     """An open way to it."""
-    with engine.opened(settings) as opened:
+    with access.opened(settings) as opened:
         yield opened
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from examsend.cli.common import Session
 from examsend.db import probe
+from examsend.db.server import serving
 
 
 @contextmanager
@@ -19,5 +20,5 @@ def nothing_in(session: Session, *states: str, selected: bool) -> Iterator[bool]
     if selected or session.json or not session.quiet:
         yield False
         return
-    with probe.serving(session.settings) as (url, _):
+    with serving(session.settings) as (url, _):
         yield probe.nothing_in(url, *states)

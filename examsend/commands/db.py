@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from examsend.config import Settings
-from examsend.db import engine, migrate, probe
+from examsend.db import access, migrate
+from examsend.db.revision import HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +33,23 @@ class SchemaResult:
 
 def upgrade(settings: Settings) -> SchemaResult:
     """Bring the schema up to date. Raises ConfigError, DatabaseUnavailable."""
-    with engine.opened(settings, check=False) as database:
+    with access.opened(settings, check=False) as database:
         before, after = migrate.upgrade(database)
-        return SchemaResult(before, after, probe.HEAD, database.version(), database.embedded)
+        return SchemaResult(before, after, HEAD, database.version(), database.embedded)
 
 
 def current(settings: Settings) -> SchemaResult:
     """Say which schema there is. Raises DatabaseUnavailable."""
-    with engine.opened(settings, check=False) as database:
+    with access.opened(settings, check=False) as database:
         with database.transaction() as tx:
             revision = migrate.current(tx)
-        return SchemaResult(revision, revision, probe.HEAD, database.version(), database.embedded)
+        return SchemaResult(revision, revision, HEAD, database.version(), database.embedded)
 
 
 def check(settings: Settings) -> SchemaResult:
     """Compare the schema with the models. Raises DatabaseUnavailable."""
-    with engine.opened(settings, check=False) as database:
+    with access.opened(settings, check=False) as database:
         with database.transaction() as tx:
             revision = migrate.current(tx)
         found = tuple(d.what for d in migrate.differences(database)) if revision else ()
-        return SchemaResult(revision, revision, probe.HEAD, database.version(), database.embedded, found)
+        return SchemaResult(revision, revision, HEAD, database.version(), database.embedded, found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from examsend import senders
 from examsend.config import Settings
-from examsend.db import engine
+from examsend.db import access
 from examsend.queue.destination import (
     Destination,
     add_destination,
@@ -65,7 +65,7 @@ def add(settings: Settings, name: str, address: str, values: Mapping[str, object
     wanted = {**parse_address(address), **values}
     wanted["sender"] = wanted.get("sender") or senders.DEFAULT
     senders.check(str(wanted["sender"]))
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
         made = database.run(lambda tx: add_destination(tx, name, wanted))
     return Changed(name, f"destination {name} added: {made.called_aet}@{made.host}:{made.port}, sender {made.sender}")
 
@@ -77,41 +77,41 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
         wanted |= parse_address(address)
     if "sender" in wanted:
         senders.check(str(wanted["sender"]))
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
         database.run(lambda tx: change_destination(tx, name, wanted))
     return Changed(name, f"destination {name}: {', '.join(sorted(wanted)) or 'nothing'} changed")
 
 
 def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:
     """Take a destination into or out of use. Raises UsageError."""
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
         database.run(lambda tx: change_destination(tx, name, {"enabled": enabled}))
     return Changed(name, f"destination {name} {'enabled' if enabled else 'disabled: its batches wait'}")
 
 
 def remove(settings: Settings, name: str) -> Changed:
     """Remove a destination. Raises UsageError, Refused while it has unsent or failed batches."""
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
         database.run(lambda tx: remove_destination(tx, name))
     return Changed(name, f"destination {name} removed")
 
 
 def release(settings: Settings, name: str) -> Changed:
     """Release a held destination now. Raises UsageError."""
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
         was = database.run(lambda tx: unhold(tx, get_destination(tx, name).id))
     return Changed(name, f"destination {name} {'released' if was else 'was not held'}")
 
 
 def show_all(settings: Settings) -> Destinations:
     """Return every destination."""
-    with engine.opened(settings) as database, database.transaction() as tx:
+    with access.opened(settings) as database, database.transaction() as tx:
         return Destinations(tuple(list_destinations(tx)))
 
 
 def show(settings: Settings, name: str) -> Shown:
     """Return one destination. Raises UsageError."""
-    with engine.opened(settings) as database, database.transaction() as tx:
+    with access.opened(settings) as database, database.transaction() as tx:
         found = get_destination(tx, name)
     return Shown(found, senders.get(found.sender).capabilities)
 
@@ -120,7 +120,7 @@ def echo(settings: Settings, name: str) -> Echoed:
     """Send a C-ECHO to a destination. Raises UsageError where there is none."""
     from examsend.dimse import echo as wire
 
-    with engine.opened(settings) as database, database.transaction() as tx:
+    with access.opened(settings) as database, database.transaction() as tx:
         found = get_destination(tx, name)
     answer = wire.echo(found.peer())
     address = f"{found.called_aet}@{found.host}:{found.port}"

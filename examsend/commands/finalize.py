@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from examsend.config import Settings
-from examsend.db import engine
+from examsend.db import access, engine
 from examsend.errors import Refused, UsageError
 from examsend.queue import batches, pending
 
@@ -46,7 +46,7 @@ def run(
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
         if studies or batch_ids:
             return _named(database, studies, batch_ids, by, dry_run=dry_run)
         if dry_run:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from examsend.config import Settings
-from examsend.db import engine
+from examsend.db import access, engine
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Unacceptable, UsageError
 from examsend.queue import instances, seen
@@ -96,7 +96,7 @@ def run(
     began = time.monotonic()
     roots = [_root(directory) for directory in directories]
     counts = _Counts()
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
         with database.transaction() as tx:
             routed = routed_destinations(tx, list(to))
         mounts = _Mounts()

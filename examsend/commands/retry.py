@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from examsend.config import Settings
-from examsend.db import engine
+from examsend.db import access, engine
 from examsend.errors import ForbiddenTransition, UsageError
 from examsend.queue import batches, views
 from examsend.queue.destination import get_destination, unhold
@@ -71,7 +71,7 @@ def run(
         raise UsageError("which batch? Name some, or say --all-failed")
     if batch_ids and all_failed:
         raise UsageError("name batches or say --all-failed, not both")
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
 
         def work(tx: engine.Connection) -> RetryResult:
             named = get_destination(tx, destination) if destination else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from examsend import senders
 from examsend.config import Settings
-from examsend.db import engine
+from examsend.db import access, engine
 from examsend.delivery import delivery
 from examsend.delivery.delivery import Delivered, Observer
 from examsend.errors import LostClaim
@@ -112,7 +112,7 @@ def run(
     def ending() -> bool:
         return stop() or (max_runtime is not None and time.monotonic() - began > max_runtime)
 
-    with engine.opened(settings) as database:
+    with access.opened(settings) as database:
 
         def housekeep(tx: engine.Connection) -> tuple[int | None, list[int]]:
             only = get_destination(tx, destination).id if destination else None

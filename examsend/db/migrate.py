@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, text
 
-from examsend.db import probe
+from examsend.db.engine import Database
+from examsend.db.revision import HEAD
 from examsend.errors import ConfigError
 
 if TYPE_CHECKING:
     from alembic.config import Config
-
-    from examsend.db.engine import Database
 
 _LOCK = 0x6578616D73656E64
 """The advisory lock that makes two upgrades at once take turns: "examsend" in octets."""
@@ -61,7 +60,7 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         before = current(connection)
         if before is not None and not is_known(before):
-            raise ConfigError(f"the database's schema is {before}, newer than this examsend knows ({probe.HEAD})")
+            raise ConfigError(f"the database's schema is {before}, newer than this examsend knows ({HEAD})")
         command.upgrade(_config(connection), revision)
         return before, current(connection)
 

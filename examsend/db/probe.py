@@ -1,31 +1,10 @@
-"""Which server: the one a URL names, or an embedded one. Light: an idle pass gets by with this and ``probe``."""
+"""The idle check: one short question over bare psycopg2, whose import takes a tenth of the toolkit's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import psycopg2
 
-from examsend.config import Settings
-
-HEAD = "0001"
-"""The migration this version of examsend works with."""
-
-
-@contextmanager
-def serving(settings: Settings) -> Iterator[tuple[str, bool]]:
-    """Given settings, the URL of a server for as long as the block lasts, and whether it is an embedded one.
-
-    Raises ConfigError, DatabaseUnavailable for an embedded one that cannot be had.
-    """
-    if settings.database_url is not None:
-        yield settings.database_url, False
-        return
-    from examsend.db import embedded
-
-    directory = settings.data_directory / "postgres" if settings.data_directory else embedded.default_directory()
-    with embedded.running(Path(directory)) as url:
-        yield url, True
+from examsend.db.revision import HEAD
 
 
 def nothing_in(url: str, *states: str) -> bool:
@@ -34,8 +13,6 @@ def nothing_in(url: str, *states: str) -> bool:
     Asked without the toolkit, whose import takes longer than everything else an idle pass does. Whatever else is the case,
     False: the ordinary way then finds out what it is, and says so.
     """
-    import psycopg2
-
     # States are constants of ours.
     empty = " AND ".join(f"NOT EXISTS (SELECT 1 FROM exam_batches WHERE status = '{s}')" for s in states)  # noqa: S608
     question = f"SELECT (SELECT version_num FROM alembic_version) = %s AND {empty}"  # noqa: S608

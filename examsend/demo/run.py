@@ -12,7 +12,7 @@ from typing import Any
 
 from examsend import config
 from examsend.commands import destination, finalize, ingest, send
-from examsend.db import embedded
+from examsend.db import access, embedded
 from examsend.demo import receiver, samples
 from examsend.errors import UsageError
 from examsend.queue import views
@@ -117,11 +117,10 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
 @contextmanager
 def _settings() -> Iterator[config.Settings]:
     """Settings of a database of its own, kept running from the first pass to the last."""
-    from examsend.db import engine
 
     with embedded.scratch_directory() as scratch, embedded.running(scratch, unsafe_fast=True) as url:
         made = config.Settings(database_url=url, settle=0)
-        with engine.opened(made, check=False) as database:
+        with access.opened(made, check=False) as database:
             from examsend.db import migrate
 
             migrate.upgrade(database)

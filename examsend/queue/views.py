@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from examsend import outcomes
 from examsend.config import Settings
-from examsend.db import engine
+from examsend.db import access
 from examsend.errors import UsageError
 from examsend.queue.paths import from_text
 
@@ -337,7 +337,7 @@ def run(
 
     Raises UsageError for a batch, study or destination that does not exist.
     """
-    with engine.opened(settings) as database, database.transaction() as tx:
+    with access.opened(settings) as database, database.transaction() as tx:
         rejected_count = tx.execute(_REJECTED_COUNT).scalar_one()
         if rejected:
             return StatusResult(rejected=_rejected(tx, most), rejected_count=rejected_count)
@@ -438,5 +438,5 @@ _DIGESTS = text(
 
 def stored_digests(settings: Settings) -> dict[str, str]:
     """Return {SOP Instance UID: SHA-256 in hex} of every stored instance: what a receiver is checked against."""
-    with engine.opened(settings) as database, database.transaction() as tx:
+    with access.opened(settings) as database, database.transaction() as tx:
         return {row[0]: row[1] for row in tx.execute(_DIGESTS)}

@@ -6,7 +6,8 @@ import pytest
 
 from examsend.commands import db
 from examsend.config import Settings
-from examsend.db import engine, migrate, probe
+from examsend.db import access, engine, migrate
+from examsend.db.revision import HEAD
 from examsend.db.tables import Base
 from examsend.errors import ConfigError
 from tests.helpers import execute, rows
@@ -19,18 +20,18 @@ def _head() -> str | None:
 
 
 def test_the_revision_the_code_asks_for_is_the_newest_migration() -> None:
-    assert _head() == probe.HEAD
+    assert _head() == HEAD
 
 
 def test_migrations_make_what_the_models_say_and_take_it_back(empty_database_url: str) -> None:
     settings = Settings(database_url=empty_database_url)
-    with engine.opened(settings, check=False) as database:
-        assert migrate.upgrade(database) == (None, probe.HEAD)
+    with access.opened(settings, check=False) as database:
+        assert migrate.upgrade(database) == (None, HEAD)
         assert migrate.differences(database) == []
         migrate.downgrade(database, "base")
         left = rows(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         assert [row[0] for row in left] == ["alembic_version"]
-        assert migrate.upgrade(database) == (None, probe.HEAD)
+        assert migrate.upgrade(database) == (None, HEAD)
 
 
 def test_check_constraints_are_the_models_own(database: engine.Database) -> None:
@@ -45,13 +46,13 @@ def test_check_constraints_are_the_models_own(database: engine.Database) -> None
 
 
 def test_a_database_without_the_schema_is_a_configuration_error(empty_database_url: str) -> None:
-    with pytest.raises(ConfigError, match="db upgrade"), engine.opened(Settings(database_url=empty_database_url)):
+    with pytest.raises(ConfigError, match="db upgrade"), access.opened(Settings(database_url=empty_database_url)):
         pass
 
 
 def test_a_newer_schema_is_left_alone(settings: Settings, database: engine.Database) -> None:
     execute(database, "UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(ConfigError, match="newer"), engine.opened(settings):
+    with pytest.raises(ConfigError, match="newer"), access.opened(settings):
         pass
     with pytest.raises(ConfigError, match="newer"):
         db.upgrade(settings)

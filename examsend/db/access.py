@@ -1,0 +1,45 @@
+"""Opening the database: connect, wait for it within bounds, see that the schema is the one this examsend needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from examsend.config import Settings
+from examsend.db import migrate
+from examsend.db.engine import Database, make_engine, revision_of
+from examsend.db.revision import HEAD
+from examsend.db.server import serving
+from examsend.errors import ConfigError
+
+
+@contextmanager
+def opened(settings: Settings, *, check: bool = True) -> Iterator[Database]:
+    """Given settings, yield a connected database. An embedded server is started, shared and migrated automatically; with a
+    URL the schema must be up to date unless ``check`` is False.
+
+    Raises ConfigError, DatabaseUnavailable.
+    """
+    with serving(settings) as (url, is_embedded):
+        engine = make_engine(url)
+        try:
+            database = Database(engine, is_embedded, settings.database_wait)
+            revision = revision_of(database)
+            if check and revision != HEAD:
+                _require(database, revision)
+            yield database
+        finally:
+            engine.dispose()
+
+
+def _require(database: Database, revision: str | None) -> None:
+    if database.embedded:
+        migrate.upgrade(database)
+    elif revision is None:
+        raise ConfigError("the database has no examsend schema yet: run `examsend db upgrade`")
+    elif migrate.is_known(revision):
+        raise ConfigError(f"the database's schema is {revision}, this examsend needs {HEAD}: run `examsend db upgrade`")
+    else:
+        raise ConfigError(
+            f"the database's schema is {revision}, newer than this examsend knows ({HEAD}): upgrade examsend"
+        )

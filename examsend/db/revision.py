@@ -1,0 +1,6 @@
+"""Which schema this version of examsend works with."""
+
+from __future__ import annotations
+
+HEAD = "0001"
+"""The newest migration (a test compares it with the files in migrations/)."""

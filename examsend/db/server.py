@@ -1,0 +1,26 @@
+"""Which server: the one a URL names, or an embedded one. Imports nothing heavy: an idle pass uses this and ``probe`` only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from examsend.config import Settings
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[tuple[str, bool]]:
+    """Given settings, yield the URL of a server and whether it is an embedded one. An embedded server runs at least until
+    the block ends.
+
+    Raises ConfigError, DatabaseUnavailable for an embedded server that cannot be started.
+    """
+    if settings.database_url is not None:
+        yield settings.database_url, False
+        return
+    from examsend.db import embedded
+
+    directory = settings.data_directory / "postgres" if settings.data_directory else embedded.default_directory()
+    with embedded.running(Path(directory)) as url:
+        yield url, True
