@@ -24,7 +24,7 @@ from examsend.demo import samples
 from examsend.dicom import identity
 from examsend.dimse import contexts, messages, negotiation
 from examsend.senders.native import NativeSender
-from examsend.transfer import Answer, End, Item, NotOffered, Peer, Verdict
+from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
 from tests.peers import scripted
 
 
@@ -74,16 +74,16 @@ class Silent:
     def __init__(self) -> None:
         self.count = 0
 
-    def answered(self, _answer: Answer) -> Verdict:
+    def answered(self, _answer: Answer) -> Next:
         """One more."""
         self.count += 1
-        return Verdict.GO_ON
+        return Next.GO_ON
 
-    def not_offered(self, fact: NotOffered) -> Verdict:
+    def not_offered(self, fact: NotOffered) -> Next:
         """Must not happen."""
         raise AssertionError(fact)
 
-    def progressed(self, octets: int) -> None:
+    def progressed(self, sent: int) -> None:
         """Nothing."""
 
     def stopping(self) -> bool:
@@ -158,14 +158,14 @@ def main() -> None:
             assert (end.end, watch.count) == (End.RELEASED, count), end
             whole.append(end.seconds)
     process.terminate()
-    octets = sum(i.file_size for i in items) / 1e6
+    megabytes = sum(i.file_size for i in items) / 1e6
     a, b = statistics.median(least), statistics.median(whole)
     common.show(
         f"{count} CT of 0.5 MB to a receiver that discards, median of {repeats}",
         ("loop", "seconds>", "MB/s>", "of the least>"),
         [
-            ("frames and sends only", f"{a:.3f}", f"{octets / a:.0f}", "100 %"),
-            ("native, digest on", f"{b:.3f}", f"{octets / b:.0f}", f"{a / b:.0%}"),
+            ("frames and sends only", f"{a:.3f}", f"{megabytes / a:.0f}", "100 %"),
+            ("native, digest on", f"{b:.3f}", f"{megabytes / b:.0f}", f"{a / b:.0%}"),
         ],
     )
     common.keep(

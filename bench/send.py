@@ -68,26 +68,26 @@ def delayed(port: int, milliseconds: float) -> Iterator[int]:
                 with ready:
                     while not line:
                         ready.wait()
-                    due, octets = line.pop(0)
+                    due, data = line.pop(0)
                 time.sleep(max(due - time.monotonic(), 0))
                 try:
-                    if not octets:
+                    if not data:
                         target.shutdown(socket.SHUT_WR)
                         return
-                    target.sendall(octets)
+                    target.sendall(data)
                 except OSError:
                     return
 
         threading.Thread(target=drain, daemon=True).start()
         while True:
             try:
-                octets = source.recv(1 << 18)
+                data = source.recv(1 << 18)
             except OSError:
-                octets = b""
+                data = b""
             with ready:
-                line.append((time.monotonic() + half, octets))
+                line.append((time.monotonic() + half, data))
                 ready.notify()
-            if not octets:
+            if not data:
                 return
 
     def serve() -> None:
@@ -151,7 +151,7 @@ def certificate(place: Path) -> None:
 
 
 def floor(drop: Path) -> float:
-    """Seconds for the same octets over a plain socket to a reader that discards."""
+    """Seconds for the same bytes over a plain socket to a reader that discards."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def discard() -> None:
@@ -284,7 +284,7 @@ def main() -> None:
                 common.show(
                     f"{STUDIES[study][0]} to {name}"
                     + (f", {wanted.delay:g} ms round trip" if wanted.delay else "")
-                    + f", median of {wanted.repeat}; the same octets over a plain socket: {least:.2f} s",
+                    + f", median of {wanted.repeat}; the same bytes over a plain socket: {least:.2f} s",
                     (
                         "sender",
                         "association s>",

@@ -1,7 +1,7 @@
 """What a DIMSE status, a file's problem or the end of an association means: for the instance, the batch, the destination.
 
-One table for each. Codes and their words are those of PS3.4 B.2.3 (C-STORE) and PS3.7 annex C (general). Senders give
-facts, this module judges, ``batches`` and ``destinations`` write.
+One table for each. Codes and their words are those of PS3.4 B.2.3 (C-STORE) and PS3.7 annex C (general). Senders report
+facts, this module says what they mean, ``queue`` writes it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from examsend.states import Outcome
 from examsend.transfer import Answer, AssociationEnd, End, NotOffered, Problem
 
 
-class Effect(StrEnum):
-    """What a refusal means for the destination."""
+class DestinationAction(StrEnum):
+    """What is done to the destination after a refusal."""
 
     NONE = "NONE"
     BACK_OFF = "BACK_OFF"
@@ -26,43 +27,46 @@ class Effect(StrEnum):
 class Meaning:
     """One row of the table of DIMSE statuses."""
 
-    outcome: str
-    """An instance's outcome: STORED, RETRY or FAILED."""
+    outcome: Outcome
+    """STORED, RETRY or FAILED."""
     words: str
+    if_other_content: Outcome | None = None
+    """The outcome instead, where other content was stored under this SOP Instance UID at this destination."""
     tries: int = 0
     """FAILED: how often it is offered before it is for good."""
     ends_association: bool = False
-    effect: Effect = Effect.NONE
+    action: DestinationAction = DestinationAction.NONE
 
-
-_STORED = "STORED"
-_RETRY = "RETRY"
-_FAILED = "FAILED"
 
 _STATUSES: dict[int, Meaning] = {
-    0x0000: Meaning(_STORED, "success"),
-    0x0110: Meaning(_RETRY, "processing failure"),
-    0x0111: Meaning(_STORED, "duplicate SOP instance"),
-    0x0117: Meaning(_FAILED, "invalid SOP instance", tries=2),
-    0x0122: Meaning(_FAILED, "SOP class not supported", tries=1),
-    0x0124: Meaning(_RETRY, "not authorised", ends_association=True, effect=Effect.HOLD),
-    0x0210: Meaning(_RETRY, "duplicate invocation"),
-    0x0211: Meaning(_RETRY, "unrecognised operation", ends_association=True, effect=Effect.HOLD),
-    0x0212: Meaning(_FAILED, "mistyped argument", tries=2),
-    0x0213: Meaning(_RETRY, "resource limitation", ends_association=True, effect=Effect.BACK_OFF),
-    0xB000: Meaning(_STORED, "coercion of data elements"),
-    0xB006: Meaning(_STORED, "elements discarded"),
-    0xB007: Meaning(_STORED, "data set does not match SOP class"),
+    0x0000: Meaning(Outcome.STORED, "success"),
+    0x0110: Meaning(Outcome.RETRY, "processing failure"),
+    # Success where this content went before and its answer was lost. Where other content went there, the archive kept that.
+    0x0111: Meaning(Outcome.STORED, "duplicate SOP instance", if_other_content=Outcome.CONFLICT),
+    0x0117: Meaning(Outcome.FAILED, "invalid SOP instance", tries=2),
+    0x0122: Meaning(Outcome.FAILED, "SOP class not supported", tries=1),
+    0x0124: Meaning(Outcome.RETRY, "not authorised", ends_association=True, action=DestinationAction.HOLD),
+    0x0210: Meaning(Outcome.RETRY, "duplicate invocation"),
+    0x0211: Meaning(Outcome.RETRY, "unrecognised operation", ends_association=True, action=DestinationAction.HOLD),
+    0x0212: Meaning(Outcome.FAILED, "mistyped argument", tries=2),
+    0x0213: Meaning(Outcome.RETRY, "resource limitation", ends_association=True, action=DestinationAction.BACK_OFF),
+    0xB000: Meaning(Outcome.STORED, "coercion of data elements"),
+    0xB006: Meaning(Outcome.STORED, "elements discarded"),
+    0xB007: Meaning(Outcome.STORED, "data set does not match SOP class"),
 }
 
 _RANGES: tuple[tuple[int, int, Meaning], ...] = (
-    (0xA700, 0xA7FF, Meaning(_RETRY, "out of resources", ends_association=True, effect=Effect.BACK_OFF)),
-    (0xA900, 0xA9FF, Meaning(_FAILED, "data set does not match SOP class", tries=2)),
-    (0xB000, 0xBFFF, Meaning(_STORED, "warning")),
-    (0xC000, 0xCFFF, Meaning(_FAILED, "cannot understand", tries=2)),
+    (
+        0xA700,
+        0xA7FF,
+        Meaning(Outcome.RETRY, "out of resources", ends_association=True, action=DestinationAction.BACK_OFF),
+    ),
+    (0xA900, 0xA9FF, Meaning(Outcome.FAILED, "data set does not match SOP class", tries=2)),
+    (0xB000, 0xBFFF, Meaning(Outcome.STORED, "warning")),
+    (0xC000, 0xCFFF, Meaning(Outcome.FAILED, "cannot understand", tries=2)),
 )
 
-_UNKNOWN = Meaning(_RETRY, "unknown status")
+_UNKNOWN = Meaning(Outcome.RETRY, "unknown status")
 
 
 def meaning(status: int) -> Meaning:
@@ -79,16 +83,25 @@ def words(status: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class InstanceResult:
     """What becomes of one instance."""
 
-    outcome: str
+    outcome: Outcome
     dimse_status: int | None
     comment: str | None
     offered: bool
     """It was put on the wire and answered: that counts as one of its tries."""
     ends_association: bool = False
-    effect: Effect = Effect.NONE
+    action: DestinationAction = DestinationAction.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a destination is held, and how: ``code`` for machines, ``reason`` as a sentence."""
+
+    action: DestinationAction
+    code: str
+    reason: str
 
 
 _COMMENT_LENGTH = 300
@@ -101,41 +114,46 @@ def _bounded(text: str | None) -> str | None:
     return text.replace("\x00", "")[:_COMMENT_LENGTH] or None
 
 
-def of_answer(answer: Answer, tries_before: int) -> Judgement:
-    """Given a C-STORE-RSP and how often the instance had been answered before, return what becomes of it."""
+def of_answer(answer: Answer, tries_before: int, *, other_content_stored: bool = False) -> InstanceResult:
+    """Given a C-STORE-RSP, how often the instance had been answered before, and whether the destination stored other
+    content under its SOP Instance UID, return what becomes of it."""
     row = meaning(answer.status)
     outcome = row.outcome
-    if outcome == _FAILED and tries_before + 1 < row.tries:
-        outcome = _RETRY
-    return Judgement(outcome, answer.status, _bounded(answer.error_comment), True, row.ends_association, row.effect)
+    if other_content_stored and row.if_other_content is not None:
+        outcome = row.if_other_content
+    if outcome == Outcome.FAILED and tries_before + 1 < row.tries:
+        outcome = Outcome.RETRY
+    return InstanceResult(
+        outcome, answer.status, _bounded(answer.error_comment), True, row.ends_association, row.action
+    )
 
 
 _PROBLEMS = {
-    Problem.CHANGED: "CHANGED",
-    Problem.MISSING: "MISSING",
-    Problem.UNREADABLE: _RETRY,
-    Problem.CONTEXT_REJECTED: _FAILED,
-    Problem.UNCONVERTIBLE: _FAILED,
+    Problem.CHANGED: Outcome.CHANGED,
+    Problem.MISSING: Outcome.MISSING,
+    Problem.UNREADABLE: Outcome.RETRY,
+    Problem.CONTEXT_REJECTED: Outcome.FAILED,
+    Problem.UNCONVERTIBLE: Outcome.FAILED,
 }
 
 
-def of_problem(fact: NotOffered) -> Judgement:
+def of_problem(fact: NotOffered) -> InstanceResult:
     """Given an item that could not be offered, return what becomes of it."""
-    return Judgement(_PROBLEMS[fact.problem], None, _bounded(fact.sentence), offered=False)
+    return InstanceResult(_PROBLEMS[fact.problem], None, _bounded(fact.sentence), offered=False)
 
 
 @dataclass(frozen=True, slots=True)
-class EndJudgement:
+class EndResult:
     """What the end of an association means."""
 
     uses_attempt: bool
     """It counts as one of the batch's attempts."""
-    effect: Effect
+    action: DestinationAction
     code: str
     """Why the destination is held, for machines."""
 
 
-def of_end(end: AssociationEnd, answered: int) -> EndJudgement:
+def of_end(end: AssociationEnd, answered: int) -> EndResult:
     """Given how an association ended and how many instances it had answered, return what that means.
 
     A destination that cannot be reached, rejects, or hangs before anything was answered is not the batch's fault: the
@@ -144,17 +162,17 @@ def of_end(end: AssociationEnd, answered: int) -> EndJudgement:
     kind = end.end
     if kind is End.REJECTED:
         # Result 1 is rejected-permanent, 2 rejected-transient (PS3.8 Table 9-21).
-        return EndJudgement(False, Effect.HOLD if end.result == 1 else Effect.BACK_OFF, "REJECTED")
+        return EndResult(False, DestinationAction.HOLD if end.result == 1 else DestinationAction.BACK_OFF, "REJECTED")
     if kind in {End.UNREACHABLE, End.TLS_FAILED}:
-        return EndJudgement(False, Effect.BACK_OFF, kind.value)
-    failed = kind in {End.ABORTED, End.CLOSED, End.TIMED_OUT, End.PROTOCOL_ERROR}
+        return EndResult(False, DestinationAction.BACK_OFF, kind.value)
+    failed = kind in UNASKED
     if failed and not answered and (not end.established or kind is End.TIMED_OUT):
-        return EndJudgement(False, Effect.BACK_OFF, kind.value)
-    return EndJudgement(True, Effect.NONE, kind.value)
+        return EndResult(False, DestinationAction.BACK_OFF, kind.value)
+    return EndResult(True, DestinationAction.NONE, kind.value)
 
 
 UNASKED = frozenset({End.ABORTED, End.CLOSED, End.TIMED_OUT, End.PROTOCOL_ERROR})
-"""Ends that leave the outcome of what was in flight unknown, and may be that instance's doing."""
+"""Ends that leave the outcome of what was in flight unknown, and that the instance in flight may have caused."""
 
 SUSPECT_AFTER = 2
 """In flight at so many unasked ends in a row, an instance goes last and with nothing beside it."""

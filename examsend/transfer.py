@@ -1,12 +1,13 @@
-"""What a sender is given and what it reports: plain facts, judged by ``outcomes``, written by ``batches``.
+"""What passes between a delivery and a sender: items and a peer in, answers and the association's end out.
 
-Nothing here decides what a fact means, and nothing here knows of a socket or a database.
+These are plain facts: ``outcomes`` says what they mean, ``queue`` writes them. Nothing here knows of a socket or a database.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class UserIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Whom to dial and how. Times in seconds, lengths in octets."""
+    """Whom to dial and how. Times in seconds, lengths in bytes."""
 
     host: str
     port: int
@@ -43,9 +44,9 @@ class Peer:
     connect_timeout: float = 10.0
     accept_timeout: float = 30.0
     answer_timeout: float = 60.0
-    """From the last octet of a data set leaving until its C-STORE-RSP."""
+    """From the last byte of a data set leaving until its C-STORE-RSP."""
     stall_timeout: float = 60.0
-    """Without one octet accepted by the peer. Progress, not total time: a slow peer that moves is fine."""
+    """Without one byte accepted by the peer. Progress, not total time: a slow peer that moves is fine."""
     max_pdu: int = 65536
     """The longest P-DATA-TF variable field we take from the peer (PS3.8 D.1); 0 would mean no limit."""
     async_window: int = 1
@@ -71,7 +72,7 @@ class Item:
     dataset_offset: int
     """Where the data set begins in the file: after preamble and file meta information (PS3.10 7.1)."""
     content_sha256: bytes
-    """SHA-256 of the file from ``dataset_offset`` to its end: the octets a C-STORE carries."""
+    """SHA-256 of the file from ``dataset_offset`` to its end: the bytes a C-STORE carries."""
 
 
 class Problem(StrEnum):
@@ -93,8 +94,8 @@ class Answer:
 
     item: Item
     status: int
-    octets: int = 0
-    """Data set octets that went out for it."""
+    bytes_sent: int = 0
+    """Data set bytes that went out for it."""
     error_comment: str | None = None
     """(0000,0902), untrusted text of the peer."""
     offending_elements: tuple[int, ...] = ()
@@ -110,8 +111,8 @@ class NotOffered:
     sentence: str
 
 
-class Verdict(StrEnum):
-    """What the watcher wants of the association after a fact."""
+class Next(StrEnum):
+    """What the sender does next, as the watcher answers to each fact."""
 
     GO_ON = "go on"
     RELEASE = "release"
@@ -122,7 +123,7 @@ class End(StrEnum):
     """How an association ended."""
 
     RELEASED = "RELEASED"
-    """Everything was offered (or ``Verdict.RELEASE`` / ``stopping()`` was obeyed) and A-RELEASE done."""
+    """Everything was offered (or ``Next.RELEASE`` / ``stopping()`` was obeyed) and A-RELEASE done."""
     REJECTED = "REJECTED"
     """A-ASSOCIATE-RJ (PS3.8 9.3.4): see result, source, reason."""
     UNREACHABLE = "UNREACHABLE"
@@ -157,11 +158,28 @@ class AssociationEnd:
     """A-ASSOCIATE-RJ's result/source/reason, or A-ABORT's source/reason, as numbers."""
     seconds: float = 0.0
     """From connect to the end of the association (monotonic)."""
-    octets: int = 0
-    """Data set octets that left."""
+    bytes_sent: int = 0
+    """Data set bytes that left."""
     in_flight: tuple[Item, ...] = ()
     """Offered (wholly or partly) and never answered: their outcome is unknown."""
     window: int = 1
     """The asynchronous operations window that was granted; 0: unlimited."""
     peer_implementation: str = ""
     """Implementation version name (or class UID) the peer gave; untrusted."""
+
+
+class Watcher(Protocol):
+    """Receives facts on the sending thread. Any method may raise (``LostClaim`` above all): the sender then aborts the
+    association and re-raises."""
+
+    def answered(self, answer: Answer) -> Next:
+        """Given a C-STORE-RSP, return whether to go on."""
+
+    def not_offered(self, fact: NotOffered) -> Next:
+        """Given an item that could not be offered, return whether to go on."""
+
+    def progressed(self, sent: int) -> None:
+        """``sent`` more bytes were accepted by the transport. Called often; cheap."""
+
+    def stopping(self) -> bool:
+        """Whether the pass has been asked to end: offer nothing more, finish what is in flight, release."""

@@ -52,7 +52,7 @@ _SETTINGS: dict[str, Any] = {
     "connect_timeout": Annotated[float | None, typer.Option(metavar="SECONDS", help="To connect (10).")],
     "accept_timeout": Annotated[float | None, typer.Option(metavar="SECONDS", help="A-ASSOCIATE answered (30).")],
     "answer_timeout": Annotated[float | None, typer.Option(metavar="SECONDS", help="C-STORE answered (60).")],
-    "stall_timeout": Annotated[float | None, typer.Option(metavar="SECONDS", help="Without one octet accepted (60).")],
+    "stall_timeout": Annotated[float | None, typer.Option(metavar="SECONDS", help="Without one byte accepted (60).")],
     "tls": Annotated[bool | None, typer.Option("--tls/--no-tls", help="Use TLS, never falling back to plain (no).")],
     "tls_ca_file": Annotated[str | None, typer.Option(metavar="FILE", help="CA certificates (PEM).")],
     "tls_cert_file": Annotated[str | None, typer.Option(metavar="FILE", help="Our certificate (PEM).")],

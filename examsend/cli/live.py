@@ -12,7 +12,7 @@ from examsend.report.terminal import clean
 
 if TYPE_CHECKING:
     from examsend.cli.common import Session
-    from examsend.delivery.delivery import Delivered, Observer
+    from examsend.delivery.delivery import Delivered, DeliveryProgress, Observer
     from examsend.queue.batches import Claim
     from examsend.queue.destination import Destination
 
@@ -28,7 +28,7 @@ def _progress(*columns: Any) -> Any:
 def ingesting(session: Session) -> Iterator[Callable[[int, int, int], None]]:
     """A callback that shows files seen, new instances and their rate."""
     if not session.live:
-        yield lambda _seen, _new, _octets: None
+        yield lambda _seen, _new, _new_bytes: None
         return
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -38,16 +38,16 @@ def ingesting(session: Session) -> Iterator[Callable[[int, int, int], None]]:
     ) as bar:
         task = bar.add_task("looking", total=None)
 
-        def show(seen: int, new: int, octets: int) -> None:
+        def show(seen: int, new: int, new_bytes: int) -> None:
             rate = seen / max(time.monotonic() - began, 0.001)
-            bar.update(task, description=f"{seen} files seen, {new} new, {octets / 1e6:.0f} MB ({rate:.0f} files/s)")
+            bar.update(task, description=f"{seen} files seen, {new} new, {new_bytes / 1e6:.0f} MB ({rate:.0f} files/s)")
 
         yield show
 
 
 @contextmanager
 def sending(session: Session) -> Iterator[Observer | None]:
-    """An observer that shows each association: instances, MB/s, time left."""
+    """An observer that shows each delivery: instances, MB/s, time left."""
     if not session.live:
         yield None
         return
@@ -60,45 +60,45 @@ def sending(session: Session) -> Iterator[Observer | None]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     ) as bar:
-        yield _Live(bar)
+
+        def began(claim: Claim, destination: Destination, instances: int, total_bytes: int) -> DeliveryProgress:
+            name = f"batch {claim.batch_id} to {clean(destination.name)}"
+            return _Line(bar, bar.add_task(name, total=max(total_bytes, 1), done=0, instances=instances))
+
+        yield began
 
 
-class _Live:
-    """One line for each association under way."""
+class _Line:
+    """One line, for one delivery under way."""
 
-    def __init__(self, bar: Any) -> None:
+    def __init__(self, bar: Any, task: Any) -> None:
         self._bar = bar
-        self._tasks: dict[int, Any] = {}
-        self._done: dict[int, int] = {}
-        self._unshown: dict[int, int] = {}
+        self._task = task
         self._lock = threading.Lock()
+        self._done = 0
+        self._unshown = 0
 
-    def began(self, claim: Claim, destination: Destination, instances: int, octets: int) -> None:
+    def moved(self, sent: int) -> None:
+        """See ``delivery.watcher.Progress``."""
         with self._lock:
-            self._done[claim.batch_id] = self._unshown[claim.batch_id] = 0
-            self._tasks[claim.batch_id] = self._bar.add_task(
-                f"batch {claim.batch_id} to {clean(destination.name)}",
-                total=max(octets, 1),
-                done=0,
-                instances=instances,
-            )
+            self._unshown += sent
+            # The display's own lock costs more than a small PDU: shown in steps.
+            if self._unshown > 1_000_000:
+                self._show()
 
-    def moved(self, claim: Claim, octets: int) -> None:
-        # The display's own lock costs more than a small PDU: told in steps.
-        self._unshown[claim.batch_id] += octets
-        if self._unshown[claim.batch_id] > 1_000_000:
-            self._flush(claim.batch_id)
-
-    def answered(self, claim: Claim) -> None:
-        self._done[claim.batch_id] += 1
-        if self._done[claim.batch_id] % 10 == 0:
-            self._flush(claim.batch_id)
-
-    def ended(self, delivered: Delivered) -> None:
+    def answered(self) -> None:
+        """See ``delivery.watcher.Progress``."""
         with self._lock:
-            self._flush(delivered.batch_id)
-            self._bar.remove_task(self._tasks.pop(delivered.batch_id))
+            self._done += 1
+            if self._done % 10 == 0:
+                self._show()
 
-    def _flush(self, batch_id: int) -> None:
-        self._bar.update(self._tasks[batch_id], advance=self._unshown[batch_id], done=self._done[batch_id])
-        self._unshown[batch_id] = 0
+    def ended(self, _delivered: Delivered) -> None:
+        """See ``delivery.delivery.DeliveryProgress``."""
+        with self._lock:
+            self._show()
+            self._bar.remove_task(self._task)
+
+    def _show(self) -> None:
+        self._bar.update(self._task, advance=self._unshown, done=self._done)
+        self._unshown = 0

@@ -41,7 +41,7 @@ class IngestResult:
     rejected: int
     vanished: int
     """Gone between the walk and the opening: seen again by the next pass if they come back."""
-    octets: int
+    new_bytes: int
     """Of the new files."""
     batches: tuple[int, ...]
     """Touched: opened, re-opened or grown."""
@@ -68,7 +68,7 @@ class _Counts:
     ignored: int = 0
     rejected: int = 0
     vanished: int = 0
-    octets: int = 0
+    new_bytes: int = 0
     opened: set[int] = field(default_factory=set)
     batches: set[int] = field(default_factory=set)
     rejections: list[Warned] = field(default_factory=list)
@@ -77,7 +77,7 @@ class _Counts:
 
 
 Progress = Callable[[int, int, int], None]
-"""Called now and then with (files seen, new instances, octets of the new ones)."""
+"""Called now and then with (files seen, new instances, bytes of the new ones)."""
 
 
 def run(
@@ -87,7 +87,7 @@ def run(
     to: Sequence[str] = (),
     recursive: bool = True,
     accept_incomplete: bool = False,
-    progress: Progress = lambda _seen, _new, _octets: None,
+    progress: Progress = lambda _seen, _new, _new_bytes: None,
 ) -> IngestResult:
     """Register every DICOM file below the directories for the destinations named ``to`` (none: every enabled default).
 
@@ -107,8 +107,8 @@ def run(
             for at in range(0, len(left), settings.ingest_chunk):
                 chunk = left[at : at + settings.ingest_chunk]
                 _chunk(database, settings, chunk, routed, counts, mounts, accept_incomplete=accept_incomplete)
-                progress(counts.seen, counts.new, counts.octets)
-            progress(counts.seen, counts.new, counts.octets)
+                progress(counts.seen, counts.new, counts.new_bytes)
+            progress(counts.seen, counts.new, counts.new_bytes)
     return IngestResult(
         **{f.name: getattr(counts, f.name) for f in fields(_Counts) if isinstance(getattr(counts, f.name), int)},
         batches=tuple(sorted(counts.batches)),
@@ -269,7 +269,7 @@ def _chunk(
     new = {r.arrival.path: r for r in registered if r.kind in {"NEW", "NEW_VERSION"}}
     counts.new += len(new)
     counts.known += len(opened.arrivals) - len(new)
-    counts.octets += sum(r.arrival.file.size for r in new.values())
+    counts.new_bytes += sum(r.arrival.file.size for r in new.values())
     counts.batches |= {r.batch_id for r in registered if r.kind in {"NEW", "NEW_VERSION"}}
     counts.opened |= {r.batch_id for r in registered if r.opened}
     names = {d.id: d.name for d in routed}

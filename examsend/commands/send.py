@@ -10,14 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from examsend import senders
 from examsend.config import Settings
 from examsend.db import access, engine
-from examsend.delivery import delivery
-from examsend.delivery.delivery import Delivered, Observer
+from examsend.delivery.delivery import Delivered, Delivery, Observer
 from examsend.errors import LostClaim
 from examsend.queue import batches
 from examsend.queue.destination import get_destination
+from examsend.states import BatchState
 
 log = logging.getLogger("examsend.send")
 
@@ -37,7 +36,7 @@ class SendResult:
     @property
     def failed(self) -> int:
         """Batches that went FAILED in this pass."""
-        return len(self.expired) + sum(d.state == "FAILED" for d in self.delivered)
+        return len(self.expired) + sum(d.state is BatchState.FAILED for d in self.delivered)
 
     @property
     def needs_person(self) -> bool:
@@ -129,12 +128,10 @@ def run(
 
 
 def _deliver_all(work: _Pass, first: batches.Claim, parallel: int, observer: Observer | None) -> None:
-    watching = observer or delivery.Unobserved()
-
     def worker(claim: batches.Claim | None) -> None:
         while claim is not None:
             try:
-                done = delivery.deliver(work.database, work.settings, claim, senders.get, work.stop, watching)
+                done = Delivery(work.database, work.settings, claim, stop=work.stop, observer=observer).run()
                 work.delivered.append(done)
             except LostClaim as lost:
                 log.warning("lost batch=%d reason=%r", claim.batch_id, str(lost))

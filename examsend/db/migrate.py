@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _LOCK = 0x6578616D73656E64
-"""The advisory lock that makes two upgrades at once take turns: "examsend" in octets."""
+"""The advisory lock that makes two upgrades at once take turns: "examsend" in bytes."""
 
 
 def directory() -> Path:

@@ -7,6 +7,7 @@ check`` and the tests read them. No patient name, id, birth date or accession nu
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import (
@@ -21,7 +22,6 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    SmallInteger,
     Text,
     UniqueConstraint,
     Uuid,
@@ -30,11 +30,20 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Double
 
-from examsend.states import BATCH_STATES, INSTANCE_OUTCOMES, LATE_POLICIES, ON_INCOMPLETE, SENDERS
+from examsend.states import (
+    BatchState,
+    ExpectationSource,
+    ExpectationState,
+    LatePolicy,
+    OnIncomplete,
+    Outcome,
+    SenderName,
+    sql_list,
+)
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> str:
-    return f"{column} IN ({', '.join(repr(v) for v in values)})"
+def _one_of(column: str, values: type[StrEnum]) -> str:
+    return f"{column} IN ({sql_list(values)})"
 
 
 def _names(convention_of: str) -> str:
@@ -93,7 +102,7 @@ class StorageBackendConfig(Base):
     association_limit: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     associations_per_study: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     async_window: Mapped[int] = mapped_column(Integer, server_default=text("1"))
-    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     transcode: Mapped[str] = mapped_column(server_default="never")
 
     max_attempts: Mapped[int] = mapped_column(Integer, server_default=text("10"))
@@ -112,7 +121,7 @@ class StorageBackendConfig(Base):
     tls_key_file: Mapped[str | None]
     tls_server_name: Mapped[str | None]
     tls_pin_sha256: Mapped[str | None]
-    user_identity_kind: Mapped[int | None] = mapped_column(SmallInteger)
+    user_identity_kind: Mapped[int | None] = mapped_column(Integer)
     user_identity_name: Mapped[str | None]
     user_identity_file: Mapped[str | None]
 
@@ -129,9 +138,9 @@ class StorageBackendConfig(Base):
         CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
         CheckConstraint("length(called_aet) BETWEEN 1 AND 16 AND length(calling_aet) BETWEEN 1 AND 16", name="aet"),
         CheckConstraint("length(name) BETWEEN 1 AND 64 OR removed_at IS NOT NULL", name="name"),
-        CheckConstraint(_one_of("sender", SENDERS), name="sender"),
-        CheckConstraint(_one_of("late_policy", LATE_POLICIES), name="late_policy"),
-        CheckConstraint(_one_of("on_incomplete", ON_INCOMPLETE), name="on_incomplete"),
+        CheckConstraint(_one_of("sender", SenderName), name="sender"),
+        CheckConstraint(_one_of("late_policy", LatePolicy), name="late_policy"),
+        CheckConstraint(_one_of("on_incomplete", OnIncomplete), name="on_incomplete"),
         CheckConstraint("association_limit >= 1 AND associations_per_study >= 1 AND async_window >= 0", name="limits"),
         CheckConstraint("max_attempts >= 1", name="max_attempts"),
         CheckConstraint(
@@ -168,9 +177,11 @@ class ExamBatch(Base):
     finished_at: Mapped[datetime | None]
     failure_code: Mapped[str | None]
     failure: Mapped[str | None]
+    # Kept by a trigger (migration 0002).
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
     __table_args__ = (
-        CheckConstraint(_one_of("status", BATCH_STATES), name="status"),
+        CheckConstraint(_one_of("status", BatchState), name="status"),
         CheckConstraint(
             "(status = 'SENDING') = (attempt_id IS NOT NULL) AND (status = 'SENDING') = (lease_expires_at IS NOT NULL)",
             name="claim",
@@ -220,19 +231,20 @@ class ExamBatchInstance(Base):
     batch_id: Mapped[int]
     destination_id: Mapped[int]
     sop_instance_uid: Mapped[str]
-    series_instance_uid: Mapped[str]
-    sop_class_uid: Mapped[str]
-    transfer_syntax_uid: Mapped[str]
+    # Facts of the file: all of them, or none in a row that an older database held, until the file is read.
+    series_instance_uid: Mapped[str | None]
+    sop_class_uid: Mapped[str | None]
+    transfer_syntax_uid: Mapped[str | None]
     series_number: Mapped[int | None]
     instance_number: Mapped[int | None]
-    # A path that is not UTF-8 is kept as a percent-encoded file: URI (examsend/paths.py).
-    file_path: Mapped[str]
+    # A path that is not UTF-8 is kept as a percent-encoded file: URI (examsend/queue/paths.py).
+    processed_filepath: Mapped[str]
     # The mount point it was found under (NULL: the root file system): gone, the file is out of reach, not MISSING.
     mount_point: Mapped[str | None]
-    file_size: Mapped[int]
-    file_mtime_ns: Mapped[int]
-    dataset_offset: Mapped[int]
-    content_sha256: Mapped[bytes]
+    file_size: Mapped[int | None]
+    file_mtime_ns: Mapped[int | None]
+    dataset_offset: Mapped[int | None]
+    content_sha256: Mapped[bytes | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     outcome: Mapped[str] = mapped_column(server_default="WAITING")
     dimse_status: Mapped[int | None] = mapped_column(Integer)
@@ -249,9 +261,14 @@ class ExamBatchInstance(Base):
             name="fk_exam_batch_instances_batch",
             ondelete="CASCADE",
         ),
-        CheckConstraint(_one_of("outcome", INSTANCE_OUTCOMES), name="outcome"),
+        CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
         CheckConstraint("(outcome = 'STORED') = (stored_at IS NOT NULL)", name="stored"),
         CheckConstraint("octet_length(content_sha256) = 32", name="sha256"),
+        CheckConstraint(
+            "num_nulls(series_instance_uid, sop_class_uid, transfer_syntax_uid, file_size, file_mtime_ns, dataset_offset,"
+            " content_sha256) IN (0, 7)",
+            name="identified",
+        ),
         CheckConstraint("dataset_offset >= 0 AND file_size >= dataset_offset", name="size"),
         # Among the versions that count: a superseded one is kept, and not sent.
         Index(
@@ -263,7 +280,7 @@ class ExamBatchInstance(Base):
         ),
         Index("ix_exam_batch_instances_batch", "batch_id"),
         Index("ix_exam_batch_instances_known", "destination_id", "sop_instance_uid"),
-        Index("ix_exam_batch_instances_path", "file_path", postgresql_using="hash"),
+        Index("ix_exam_batch_instances_path", "processed_filepath", postgresql_using="hash"),
         Index(
             "ix_exam_batch_instances_unsent",
             "batch_id",
@@ -273,7 +290,7 @@ class ExamBatchInstance(Base):
 
 
 class InstanceAlias(Base):
-    """Another path that holds the very octets of an instance: known, so it need not be opened again."""
+    """Another path that holds the very bytes of an instance: known, so it need not be opened again."""
 
     __tablename__ = "exam_batch_instance_aliases"
 
@@ -318,7 +335,7 @@ class SendAttempt(Base):
     instances: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     stored: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     failed: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    octets: Mapped[int] = mapped_column(server_default=text("0"))
+    bytes_sent: Mapped[int] = mapped_column(server_default=text("0"))
 
     __table_args__ = (
         UniqueConstraint("attempt_id", "association"),
@@ -344,8 +361,8 @@ class StudyExpectation(Base):
 
     __table_args__ = (
         UniqueConstraint("study_instance_uid", "source", "source_uid"),
-        CheckConstraint(_one_of("source", ("MPPS", "MANIFEST", "COUNT", "ARCHIVE", "FILES")), name="source"),
-        CheckConstraint(_one_of("state", ("IN PROGRESS", "COMPLETED", "DISCONTINUED")), name="state"),
+        CheckConstraint(_one_of("source", ExpectationSource), name="source"),
+        CheckConstraint(_one_of("state", ExpectationState), name="state"),
         CheckConstraint("expected_count >= 0", name="count"),
     )
 

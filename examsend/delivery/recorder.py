@@ -1,44 +1,49 @@
-"""Outcomes written in groups beside the wire: the database never slows an association, and a crash loses one group.
+"""What a delivery writes while it lasts: outcomes in groups from a background thread, and its associations' rows.
 
-The lease is renewed with each group and by octets that moved, never by a blind timer: a sender that makes no progress
-loses its claim.
+The database never slows an association down, and a crash loses one group. The lease is renewed with each group and by
+bytes that moved, never by a timer alone: a sender that makes no progress loses its claim.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
 
+from examsend.config import Settings
 from examsend.db.engine import Database
 from examsend.errors import DatabaseUnavailable, LostClaim
-from examsend.queue import instances
+from examsend.queue import attempts, instances
 from examsend.queue.batches import Claim
-
-_PAUSE = 1.0
-"""Seconds between tries to reach a database that has gone away."""
+from examsend.queue.destination import stored_since_last_attempt
+from examsend.states import Outcome
+from examsend.transfer import AssociationEnd
 
 
 class Recorder:
-    """Takes records from the sending thread and writes them from one of its own. ``check`` raises LostClaim once the claim
-    is known to be lost: another sender has taken over, or the database was out of reach for as long as the lease."""
+    """Writes under one claim. ``put`` hands an outcome to the background thread; ``check`` raises LostClaim once the claim
+    is known to be lost: another sender has it, or the database was out of reach for as long as the lease."""
 
-    def __init__(self, database: Database, mine: Claim, *, group: int, seconds: float) -> None:
+    def __init__(self, database: Database, settings: Settings, claim: Claim) -> None:
         self._database = database
-        self._mine = mine
-        self._group = group
-        self._seconds = seconds
+        self._claim = claim
+        self._host = settings.host_name
+        self._group = settings.record_instances
+        self._seconds = settings.record_seconds
         self._pending: list[instances.Record] = []
         self._wake = threading.Condition()
         self._closing = False
         self._failure: BaseException | None = None
-        self._octets = 0
-        self._octets_renewed = 0
+        self._moved = 0
+        self._moved_renewed = 0
         self._renewed = time.monotonic()
-        self.written: Counter[str] = Counter()
-        """Outcomes as they were written, by name."""
-        self._thread = threading.Thread(target=self._run, name=f"recorder-{mine.batch_id}", daemon=True)
+        self.written: Counter[Outcome] = Counter()
+        """Outcomes written so far."""
+        self._thread = threading.Thread(target=self._write_groups, name=f"recorder-{claim.batch_id}", daemon=True)
         self._thread.start()
+
+    # --- outcomes ---
 
     def put(self, record: instances.Record) -> None:
         """Hand over one outcome. Raises LostClaim."""
@@ -48,14 +53,14 @@ class Recorder:
             if len(self._pending) >= self._group:
                 self._wake.notify()
 
-    def progressed(self, octets: int) -> None:
-        """``octets`` more were accepted by the peer. Raises LostClaim."""
-        self._octets += octets
-        if self._failure is not None:
-            self.check()
+    def progressed(self, sent: int) -> None:
+        """``sent`` more bytes were accepted by the peer. Raises LostClaim."""
+        with self._wake:
+            self._moved += sent
+        self.check()
 
     def check(self) -> None:
-        """Raise LostClaim (or a bug of the writing thread) once it is known."""
+        """Raise LostClaim (or an error of the writing thread) once it is known."""
         if self._failure is not None:
             raise self._failure
 
@@ -67,35 +72,50 @@ class Recorder:
         self._thread.join()
         self.check()
 
-    def _run(self) -> None:
+    def _write_groups(self) -> None:
         try:
             while True:
                 with self._wake:
                     if not self._closing and len(self._pending) < self._group:
                         self._wake.wait(self._seconds)
                     records, self._pending = self._pending, []
-                    closing = self._closing
-                octets = self._octets
-                moved = octets != self._octets_renewed
-                if records or (moved and time.monotonic() - self._renewed > self._mine.lease / 10):
+                    closing, moved = self._closing, self._moved
+                due = moved != self._moved_renewed and time.monotonic() - self._renewed > self._claim.lease / 10
+                if records or due:
                     self._write(records)
-                    self._octets_renewed = octets
-                if closing and not self._pending:
+                    self._moved_renewed = moved
+                if closing:
                     return
         except BaseException as error:  # noqa: BLE001 (handed to the sending thread, which raises it)
             self._failure = error
 
     def _write(self, records: list[instances.Record]) -> None:
-        # A lease that ran out on this side of an outage is as good as lost: another may have the batch by now.
-        give_up = self._renewed + self._mine.lease
-        while True:
-            try:
-                written = self._database.run(lambda tx: instances.record(tx, self._mine, records))
-            except DatabaseUnavailable as error:
-                if time.monotonic() + _PAUSE > give_up:
-                    raise LostClaim(f"the database was out of reach for the length of the lease: {error}") from error
-                time.sleep(_PAUSE)
-            else:
-                self._renewed = time.monotonic()
-                self.written.update(written.values())
-                return
+        # If the database is away for the length of the lease, another sender may have claimed the batch.
+        left = self._renewed + self._claim.lease - time.monotonic()
+        try:
+            # Tries are written as numbers, not as increments, so that a group may be written twice.
+            self._database.run(lambda tx: instances.record(tx, self._claim, records), wait=left, idempotent=True)
+        except DatabaseUnavailable as error:
+            raise LostClaim(f"the database was out of reach for the length of the lease: {error}") from error
+        self._renewed = time.monotonic()
+        self.written.update(record.outcome for record in records)
+
+    # --- associations ---
+
+    def association_began(self, number: int, sender: str) -> int:
+        """Open an association's row, ``number`` counted from 1 within the attempt; return the row's id."""
+        return self._database.run(
+            lambda tx: attempts.open_row(
+                tx, self._claim, association=number, host=self._host, pid=os.getpid(), sender=sender
+            )
+        )
+
+    def association_ended(self, row_id: int, end: AssociationEnd, counts: attempts.Counts) -> None:
+        """Close an association's row."""
+        self._database.run(lambda tx: attempts.close_row(tx, row_id, end, counts), idempotent=True)
+
+    def destination_is_alive(self) -> bool:
+        """Whether the destination has stored anything since this batch's previous attempt began."""
+        return self._database.run(
+            lambda tx: stored_since_last_attempt(tx, self._claim.batch_id, self._claim.attempt_id)
+        )

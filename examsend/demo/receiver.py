@@ -25,7 +25,8 @@ class Stored:
 
     sop_instance_uid: str
     sha256: str
-    octets: int
+    size: int
+    """Bytes of the data set."""
     transfer_syntax_uid: str
     association: int
 
@@ -97,10 +98,10 @@ def _serve(directory: Path, *, keep: bool) -> None:
             record.write(json.dumps({"association": numbers[event.assoc]}) + "\n")
 
         def store(event: Any) -> int:
-            octets = event.request.DataSet.getvalue()
+            data = event.request.DataSet.getvalue()
             uid = str(event.request.AffectedSOPInstanceUID)
             syntax = str(event.context.transfer_syntax)
-            entry = Stored(uid, hashlib.sha256(octets).hexdigest(), len(octets), syntax, numbers[event.assoc])
+            entry = Stored(uid, hashlib.sha256(data).hexdigest(), len(data), syntax, numbers[event.assoc])
             if keep:
                 (directory / f"{uid}.dcm").write_bytes(event.encoded_dataset())
             record.write(json.dumps({"stored": {n: getattr(entry, n) for n in Stored.__slots__}}) + "\n")

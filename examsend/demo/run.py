@@ -29,7 +29,7 @@ class Study:
     instances: int
     stored: int
     associations: int
-    octets: int
+    total_bytes: int
     seconds: float
 
 
@@ -45,8 +45,8 @@ class DemoResult:
     one_per_file: int
     """Associations that a sender with one for each file would have used."""
     verified: int | None
-    """Instances whose octets at the receiver have the SHA-256 they were ingested with; None: the receiver is not ours."""
-    verified_octets: int
+    """Instances whose bytes at the receiver have the SHA-256 they were ingested with; None: the receiver is not ours."""
+    verified_bytes: int
     differing: int
     seconds: float
 
@@ -65,7 +65,7 @@ class DemoResult:
                 s.status,
                 f"{s.stored}/{s.instances}",
                 s.associations,
-                amount(s.octets),
+                amount(s.total_bytes),
                 f"{s.seconds:.2f}",
             )
             for s in self.studies
@@ -73,14 +73,14 @@ class DemoResult:
         proof = (
             "not ours to look into"
             if self.verified is None
-            else f"{self.verified} instances, {amount(self.verified_octets)}; {self.differing} differ"
+            else f"{self.verified} instances, {amount(self.verified_bytes)}; {self.differing} differ"
         )
         facts = [
             ("studies", len(self.studies)),
             ("instances", sum(s.instances for s in self.studies)),
             ("associations used", self.associations),
             ("associations with one per file", self.one_per_file),
-            ("octets verified by digest at the receiver", proof),
+            ("bytes verified by digest at the receiver", proof),
             ("files rejected, and why is on record", self.rejected),
             ("files ignored, being no DICOM", self.ignored),
             ("seconds from first file to last answer", f"{self.seconds:.1f}"),
@@ -159,12 +159,12 @@ def _chain(
             b.instances,
             b.stored,
             deliveries[b.id].associations if b.id in deliveries else 0,
-            b.octets,
+            b.total_bytes,
             deliveries[b.id].association_seconds if b.id in deliveries else 0.0,
         )
         for b in sorted(shown.batches, key=lambda b: b.id)
     )
-    verified, octets, differing = _verify(settings, receiving)
+    verified, total_bytes, differing = _verify(settings, receiving)
     return DemoResult(
         studies,
         ingested.rejected,
@@ -173,17 +173,17 @@ def _chain(
         receiving.associations() - 1 if receiving else sum(s.associations for s in studies),
         sum(s.stored for s in studies),
         verified,
-        octets,
+        total_bytes,
         differing,
         seconds,
     )
 
 
 def _verify(settings: config.Settings, receiving: receiver.Receiver | None) -> tuple[int | None, int, int]:
-    """Compare digests at the receiver with those of the ingest; return (instances alike, their octets, differing)."""
+    """Compare digests at the receiver with those of the ingest; return (instances alike, their bytes, differing)."""
     if receiving is None:
         return None, 0, 0
     wanted = views.stored_digests(settings)
     got = {entry.sop_instance_uid: entry for entry in receiving.stored()}
     alike = {uid for uid, digest in wanted.items() if uid in got and got[uid].sha256 == digest}
-    return len(alike), sum(got[uid].octets for uid in alike), len(wanted) - len(alike)
+    return len(alike), sum(got[uid].size for uid in alike), len(wanted) - len(alike)

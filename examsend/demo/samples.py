@@ -1,4 +1,4 @@
-"""Sample studies made on the spot: whole, distinct DICOM files, written octet by octet and fast. Nobody's images."""
+"""Sample studies made on the spot: whole, distinct DICOM files, written byte by byte and fast. Nobody's images."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def new_uid() -> str:
 def element(tag: int, vr: str, value: bytes | str | int) -> bytes:
     """Given tag, VR and value, return the element in Explicit VR Little Endian (PS3.5 7.1.2)."""
     if isinstance(value, int):
-        octets = struct.pack("<H" if vr == "US" else "<L", value)
+        data = struct.pack("<H" if vr == "US" else "<L", value)
     elif isinstance(value, str):
-        octets = value.encode("ascii")
-        octets += (b"\0" if vr == "UI" else b" ") * (len(octets) % 2)
+        data = value.encode("ascii")
+        data += (b"\0" if vr == "UI" else b" ") * (len(data) % 2)
     else:
-        octets = value + b"\0" * (len(value) % 2)
+        data = value + b"\0" * (len(value) % 2)
     head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode())
     if vr in _LONG:
-        return head + struct.pack("<HL", 0, len(octets)) + octets
-    return head + struct.pack("<H", len(octets)) + octets
+        return head + struct.pack("<HL", 0, len(data)) + data
+    return head + struct.pack("<H", len(data)) + data
 
 
 def file_of(data_set: bytes, sop_class: str, sop_instance: str, syntax: str = EXPLICIT_VR_LITTLE_ENDIAN) -> bytes:
@@ -212,7 +212,7 @@ def make(directory: Path) -> Samples:
 
 
 def write_small(directory: Path, files: int, *, studies: int, age: float = 3600.0) -> None:
-    """Write many tiny CT files (8 x 8 pixels, some 0.8 kB) of ``studies`` studies, one directory a study: octets of one are
+    """Write many tiny CT files (8 x 8 pixels, some 0.8 kB) of ``studies`` studies, one directory a study: bytes of one are
     written again with other UIDs of the same length."""
     root = f"1.2.826.0.1.3680043.10.999.{uuid.uuid4().int % 10**9 + 10**9}"
     each = -(-files // studies)
@@ -226,9 +226,9 @@ def write_small(directory: Path, files: int, *, studies: int, age: float = 3600.
         if number % each == 0:
             place = directory / f"{study:06d}"
             place.mkdir(parents=True)
-        octets = whole.replace(marks["sop"].encode(), f"{root}.3.{10_000_000 + number}".encode())
-        octets = octets.replace(marks["study"].encode(), f"{root}.1.{10_000_000 + study}".encode())
-        octets = octets.replace(marks["series"].encode(), f"{root}.2.{10_000_000 + study}".encode())
+        data = whole.replace(marks["sop"].encode(), f"{root}.3.{10_000_000 + number}".encode())
+        data = data.replace(marks["study"].encode(), f"{root}.1.{10_000_000 + study}".encode())
+        data = data.replace(marks["series"].encode(), f"{root}.2.{10_000_000 + study}".encode())
         path = place / f"{number:08d}.dcm"
-        path.write_bytes(octets)
+        path.write_bytes(data)
         os.utime(path, (then, then))

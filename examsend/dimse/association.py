@@ -1,4 +1,4 @@
-"""One association's C-STOREs: as many outstanding as were agreed, octets straight from the file, every answer told at once.
+"""One association's C-STOREs: as many outstanding as were agreed, bytes straight from the file, every answer told at once.
 
 What is sent, what is read and what is waited for stand in one place and one thread. Beside it one more takes digests: they
 cost as much as sending does, and while they are taken the loop sends, waits and reads the next files.
@@ -11,49 +11,33 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from examsend.dimse import contexts, messages, negotiation, words
 from examsend.dimse.ended import Ended, protocol_error
 from examsend.dimse.payload import Payload, Unusable
 from examsend.dimse.wire import Wire, connect
 from examsend.errors import ConfigError
-from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, Verdict
+from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
 
 _BUFFER = 4 << 20
-"""Octets of a file held at once: most instances whole."""
+"""Bytes of a file held at once: most instances whole."""
 
 _AHEAD = 3
 """Files read and proved ahead of the wire."""
 
 _WORTH_A_THREAD = 1 << 16
-"""Octets whose digest takes longer than handing it over."""
+"""Bytes whose digest takes longer than handing it over."""
 
 _LONGEST_PDU = 1 << 17
-"""Octets of a P-DATA-TF of ours, however long the peer lets them be."""
+"""Bytes of a P-DATA-TF of ours, however long the peer lets them be."""
 
 _RELEASE_SECONDS = 10.0
 _STOP_SECONDS = 7.0
 """How long what is in flight may take to end once the pass is asked to."""
 
 _OTHER_PDU = 1 << 10
-"""Octets of an A-ABORT, A-RELEASE or A-ASSOCIATE-RJ; they have four."""
-
-
-class Facts(Protocol):
-    """Who is told of every fact the moment it is known; see ``senders.base.Watcher``."""
-
-    def answered(self, answer: Answer) -> Verdict:
-        """A C-STORE-RSP came."""
-
-    def not_offered(self, fact: NotOffered) -> Verdict:
-        """An item could not be offered."""
-
-    def progressed(self, octets: int) -> None:
-        """Octets were taken by the transport."""
-
-    def stopping(self) -> bool:
-        """Whether the pass is to end."""
+"""Bytes of an A-ABORT, A-RELEASE or A-ASSOCIATE-RJ; they have four."""
 
 
 @dataclass(slots=True)
@@ -61,12 +45,12 @@ class _Flight:
     """A C-STORE-RQ on its way, or here and unanswered."""
 
     item: Item
-    octets: int
+    length: int
 
 
 @dataclass(slots=True)
 class _Ready:
-    """An item about to go: its payload opened, its first octets read, their digest on its way."""
+    """An item about to go: its payload opened, its first bytes read, their digest on its way."""
 
     item: Item
     context_id: int
@@ -74,30 +58,30 @@ class _Ready:
     buffer: memoryview
     count: int
     proof: Future[None] | None
-    """None: the digest has been taken (and, if those octets were all, was right)."""
+    """None: the digest has been taken (and, if those bytes were all, was right)."""
 
 
 class Association:
     """One association, from connect to release or abort."""
 
-    def __init__(self, peer: Peer, facts: Facts) -> None:
+    def __init__(self, peer: Peer, watcher: Watcher) -> None:
         self._peer = peer
-        self._facts = facts
+        self._watcher = watcher
         self._wire: Wire | None = None
         self._accepted = negotiation.Accepted({}, 0, 1, "")
         self._established = False
         self._reader = messages.ResponseReader()
         self._flying: dict[int, _Flight] = {}
         self._message_id = 0
-        self._octets = 0
-        self._verdict = Verdict.GO_ON
+        self._bytes_sent = 0
+        self._verdict = Next.GO_ON
         self._stopping_since: float | None = None
         self._answer_timer = 0.0
         self._buffers: list[memoryview] = []
         self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
     def run(self, items: Sequence[Item]) -> AssociationEnd:
-        """Offer items in order, release, and return how it went. Raises only what ``facts`` raised, after an A-ABORT."""
+        """Offer items in order, release, and return how it went. Raises only what ``watcher`` raised, after an A-ABORT."""
         began = time.monotonic()
         last_words = b""
         try:
@@ -126,7 +110,7 @@ class Association:
             None if ended is None else ended.source,
             None if ended is None else ended.reason,
             time.monotonic() - began,
-            self._octets,
+            self._bytes_sent,
             tuple(flight.item for flight in self._flying.values()),
             self._accepted.window,
             self._accepted.implementation,
@@ -142,7 +126,7 @@ class Association:
         except ConfigError as error:
             raise Ended(End.UNREACHABLE, str(error)) from None
         wire = self._wire = connect(peer, self._tick)
-        wire.send([request], lambda _octets: None)
+        wire.send([request], lambda _bytes_sent: None)
         deadline = time.monotonic() + peer.accept_timeout
         found = wire.pdu(limit=negotiation.MAX_ACCEPT, deadline=deadline)
         if found is None:
@@ -171,7 +155,7 @@ class Association:
         ahead: deque[_Ready] = deque()
         try:
             self._look_ahead(waiting, ahead)
-            while ahead and self._verdict is Verdict.GO_ON and not self._facts.stopping():
+            while ahead and self._verdict is Next.GO_ON and not self._watcher.stopping():
                 current = ahead.popleft()
                 with current.payload:
                     self._offer(current)
@@ -208,7 +192,7 @@ class Association:
             try:
                 return self._prepare(item, carrier)
             except Unusable as unusable:
-                self._take(self._facts.not_offered(NotOffered(item, unusable.problem, str(unusable))))
+                self._take(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
         return None
 
     def _prepare(self, item: Item, carrier: contexts.Carrier) -> _Ready:
@@ -226,12 +210,12 @@ class Association:
             payload.digest(buffer[:count])
         return _Ready(item, carrier.context_id, payload, buffer, count, proof)
 
-    def _refused(self, item: Item) -> Verdict:
+    def _refused(self, item: Item) -> Next:
         sentence = f"the peer accepts no presentation context for {item.sop_class_uid} in {item.transfer_syntax_uid}"
-        return self._facts.not_offered(NotOffered(item, Problem.CONTEXT_REJECTED, sentence))
+        return self._watcher.not_offered(NotOffered(item, Problem.CONTEXT_REJECTED, sentence))
 
-    def _take(self, verdict: Verdict) -> None:
-        if verdict is Verdict.RELEASE:
+    def _take(self, verdict: Next) -> None:
+        if verdict is Next.RELEASE:
             self._verdict = verdict
 
     def _new_id(self) -> int:
@@ -242,7 +226,7 @@ class Association:
                 return self._message_id
 
     def _offer(self, ready: _Ready) -> None:
-        """Send one C-STORE-RQ: its command set and its first octets in one write, the last only once the digest is right."""
+        """Send one C-STORE-RQ: its command set and its first bytes in one write, the last only once the digest is right."""
         item, payload, buffer, count = ready.item, ready.payload, ready.buffer, ready.count
         try:
             if ready.proof is not None:
@@ -250,7 +234,7 @@ class Association:
             if count == payload.length:
                 payload.verify()
         except Unusable as unusable:
-            self._take(self._facts.not_offered(NotOffered(item, unusable.problem, str(unusable))))
+            self._take(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
             return
         limit = self._accepted.max_length
         longest = min(limit, _LONGEST_PDU) if limit else _LONGEST_PDU
@@ -272,19 +256,19 @@ class Association:
                     pieces += (full, buffer[at : at + room])
                 if last:
                     if proof is not None:
-                        self._wire.send(pieces, self._facts.progressed)
+                        self._wire.send(pieces, self._watcher.progressed)
                         pieces = []
                         proof.result()
                         payload.verify()
                     value = buffer[whole:count]
                     pieces += (messages.header(len(value), ready.context_id, command=False, last=True), value)
-                    self._wire.send(pieces, self._facts.progressed)
-                    self._octets += count
+                    self._wire.send(pieces, self._watcher.progressed)
+                    self._bytes_sent += count
                     break
-                self._wire.send(pieces, self._facts.progressed)
+                self._wire.send(pieces, self._watcher.progressed)
                 if proof is not None:
                     proof.result()
-                self._octets += whole
+                self._bytes_sent += whole
                 sent += whole
                 left = count - whole
                 buffer[:left] = bytes(buffer[whole:count])
@@ -295,7 +279,7 @@ class Association:
         except Unusable as unusable:
             # The peer has a part of it and must not keep it.
             del self._flying[message_id]
-            self._facts.not_offered(NotOffered(item, unusable.problem, str(unusable)))
+            self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable)))
             raise Ended(End.FILE_CHANGED, f"we ended the association: {unusable}", ours=True) from None
         self._answer_timer = time.monotonic()
 
@@ -330,27 +314,27 @@ class Association:
         del self._flying[response.message_id]
         self._answer_timer = time.monotonic()
         self._take(
-            self._facts.answered(
-                Answer(flight.item, response.status, flight.octets, response.error_comment, response.offending_elements)
+            self._watcher.answered(
+                Answer(flight.item, response.status, flight.length, response.error_comment, response.offending_elements)
             )
         )
 
     def _late(self) -> None:
-        """No answer for a second: from when the last octet left, or the last answer came, there is a limit to it."""
+        """No answer for a second: from when the last byte left, or the last answer came, there is a limit to it."""
         assert self._wire is not None
         self._tick()
         if not self._wire.drained():
-            # Octets are still on their way: the stall time-out watches over those.
+            # Bytes are still on their way: the stall time-out watches over those.
             self._answer_timer = time.monotonic()
             if time.monotonic() - self._wire.moved_at > self._peer.stall_timeout:
-                raise Ended(End.TIMED_OUT, f"the peer accepted no octet for {self._peer.stall_timeout:g} s", ours=True)
+                raise Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s", ours=True)
             return
         if time.monotonic() - self._answer_timer > self._peer.answer_timeout:
             raise Ended(End.TIMED_OUT, f"no answer to a C-STORE for {self._peer.answer_timeout:g} s", ours=True)
 
     def _tick(self) -> None:
         """At least once a second, whatever is waited for."""
-        if self._facts.stopping():
+        if self._watcher.stopping():
             now = time.monotonic()
             self._stopping_since = self._stopping_since or now
             if now - self._stopping_since > _STOP_SECONDS:
@@ -363,7 +347,7 @@ class Association:
             raise Ended(End.ABORTED, words.abort(source, reason), source=source, reason=reason)
         if kind == messages.A_RELEASE_RQ:
             assert self._wire is not None
-            self._wire.send([messages.RELEASE_RP], lambda _octets: None)
+            self._wire.send([messages.RELEASE_RP], lambda _bytes_sent: None)
             raise Ended(End.CLOSED, "the peer released the association before it had answered")
         raise protocol_error(f"a PDU of type {kind} that may not come now")
 
@@ -374,7 +358,7 @@ class Association:
         assert self._wire is not None
         deadline = time.monotonic() + _RELEASE_SECONDS
         try:
-            self._wire.send([messages.RELEASE_RQ], lambda _octets: None)
+            self._wire.send([messages.RELEASE_RQ], lambda _bytes_sent: None)
             while True:
                 found = self._wire.pdu(limit=self._peer.max_pdu or _LONGEST_PDU, deadline=deadline)
                 if found is None:
@@ -384,13 +368,13 @@ class Association:
                     return ""
                 if kind == messages.A_RELEASE_RQ:
                     # Both ends asked at once: the requestor answers and goes on waiting (PS3.8 7.2.2.7).
-                    self._wire.send([messages.RELEASE_RP], lambda _octets: None)
+                    self._wire.send([messages.RELEASE_RP], lambda _bytes_sent: None)
                 elif kind != messages.P_DATA_TF:
                     self._unasked(kind, body)
         except Ended as ended:
             return f"at its release: {ended.sentence}"
 
 
-def run(peer: Peer, items: Sequence[Item], facts: Facts) -> AssociationEnd:
+def run(peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
     """Given a peer and items, deliver them over one association."""
-    return Association(peer, facts).run(items)
+    return Association(peer, watcher).run(items)

@@ -88,7 +88,7 @@ class Carrier:
 
     context_id: int
     transfer_syntax_uid: str
-    """What the octets must be in; the file's own syntax unless it was refused."""
+    """What the bytes must be in; the file's own syntax unless it was refused."""
 
 
 def choose(instance: HasSyntax, accepted: dict[tuple[str, str], int]) -> Carrier | None:

@@ -1,4 +1,4 @@
-"""The hot messages of an association, as octets: P-DATA-TF (PS3.8 9.3.5), C-STORE-RQ and -RSP (PS3.7 9.3.1)."""
+"""The hot messages of an association, as bytes: P-DATA-TF (PS3.8 9.3.5), C-STORE-RQ and -RSP (PS3.7 9.3.1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMMAND, _LAST = 1, 2
 
 _HEADER = struct.Struct(">BxLLBB")
 HEADER_LENGTH = _HEADER.size
-"""Octets before a single presentation data value: PDU header, item length, context id, message control header."""
+"""Bytes before a single presentation data value: PDU header, item length, context id, message control header."""
 
 
 def header(length: int, context_id: int, *, command: bool, last: bool) -> bytes:
@@ -33,8 +33,8 @@ def _element(tag: int, value: bytes) -> bytes:
 
 
 def _uid(uid: str) -> bytes:
-    octets = uid.encode("ascii")
-    return octets + b"\0" * (len(octets) % 2)
+    encoded = uid.encode("ascii")
+    return encoded + b"\0" * (len(encoded) % 2)
 
 
 def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, priority: int) -> bytes:
@@ -73,7 +73,7 @@ class StoreResponse:
 
 
 MAX_COMMAND = 1 << 16
-"""Octets of a response's command set: a good one has some two hundred."""
+"""Bytes of a response's command set: a good one has some two hundred."""
 
 
 class ResponseReader:

@@ -1,7 +1,7 @@
 """A-ASSOCIATE: what we ask for and what a peer grants (PS3.8 9.3.2 to 9.3.4, PS3.7 annex D.3).
 
 By hand, as the command sets are: importing a DICOM library would cost a short pass more time than its study takes, and what
-a peer says is held against what was proposed, octet by octet.
+a peer says is held against what was proposed, byte by byte.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _IMPLEMENTATION_VERSION_NAME = 0x55
 _USER_IDENTITY = 0x58
 
 MAX_ACCEPT = 1 << 20
-"""Octets of an A-ASSOCIATE-AC: 128 contexts take some ten thousand."""
+"""Bytes of an A-ASSOCIATE-AC: 128 contexts take some ten thousand."""
 
 MAX_WINDOW = 4096
 """C-STORE-RQ outstanding where the window is unlimited: message ids must not run out, nor memory."""
 
 _FIXED_PART = 68
-"""Protocol version, AE titles and reserved octets before the items (PS3.8 Table 9-11)."""
+"""Protocol version, AE titles and reserved bytes before the items (PS3.8 Table 9-11)."""
 _SHORTEST_PDU = 8
-"""Six octets of a presentation data value's header, two of data."""
+"""Six bytes of a presentation data value's header, two of data."""
 _UNSAID_PDU = 16384
 """Where a peer names no maximum length although it must (PS3.8 D.1.1)."""
 
@@ -119,16 +119,16 @@ def accepted(body: bytes, peer: Peer, proposals: Sequence[Proposal]) -> Accepted
     return Accepted(contexts, max_pdu, _window(peer.async_window, user), _implementation(user))
 
 
-def _items(octets: bytes) -> Iterator[tuple[int, bytes]]:
+def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
-    while at < len(octets):
-        if at + 4 > len(octets):
+    while at < len(data):
+        if at + 4 > len(data):
             raise protocol_error("an A-ASSOCIATE-AC that ends within an item")
-        kind, length = struct.unpack_from(">BxH", octets, at)
+        kind, length = struct.unpack_from(">BxH", data, at)
         end = at + 4 + length
-        if end > len(octets):
-            raise protocol_error(f"an A-ASSOCIATE-AC with an item of {length} octets that it cannot hold")
-        yield kind, octets[at + 4 : end]
+        if end > len(data):
+            raise protocol_error(f"an A-ASSOCIATE-AC with an item of {length} bytes that it cannot hold")
+        yield kind, data[at + 4 : end]
         at = end
 
 
@@ -136,7 +136,7 @@ def _take_context(
     value: bytes, proposed: dict[int, Proposal], seen: set[int], contexts: dict[tuple[str, str], int]
 ) -> None:
     if len(value) < 4:
-        raise protocol_error("a presentation context answered in too few octets")
+        raise protocol_error("a presentation context answered in too few bytes")
     context_id, result = value[0], value[2]
     if len(seen) >= MAX_CONTEXTS:
         raise protocol_error(f"more than {MAX_CONTEXTS} presentation contexts answered")
@@ -164,10 +164,10 @@ def _max_pdu(user: dict[int, bytes]) -> int:
     if value is None:
         return _UNSAID_PDU
     if len(value) != 4:
-        raise protocol_error(f"a Maximum Length of {len(value)} octets; it has 4")
+        raise protocol_error(f"a Maximum Length of {len(value)} bytes; it has 4")
     found = int.from_bytes(value, "big")
     if 0 < found < _SHORTEST_PDU:
-        raise protocol_error(f"a maximum length of {found} octets, into which no data fits")
+        raise protocol_error(f"a maximum length of {found} bytes, into which no data fits")
     return found
 
 
@@ -177,7 +177,7 @@ def _window(proposed: int, user: dict[int, bytes]) -> int:
     if value is None or proposed == 1:
         return 1
     if len(value) != 4:
-        raise protocol_error(f"an Asynchronous Operations Window of {len(value)} octets; it has 4")
+        raise protocol_error(f"an Asynchronous Operations Window of {len(value)} bytes; it has 4")
     invoked = int.from_bytes(value[:2], "big")
     return min(proposed, invoked) if proposed and invoked else proposed or invoked
 

@@ -1,4 +1,4 @@
-"""A file's data set as octets for the wire, proved to be what was ingested before its last octet leaves.
+"""A file's data set as bytes for the wire, proved to be what was ingested before its last byte leaves.
 
 Read with ``preadv`` into a buffer of the caller's, never mapped: a mapped file that is cut short under a reader ends the
 process (SIGBUS).
@@ -25,7 +25,7 @@ class Unusable(Exception):
 
 
 class Payload:
-    """An open data set: ``length`` octets, read in order. Raises Unusable from everything it does.
+    """An open data set: ``length`` bytes, read in order. Raises Unusable from everything it does.
 
     Where ``target`` is not the file's own transfer syntax the data set is re-encoded first (native syntaxes only).
     """
@@ -62,18 +62,18 @@ class Payload:
             self._fd = -1
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as there is data and take its digest; return the octets read, 0 at the end."""
+        """Fill a buffer as far as there is data and take its digest; return the bytes read, 0 at the end."""
         count = self.fill(buffer)
         self.digest(buffer[:count])
         return count
 
-    def digest(self, octets: memoryview) -> None:
-        """Take the digest of octets that ``fill`` gave, in their order. Lets other threads run meanwhile."""
+    def digest(self, data: memoryview) -> None:
+        """Take the digest of bytes that ``fill`` gave, in their order. Lets other threads run meanwhile."""
         if self._recoded is None:
-            self._digest.update(octets)
+            self._digest.update(data)
 
     def fill(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as there is data; return the octets read, 0 at the end. Their digest is the caller's to take."""
+        """Fill a buffer as far as there is data; return the bytes read, 0 at the end. Their digest is the caller's to take."""
         if self._recoded is not None:
             piece = self._recoded[self._taken : self._taken + len(buffer)]
             buffer[: len(piece)] = piece
@@ -93,7 +93,7 @@ class Payload:
         return done
 
     def verify(self) -> None:
-        """After the last octet was read: raise Unusable unless they were what was ingested."""
+        """After the last byte was read: raise Unusable unless they were what was ingested."""
         if self._recoded is None and self._digest.digest() != self._item.content_sha256:
             raise _changed()
 

@@ -24,7 +24,7 @@ from examsend.transfer import End, Peer
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 _OUTQ = 0x5411 if sys.platform == "linux" else None
-"""SIOCOUTQ: octets that the peer's system has not acknowledged yet."""
+"""SIOCOUTQ: bytes that the peer's system has not acknowledged yet."""
 
 _PIECES = 512
 """Buffers given to one ``sendmsg``; the system takes 1024."""
@@ -35,7 +35,7 @@ _TICK = 1.0
 
 
 def unacknowledged(descriptor: int) -> int:
-    """Given a TCP socket, return the octets in its send queue that the peer's system has not acknowledged; 0 where the
+    """Given a TCP socket, return the bytes in its send queue that the peer's system has not acknowledged; 0 where the
     system does not tell."""
     if _OUTQ is None:
         return 0
@@ -66,7 +66,7 @@ class Wire:
     def send(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
         """Send buffers in order, reading what arrives meanwhile: a peer that answers while its window is full must be read.
 
-        ``progressed`` is told of octets the system took.
+        ``progressed`` is told of bytes the system took.
         """
         if self._secure is not None:
             self._send_joined(pieces, progressed)
@@ -128,7 +128,7 @@ class Wire:
     def pdu(self, *, limit: int, deadline: float | None = None, wait: bool = True) -> tuple[int, bytes] | None:
         """Return the next PDU as (type, body); None where it is not here (not ``wait``) or ``deadline`` is over.
 
-        A PDU longer than ``limit`` octets is refused before anything is kept of it. Raises Ended.
+        A PDU longer than ``limit`` bytes is refused before anything is kept of it. Raises Ended.
         """
         while True:
             found = self._cut(limit)
@@ -152,7 +152,7 @@ class Wire:
         if not 1 <= kind <= 7:
             raise Ended(End.PROTOCOL_ERROR, "the peer sent what is no PDU", ours=True)
         if length > limit:
-            sentence = f"the peer sent a PDU of {length} octets where {limit} were agreed"
+            sentence = f"the peer sent a PDU of {length} bytes where {limit} were agreed"
             raise Ended(End.PROTOCOL_ERROR, sentence, ours=True)
         if len(arrived) < 6 + length:
             return None
@@ -183,20 +183,20 @@ class Wire:
         """Nothing happened for a tick: has the peer stalled, was the pass asked to end?"""
         self._tick()
         if not self.drained() and time.monotonic() - self._moved_at > self._peer.stall_timeout:
-            raise Ended(End.TIMED_OUT, f"the peer accepted no octet for {self._peer.stall_timeout:g} s", ours=True)
+            raise Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s", ours=True)
 
     def drained(self) -> bool:
-        """Whether the peer's system has acknowledged everything; octets it took since the last look count as progress."""
+        """Whether the peer's system has acknowledged everything; bytes it took since the last look count as progress."""
         left = unacknowledged(self._fd)
         if left < self._unacknowledged:
             self._moved_at = time.monotonic()
         self._unacknowledged = left
-        # A whole send buffer that the peer does not take still stands for octets of ours.
+        # A whole send buffer that the peer does not take still stands for bytes of ours.
         return left == 0
 
     @property
     def moved_at(self) -> float:
-        """When octets last moved, on the monotonic clock."""
+        """When bytes last moved, on the monotonic clock."""
         return self._moved_at
 
     def _lost(self, error: OSError) -> Ended:
@@ -215,7 +215,7 @@ class Wire:
                 self._socket.settimeout(0.5)
                 self._socket.sendall(last_words)
             except OSError:
-                # Unsent octets would keep the connection alive behind our back.
+                # Unsent bytes would keep the connection alive behind our back.
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 

@@ -20,7 +20,7 @@ _CLOSE = text("""
     SET finished_at = clock_timestamp(), result = :result, established = :established, association_seconds = :seconds,
         result_code = :result_code, source_code = :source, reason_code = :reason, detail = :detail,
         peer_implementation = :peer, async_window = :window, instances = :instances, stored = :stored, failed = :failed,
-        octets = :octets
+        bytes_sent = :sent
     WHERE id = :id AND result = 'RUNNING'
 """)
 
@@ -34,15 +34,15 @@ class Counts:
     failed: int
 
 
-def open_row(tx: Connection, mine: Claim, *, association: int, host: str, pid: int, sender: str) -> int:
+def open_row(tx: Connection, claim: Claim, *, association: int, host: str, pid: int, sender: str) -> int:
     """Begin an association's row; return its id."""
     return int(
         tx.execute(
             _OPEN,
             {
-                "batch": mine.batch_id,
-                "destination": mine.destination_id,
-                "attempt": mine.attempt_id,
+                "batch": claim.batch_id,
+                "destination": claim.destination_id,
+                "attempt": claim.attempt_id,
                 "association": association,
                 "host": host,
                 "pid": pid,
@@ -74,6 +74,6 @@ def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) 
             "instances": counts.instances,
             "stored": counts.stored,
             "failed": counts.failed,
-            "octets": end.octets,
+            "sent": end.bytes_sent,
         },
     )

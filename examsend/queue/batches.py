@@ -1,8 +1,8 @@
 """Every transition of a batch: one function each, one statement each, fenced. The ONLY writer of exam_batches.status.
 
 ``TRANSITIONS`` is the whole life of a batch; the functions follow in its order. A statement names the state it leaves (and,
-where a sender speaks, the attempt it belongs to), so that a race is settled by the row and not by hope: it moves the row,
-or it moves nothing and says so. All times are the database's.
+for a sender, the attempt it belongs to), so it updates one row, or none if another process was first, and the function
+says which. All times are the database's.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, exc, text
 
 from examsend.errors import ForbiddenTransition, LostClaim
-from examsend.states import UNSENT
+from examsend.states import BatchState
 
-TRANSITIONS: dict[str, tuple[tuple[str, ...], str]] = {
-    "reopen": (("READY",), "PENDING"),  # a late instance, and no attempt yet
-    "finalize": (("PENDING",), "READY"),  # complete
-    "claim": (("READY", "SENDING"), "SENDING"),  # due, or its lease ran out
-    "sent": (("SENDING",), "SENT"),  # every instance proved stored
-    "put_back": (("SENDING",), "READY"),  # not everything went; again later
-    "fail": (("SENDING",), "FAILED"),  # nothing left that another attempt would change
-    "give_up": (("SENDING",), "FAILED"),  # its senders died until its attempts were used up
-    "expire": (("READY",), "FAILED"),  # waited too long for its destination
-    "retry": (("FAILED",), "READY"),  # an operator's word
+PENDING, READY, SENDING, SENT, FAILED = BatchState
+
+TRANSITIONS: dict[str, tuple[tuple[BatchState, ...], BatchState]] = {
+    "reopen": ((READY,), PENDING),  # a late instance, and no attempt yet
+    "finalize": ((PENDING,), READY),  # complete
+    "claim": ((READY, SENDING), SENDING),  # due, or its lease ran out
+    "sent": ((SENDING,), SENT),  # every instance proved stored
+    "put_back": ((SENDING,), READY),  # not everything went; again later
+    "fail": ((SENDING,), FAILED),  # nothing left that another attempt would change
+    "give_up": ((SENDING,), FAILED),  # its senders died until its attempts were used up
+    "expire": ((READY,), FAILED),  # waited too long for its destination
+    "retry": ((FAILED,), READY),  # an operator asks for it
 }
 """Transition -> (states it may leave, state it leads to). A batch is born PENDING by ``open_pending``."""
 
-PENDING_INDEX = "uq_exam_batches_pending"
 SENDING_INDEX = "uq_exam_batches_sending"
 
-_RELEASED = "attempt_id = NULL, lease_expires_at = NULL, claimed_by = NULL"
+_UNCLAIMED = "attempt_id = NULL, lease_expires_at = NULL, claimed_by = NULL"
 
 # --- born, grown, re-opened -------------------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ _OPEN = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class PendingBatch:
     """The PENDING batch that new instances of a (study, destination) go into."""
 
     batch_id: int
@@ -83,13 +84,13 @@ class Home:
     follows_batch_id: int | None
 
 
-def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Home]:
+def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], PendingBatch]:
     """Given (study, destination id) pairs, return the PENDING batch of each: the one there is, a READY one that was never
     attempted re-opened, or a new one that follows the newest earlier one.
 
     Each stays locked until the end of the transaction, so ``finalize`` waits and then sees that it has grown.
     """
-    homes: dict[tuple[str, int], Home] = {}
+    found: dict[tuple[str, int], PendingBatch] = {}
     left = sorted(set(wanted))
 
     def arrays() -> dict[str, list[str] | list[int]]:
@@ -97,14 +98,16 @@ def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tupl
 
     for statement, reopened in ((_TOUCH, False), (_REOPEN, True)):
         if not left:
-            return homes
+            return found
         for row in tx.execute(statement, arrays()):
-            homes[row.study_instance_uid, row.destination_id] = Home(row.id, False, reopened, None)
-        left = [pair for pair in left if pair not in homes]
+            found[row.study_instance_uid, row.destination_id] = PendingBatch(row.id, False, reopened, None)
+        left = [pair for pair in left if pair not in found]
     if left:
         for row in tx.execute(_OPEN, arrays()):
-            homes[row.study_instance_uid, row.destination_id] = Home(row.id, row.opened, False, row.follows_batch_id)
-    return homes
+            found[row.study_instance_uid, row.destination_id] = PendingBatch(
+                row.id, row.opened, False, row.follows_batch_id
+            )
+    return found
 
 
 _DROP_EMPTY = text("""
@@ -265,18 +268,18 @@ _RENEW = text("""
 """)
 
 
-def _fence(mine: Claim) -> dict[str, object]:
-    return {"batch": mine.batch_id, "attempt": mine.attempt_id}
+def _fence(claim: Claim) -> dict[str, object]:
+    return {"batch": claim.batch_id, "attempt": claim.attempt_id}
 
 
-def renew(tx: Connection, mine: Claim) -> None:
+def renew(tx: Connection, claim: Claim) -> None:
     """Renew the lease, and lock the batch's row against a take-over until the transaction ends. Raises LostClaim."""
-    if tx.execute(_RENEW, {**_fence(mine), "lease": mine.lease}).rowcount != 1:
-        raise LostClaim(f"batch {mine.batch_id} is no longer this sender's")
+    if tx.execute(_RENEW, {**_fence(claim), "lease": claim.lease}).rowcount != 1:
+        raise LostClaim(f"batch {claim.batch_id} is no longer this sender's")
 
 
 _SENT = text(f"""
-    UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_RELEASED}
+    UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
       AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome = 'STORED')
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
@@ -286,43 +289,44 @@ _SENT = text(f"""
 _PUT_BACK = text(f"""
     UPDATE exam_batches
     SET status = 'READY', next_attempt_at = clock_timestamp() + make_interval(secs => :delay),
-        attempt_count = attempt_count - :unused, failure_code = :code, failure = :reason, {_RELEASED}
+        attempt_count = attempt_count - :unused, failure_code = :code, failure = :reason, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
 """)  # noqa: S608
 
 _FAIL = text(f"""
-    UPDATE exam_batches SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = :code, failure = :reason, {_RELEASED}
+    UPDATE exam_batches SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = :code, failure = :reason, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
 """)  # noqa: S608
 
 
-def sent(tx: Connection, mine: Claim) -> bool:
+def sent(tx: Connection, claim: Claim) -> bool:
     """SENDING -> SENT, if every instance of the batch has a stored outcome; else return False and move nothing.
 
     Raises LostClaim.
     """
-    if tx.execute(_SENT, _fence(mine)).rowcount == 1:
+    if tx.execute(_SENT, _fence(claim)).rowcount == 1:
         return True
-    renew(tx, mine)
+    renew(tx, claim)
     return False
 
 
 def put_back(
-    tx: Connection, mine: Claim, *, delay: float, uses_attempt: bool, code: str | None, reason: str | None
+    tx: Connection, claim: Claim, *, delay: float, uses_attempt: bool, code: str | None, reason: str | None
 ) -> None:
     """SENDING -> READY, due in ``delay`` seconds; ``code`` and ``reason`` say why it did not get through. Raises LostClaim."""
-    values = {**_fence(mine), "delay": delay, "unused": 0 if uses_attempt else 1, "code": code, "reason": reason}
-    _must(mine, tx.execute(_PUT_BACK, values).rowcount)
+    values = {**_fence(claim), "delay": delay, "unused": 0 if uses_attempt else 1, "code": code, "reason": reason}
+    require_one_row(claim, tx.execute(_PUT_BACK, values).rowcount)
 
 
-def fail(tx: Connection, mine: Claim, *, code: str, reason: str) -> None:
+def fail(tx: Connection, claim: Claim, *, code: str, reason: str) -> None:
     """SENDING -> FAILED. Raises LostClaim."""
-    _must(mine, tx.execute(_FAIL, {**_fence(mine), "code": code, "reason": reason}).rowcount)
+    require_one_row(claim, tx.execute(_FAIL, {**_fence(claim), "code": code, "reason": reason}).rowcount)
 
 
-def _must(mine: Claim, rows: int) -> None:
+def require_one_row(claim: Claim, rows: int) -> None:
+    """Raise LostClaim unless a fenced statement changed exactly one row."""
     if rows != 1:
-        raise LostClaim(f"batch {mine.batch_id} is no longer this sender's")
+        raise LostClaim(f"batch {claim.batch_id} is no longer this sender's")
 
 
 # --- without a sender -------------------------------------------------------------------------------------------------
@@ -330,7 +334,7 @@ def _must(mine: Claim, rows: int) -> None:
 _GIVE_UP = text(f"""
     UPDATE exam_batches b
     SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = 'ATTEMPTS_USED_UP',
-        failure = 'its sender died ' || b.attempt_count || ' times', {_RELEASED}
+        failure = 'its sender died ' || b.attempt_count || ' times', {_UNCLAIMED}
     FROM storage_backend_configs d
     WHERE d.id = b.destination_id AND b.status = 'SENDING' AND b.lease_expires_at <= clock_timestamp()
       AND b.attempt_count >= d.max_attempts
@@ -391,6 +395,3 @@ def retry(tx: Connection, batch_id: int, *, reason: str) -> int:
     if tx.execute(_RETRY, {"batch": batch_id, "reason": reason}).rowcount != 1:
         raise ForbiddenTransition(f"batch {batch_id} is not FAILED")
     return tx.execute(_RETRY_INSTANCES, {"batch": batch_id}).rowcount
-
-
-UNSENT_SQL = "(" + ", ".join(repr(outcome) for outcome in UNSENT) + ")"

@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import Connection, exc, text
 
 from examsend.errors import Refused, UsageError
-from examsend.outcomes import Effect, back_off
-from examsend.states import LATE_POLICIES, ON_INCOMPLETE, SENDERS
+from examsend.outcomes import DestinationAction, Trouble, back_off
+from examsend.states import LatePolicy, OnIncomplete, SenderName
 from examsend.transfer import Peer, Tls, UserIdentity
 
 
@@ -188,14 +188,14 @@ _SETTINGS: dict[str, Callable[[str, object], object]] = {
     "port": _at_least(1, whole=True, most=65535),
     "called_aet": _aet,
     "calling_aet": _aet,
-    "sender": _choice(*SENDERS),
+    "sender": _choice(*SenderName),
     "enabled": _as_is,
     "is_default": _as_is,
     "quiet_seconds": _at_least(0),
     "longest_wait_seconds": _at_least(0),
     "grace_seconds": _at_least(0),
-    "on_incomplete": _choice(*ON_INCOMPLETE),
-    "late_policy": _choice(*LATE_POLICIES),
+    "on_incomplete": _choice(*OnIncomplete),
+    "late_policy": _choice(*LatePolicy),
     "expect_from": _as_is,
     "association_limit": _at_least(1, whole=True, most=1000),
     "associations_per_study": _at_least(1, whole=True, most=64),
@@ -367,25 +367,19 @@ _RELEASE = text("""
 """)
 
 
-def hold(tx: Connection, destination: Destination, effect: Effect, *, code: str, reason: str) -> float:
-    """Hold a destination: for a pause that doubles with every failure in a row (BACK_OFF), or the longest one (HOLD).
-
-    Return the pause in seconds.
-    """
+def hold(tx: Connection, destination: Destination, trouble: Trouble) -> None:
+    """Hold a destination: for a pause that doubles with every failure in a row (BACK_OFF), or the longest one (HOLD)."""
     failures = tx.execute(_FAILURES, {"id": destination.id}).scalar_one() + 1
     jitter = random.random()  # noqa: S311 (not a secret: it keeps destinations out of step)
-    pause = back_off(
-        destination.backoff_max_seconds if effect is Effect.HOLD else destination.backoff_seconds,
-        destination.backoff_max_seconds,
-        failures,
-        jitter,
-    )
-    tx.execute(_HOLD, {"id": destination.id, "code": code, "reason": reason.replace("\x00", "")[:500], "pause": pause})
-    return pause
+    longest = destination.backoff_max_seconds
+    first = longest if trouble.action is DestinationAction.HOLD else destination.backoff_seconds
+    pause = back_off(first, longest, failures, jitter)
+    reason = trouble.reason.replace("\x00", "")[:500]
+    tx.execute(_HOLD, {"id": destination.id, "code": trouble.code, "reason": reason, "pause": pause})
 
 
 def record_success(tx: Connection, destination_id: int) -> None:
-    """A destination has stored something: it is not held, and its failures are forgotten."""
+    """A destination has stored something: it is not held, and its failures are reset."""
     tx.execute(_WELL, {"id": destination_id})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from examsend.dicom.identity import DicomFile
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.queue import batches
 from examsend.queue.paths import from_text, to_text
+from examsend.states import LOST, NOT_COUNTED, UNSENT, Outcome, sql_list
 from examsend.transfer import Item
 
 # --- registered -------------------------------------------------------------------------------------------------------
@@ -33,7 +35,7 @@ class Registered:
     arrival: Arrival
     destination_id: int
     kind: str
-    """NEW, KNOWN, MOVED (known, and its path was brought up to date) or NEW_VERSION (the UID came with other octets)."""
+    """NEW, KNOWN, MOVED (known, and its path was brought up to date) or NEW_VERSION (the UID came with other bytes)."""
     batch_id: int
     opened: bool = False
     """NEW and NEW_VERSION: the batch did not exist before."""
@@ -50,7 +52,7 @@ class _Version:
 
 
 _VERSIONS = text("""
-    SELECT i.id, i.destination_id, i.sop_instance_uid, i.batch_id, i.outcome, i.content_sha256, i.file_path
+    SELECT i.id, i.destination_id, i.sop_instance_uid, i.batch_id, i.outcome, i.content_sha256, i.processed_filepath
     FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[])) w (destination, uid)
     JOIN exam_batch_instances i ON i.destination_id = w.destination AND i.sop_instance_uid = w.uid
     ORDER BY i.id
@@ -60,7 +62,7 @@ _SUPERSEDE = text("UPDATE exam_batch_instances SET outcome = 'SUPERSEDED' WHERE 
 
 _INSERT = text("""
     INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
-        transfer_syntax_uid, series_number, instance_number, file_path, mount_point, file_size, file_mtime_ns, dataset_offset,
+        transfer_syntax_uid, series_number, instance_number, processed_filepath, mount_point, file_size, file_mtime_ns, dataset_offset,
         content_sha256, outcome)
     SELECT batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, off, decode(sha, 'hex'), outcome
     FROM unnest(CAST(:batches AS bigint[]), CAST(:destinations AS bigint[]), CAST(:uids AS text[]), CAST(:series AS text[]),
@@ -74,7 +76,7 @@ _INSERT = text("""
 
 _MOVE = text("""
     UPDATE exam_batch_instances
-    SET file_path = :path, file_size = :size, file_mtime_ns = :mtime, dataset_offset = :off, transfer_syntax_uid = :syntax
+    SET processed_filepath = :path, file_size = :size, file_mtime_ns = :mtime, dataset_offset = :off, transfer_syntax_uid = :syntax
     WHERE id = :id AND outcome <> 'STORED'
 """)
 
@@ -93,7 +95,7 @@ def _versions(tx: Connection, keys: Iterable[_Key]) -> dict[_Key, list[_Version]
     rows = tx.execute(_VERSIONS, {"destinations": [d for d, _ in wanted], "uids": [u for _, u in wanted]})
     for row in rows:
         found[row.destination_id, row.sop_instance_uid].append(
-            _Version(row.id, row.batch_id, row.outcome, bytes(row.content_sha256), row.file_path)
+            _Version(row.id, row.batch_id, row.outcome, bytes(row.content_sha256), row.processed_filepath)
         )
     return found
 
@@ -103,8 +105,8 @@ def register(
 ) -> list[Registered]:
     """Given whole files and destinations, make each file an instance of the PENDING batch of its (study, destination).
 
-    The same octets under the same SOP Instance UID are already known, whatever their path; where they are unsent and
-    ``gone(old path)``, the path is brought up to date. Other octets take the place of a version that was never offered, or
+    The same bytes under the same SOP Instance UID are already known, whatever their path; where they are unsent and
+    ``gone(old path)``, the path is brought up to date. Other bytes take the place of a version that was never offered, or
     go with a follow-up batch.
     """
     todo = [(arrival, destination) for arrival in arrivals for destination in destination_ids]
@@ -193,14 +195,17 @@ def _known(
 
 # --- sent -------------------------------------------------------------------------------------------------------------
 
-_TO_SEND = text("""
-    SELECT i.id, i.file_path, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
-           i.dataset_offset, i.content_sha256, i.attempts, i.lost_in_flight, i.mount_point
+_TO_SEND = text(f"""
+    SELECT i.id, i.processed_filepath, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
+           i.dataset_offset, i.content_sha256, i.attempts, i.lost_in_flight, i.mount_point,
+           EXISTS (SELECT 1 FROM exam_batch_instances o
+                   WHERE o.destination_id = i.destination_id AND o.sop_instance_uid = i.sop_instance_uid AND o.id <> i.id
+                     AND o.outcome = '{Outcome.STORED}' AND o.content_sha256 <> i.content_sha256) AS other_content_stored
     FROM exam_batch_instances i
-    WHERE i.batch_id = :batch AND i.outcome IN ('WAITING', 'RETRY')
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
     ORDER BY i.lost_in_flight >= :suspect, i.series_number NULLS LAST, i.series_instance_uid,
              i.instance_number NULLS LAST, i.sop_instance_uid
-""")
+""")  # noqa: S608 (constants of ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +215,16 @@ class Unsent:
     item: Item
     tries: int
     """How often it has been answered so far."""
-    suspect: bool
-    """It was in flight at two unasked ends in a row: it goes last, with nothing beside it."""
+    lost_in_flight: int
+    """At how many unasked ends of associations in a row it was in flight."""
     mount_point: str | None
+    other_content_stored: bool
+    """The destination stored other content under its SOP Instance UID."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what ends the associations: it goes last, with nothing beside it."""
+        return self.lost_in_flight >= SUSPECT_AFTER
 
 
 def to_send(tx: Connection, batch_id: int) -> list[Unsent]:
@@ -221,7 +233,7 @@ def to_send(tx: Connection, batch_id: int) -> list[Unsent]:
         Unsent(
             Item(
                 row.id,
-                from_text(row.file_path),
+                from_text(row.processed_filepath),
                 row.sop_class_uid,
                 row.sop_instance_uid,
                 row.transfer_syntax_uid,
@@ -231,8 +243,9 @@ def to_send(tx: Connection, batch_id: int) -> list[Unsent]:
                 bytes(row.content_sha256),
             ),
             row.attempts,
-            row.lost_in_flight >= SUSPECT_AFTER,
+            row.lost_in_flight,
             None if row.mount_point is None else from_text(row.mount_point),
+            row.other_content_stored,
         )
         for row in tx.execute(_TO_SEND, {"batch": batch_id, "suspect": SUSPECT_AFTER})
     ]
@@ -243,97 +256,86 @@ class Record:
     """What became of one instance in this attempt."""
 
     instance_id: int
-    outcome: str
+    outcome: Outcome
     dimse_status: int | None = None
     comment: str | None = None
-    offered: bool = False
-    """It was answered: one of its tries is used."""
-    lost: bool = False
-    """It was in flight when the association ended unasked."""
+    tries: int = 0
+    """How often it has been answered, this time included."""
+    lost_in_flight: int = 0
+    """At how many unasked ends in a row it was in flight, this one included."""
 
 
-# 0111H is success where these octets went before and their answer was lost; where other octets went there under the UID,
-# the archive kept the old ones: CONFLICT.
-_RECORD = text("""
+_RECORD = text(f"""
     UPDATE exam_batch_instances i
-    SET outcome = f.outcome, dimse_status = f.status, error_comment = f.comment, attempts = i.attempts + f.offered,
-        lost_in_flight = CASE WHEN f.lost = 1 THEN i.lost_in_flight + 1 WHEN f.offered = 1 THEN 0 ELSE i.lost_in_flight END,
-        stored_at = CASE WHEN f.outcome = 'STORED' THEN clock_timestamp() END
-    FROM (SELECT w.*, CASE WHEN w.status = 273 AND EXISTS (
-                 SELECT 1 FROM exam_batch_instances o
-                 WHERE o.destination_id = m.destination_id AND o.sop_instance_uid = m.sop_instance_uid AND o.id <> m.id
-                   AND o.outcome = 'STORED' AND o.content_sha256 <> m.content_sha256)
-               THEN 'CONFLICT' ELSE w.said END AS outcome
-          FROM unnest(CAST(:ids AS bigint[]), CAST(:outcomes AS text[]), CAST(:statuses AS integer[]),
-                      CAST(:comments AS text[]), CAST(:offered AS integer[]), CAST(:lost AS integer[]))
-               w (id, said, status, comment, offered, lost)
-          JOIN exam_batch_instances m ON m.id = w.id AND m.batch_id = :batch) f
-    WHERE i.id = f.id AND i.batch_id = :batch AND i.outcome <> 'STORED'
-    RETURNING i.id, i.outcome
-""")
+    SET outcome = w.outcome, dimse_status = w.status, error_comment = w.comment, attempts = w.tries, lost_in_flight = w.lost,
+        stored_at = CASE WHEN w.outcome = '{Outcome.STORED}' THEN clock_timestamp() END
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:outcomes AS text[]), CAST(:statuses AS integer[]),
+                CAST(:comments AS text[]), CAST(:tries AS integer[]), CAST(:lost AS integer[]))
+         w (id, outcome, status, comment, tries, lost)
+    WHERE i.id = w.id AND i.batch_id = :batch AND i.outcome <> '{Outcome.STORED}'
+""")  # noqa: S608 (a constant of ours)
 
 
-def record(tx: Connection, mine: batches.Claim, records: Sequence[Record]) -> dict[int, str]:
-    """Write outcomes under a claim and renew its lease; return {instance id: outcome as written}. Raises LostClaim."""
-    batches.renew(tx, mine)
+def record(tx: Connection, claim: batches.Claim, records: Sequence[Record]) -> None:
+    """Write outcomes under a claim and renew its lease. Writing the same again changes nothing. Raises LostClaim."""
+    batches.renew(tx, claim)
     if not records:
-        return {}
+        return
     last = {r.instance_id: r for r in records}
-    rows = tx.execute(
+    tx.execute(
         _RECORD,
         {
-            "batch": mine.batch_id,
+            "batch": claim.batch_id,
             "ids": list(last),
             "outcomes": [r.outcome for r in last.values()],
             "statuses": [r.dimse_status for r in last.values()],
             "comments": [r.comment for r in last.values()],
-            "offered": [int(r.offered) for r in last.values()],
-            "lost": [int(r.lost) for r in last.values()],
+            "tries": [r.tries for r in last.values()],
+            "lost": [r.lost_in_flight for r in last.values()],
         },
     )
-    return {row.id: row.outcome for row in rows}
 
 
 _TALLY = text("SELECT outcome, count(*) AS n FROM exam_batch_instances WHERE batch_id = :batch GROUP BY outcome")
 
-_WORST = text("""
+_WORST = text(f"""
     SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n FROM exam_batch_instances i
-    WHERE i.batch_id = :batch AND i.outcome NOT IN ('STORED', 'SUPERSEDED', 'WAITING', 'NOT_SENT')
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list((Outcome.RETRY, *LOST))})
     GROUP BY i.outcome, i.dimse_status, i.error_comment ORDER BY n DESC, i.dimse_status LIMIT 1
-""")
+""")  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
     """How a batch's instances stand."""
 
-    outcomes: dict[str, int]
+    outcomes: Counter[Outcome]
     worst: tuple[str, int | None, str | None] | None
     """(outcome, DIMSE status, comment) of the most frequent thing that went wrong."""
 
     @property
     def unsent(self) -> int:
         """Instances another attempt would offer."""
-        return self.outcomes.get("WAITING", 0) + self.outcomes.get("RETRY", 0)
+        return sum(self.outcomes[outcome] for outcome in UNSENT)
 
     @property
     def stored(self) -> int:
         """Instances that were answered with success or a warning."""
-        return self.outcomes.get("STORED", 0)
+        return self.outcomes[Outcome.STORED]
 
     @property
     def counted(self) -> int:
         """Instances that the batch is to deliver."""
-        return sum(n for outcome, n in self.outcomes.items() if outcome not in {"SUPERSEDED", "NOT_SENT"})
+        return sum(n for outcome, n in self.outcomes.items() if outcome not in NOT_COUNTED)
 
     @property
     def lost_for_good(self) -> int:
         """Instances that no further attempt would offer."""
-        return self.counted - self.stored - self.unsent
+        return sum(self.outcomes[outcome] for outcome in LOST)
 
 
 def tally(tx: Connection, batch_id: int) -> Tally:
     """Return how a batch's instances stand."""
-    outcomes: dict[str, int] = {row.outcome: row.n for row in tx.execute(_TALLY, {"batch": batch_id})}
+    outcomes = Counter({Outcome(row.outcome): row.n for row in tx.execute(_TALLY, {"batch": batch_id})})
     worst = tx.execute(_WORST, {"batch": batch_id}).one_or_none()
     return Tally(outcomes, None if worst is None else (worst.outcome, worst.dimse_status, worst.error_comment))

@@ -1,6 +1,6 @@
 """File paths in a database: text that names any path a file system can hold.
 
-Paths are absolute, so they begin with a slash. One that is not valid UTF-8 (Linux allows any octet but NUL) is kept as a
+Paths are absolute, so they begin with a slash. One that is not valid UTF-8 (Linux allows any byte but NUL) is kept as a
 percent-encoded ``file:`` URI, which cannot be mistaken for one that is.
 """
 

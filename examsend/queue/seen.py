@@ -12,7 +12,7 @@ from examsend.queue.paths import to_text
 
 
 class Stamp(NamedTuple):
-    """A file as the directory shows it: absolute path, octets, modification time in nanoseconds."""
+    """A file as the directory shows it: absolute path, bytes, modification time in nanoseconds."""
 
     path: str
     size: int
@@ -29,7 +29,7 @@ _LEFT = text("""
     WHERE cardinality(CAST(:destinations AS bigint[])) > (
         SELECT count(DISTINCT f.destination_id)
         FROM (SELECT i.destination_id FROM exam_batch_instances i
-              WHERE i.file_path = w.path AND i.file_size = w.size AND i.file_mtime_ns = w.mtime
+              WHERE i.processed_filepath = w.path AND i.file_size = w.size AND i.file_mtime_ns = w.mtime
               UNION ALL
               SELECT i.destination_id
               FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id

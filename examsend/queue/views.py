@@ -39,7 +39,7 @@ _BATCHES = text("""
            extract(epoch FROM c.lease_expires_at - clock_timestamp()) AS lease_for,
            extract(epoch FROM c.last_instance_at - clock_timestamp()) + d.quiet_seconds AS quiet_in,
            extract(epoch FROM c.created_at - clock_timestamp()) + d.longest_wait_seconds AS longest_in,
-           n.instances, n.stored, n.failed, n.warned, n.octets, n.warned_status
+           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status
     FROM chosen c
     JOIN storage_backend_configs d ON d.id = c.destination_id
     JOIN LATERAL (
@@ -48,7 +48,7 @@ _BATCHES = text("""
                count(*) FILTER (WHERE i.outcome IN ('FAILED', 'CONFLICT', 'CHANGED', 'MISSING')) AS failed,
                count(*) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned,
                min(i.dimse_status) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned_status,
-               coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ('SUPERSEDED', 'NOT_SENT')), 0) AS octets
+               coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ('SUPERSEDED', 'NOT_SENT')), 0) AS total_bytes
         FROM exam_batch_instances i WHERE i.batch_id = c.id
     ) n ON true
     ORDER BY CASE c.status WHEN 'FAILED' THEN 0 WHEN 'SENDING' THEN 1 WHEN 'READY' THEN 2 WHEN 'PENDING' THEN 3 ELSE 4 END,
@@ -68,15 +68,15 @@ _DESTINATIONS = text("""
 """)
 
 _GROUPS = text("""
-    SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n, sum(i.file_size) AS octets,
-           (array_agg(i.sop_instance_uid ORDER BY i.id))[1:5] AS uids, (array_agg(i.file_path ORDER BY i.id))[1:5] AS paths
+    SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n, sum(i.file_size) AS total_bytes,
+           (array_agg(i.sop_instance_uid ORDER BY i.id))[1:5] AS uids, (array_agg(i.processed_filepath ORDER BY i.id))[1:5] AS paths
     FROM exam_batch_instances i WHERE i.batch_id = :batch
     GROUP BY i.outcome, i.dimse_status, i.error_comment ORDER BY n DESC
 """)
 
 _ATTEMPTS = text("""
     SELECT a.association, a.host, a.pid, a.sender, a.started_at, a.finished_at, a.association_seconds, a.result, a.detail,
-           a.instances, a.stored, a.failed, a.octets, a.result_code, a.source_code, a.reason_code, a.established,
+           a.instances, a.stored, a.failed, a.bytes_sent, a.result_code, a.source_code, a.reason_code, a.established,
            a.peer_implementation, a.async_window
     FROM send_attempts a WHERE a.batch_id = :batch ORDER BY a.id
 """)
@@ -113,7 +113,7 @@ class BatchStatus:
     failed: int
     warnings: int
     """Stored with a warning status."""
-    octets: int
+    total_bytes: int
     attempts: int
     waiting_for: str | None
     """Why it is where it is; None where there is nothing to say (SENT without warnings)."""
@@ -149,7 +149,7 @@ class InstanceGroup:
     dimse_status: str | None
     comment: str | None
     count: int
-    octets: int
+    total_bytes: int
     examples: tuple[tuple[str, str], ...]
     """(SOP Instance UID, path), at most five."""
 
@@ -170,7 +170,7 @@ class AttemptStatus:
     instances: int
     stored: int
     failed: int
-    octets: int
+    bytes_sent: int
     peer_implementation: str | None
     async_window: int | None
 
@@ -180,7 +180,7 @@ class RejectedFile:
     """A file that could not be registered."""
 
     path: str
-    octets: int
+    size: int
     code: str
     reason: str
     first_seen_at: datetime
@@ -263,7 +263,7 @@ def _batch(row: Any) -> BatchStatus:
         row.stored,
         row.failed,
         row.warned,
-        int(row.octets),
+        int(row.total_bytes),
         row.attempt_count,
         _waiting_for(row),
         row.created_at,
@@ -374,7 +374,7 @@ def _groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:
             None if row.dimse_status is None else outcomes.words(row.dimse_status),
             row.error_comment,
             row.n,
-            int(row.octets),
+            int(row.total_bytes),
             tuple(zip(row.uids, (from_text(p) for p in row.paths), strict=True)),
         )
         for row in tx.execute(_GROUPS, {"batch": batch_id})
@@ -396,7 +396,7 @@ def _attempts(tx: Connection, batch_id: int) -> tuple[AttemptStatus, ...]:
             row.instances,
             row.stored,
             row.failed,
-            row.octets,
+            row.bytes_sent,
             row.peer_implementation,
             row.async_window,
         )

@@ -9,7 +9,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 def clean(text: str) -> str:
     """Given untrusted text, return it with everything escaped that a terminal might obey: control characters, escape
-    sequences, direction marks, undecodable octets."""
+    sequences, direction marks, undecodable bytes."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(

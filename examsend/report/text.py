@@ -100,13 +100,13 @@ def when(moment: datetime | None) -> str:
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def amount(octets: float) -> str:
-    """Given octets, return them in the unit people read."""
+def amount(size: float) -> str:
+    """Given a number of bytes, return them in the unit people read."""
     for unit in ("B", "kB", "MB", "GB"):
-        if octets < 1000:
-            return f"{octets:.0f} {unit}" if unit == "B" or octets >= 100 else f"{octets:.1f} {unit}"
-        octets /= 1000
-    return f"{octets:.1f} TB"
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def _some(number: int, one: str, many: str | None = None) -> str:
@@ -132,7 +132,7 @@ def _(result: IngestResult) -> list[Any]:
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
         f"{counts}{vanished}; {_some(len(result.batches), 'batch', 'batches')} touched ({result.opened} opened)"
-        f" for {', '.join(result.destinations)}; {amount(result.octets)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
+        f" for {', '.join(result.destinations)}; {amount(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
     return lines
 
@@ -156,10 +156,16 @@ def _(result: FinalizeResult) -> list[Any]:
 def _(result: SendResult) -> list[Any]:
     lines: list[Any] = []
     for d in result.delivered:
-        rate = f", {amount(d.octets / d.association_seconds)}/s" if d.association_seconds > 0.01 and d.octets else ""
+        rate = (
+            f", {amount(d.bytes_sent / d.association_seconds)}/s"
+            if d.association_seconds > 0.01 and d.bytes_sent
+            else ""
+        )
         what = f"batch {d.batch_id} to {d.destination}: {d.state}, {d.stored} stored"
         what += f", {d.failed} failed" if d.failed else ""
-        what += f", {_some(d.associations, 'association')}, {amount(d.octets)} in {d.association_seconds:.2f} s{rate}"
+        what += (
+            f", {_some(d.associations, 'association')}, {amount(d.bytes_sent)} in {d.association_seconds:.2f} s{rate}"
+        )
         lines.append(what + (f": {d.reason}" if d.reason else ""))
     lines += [f"batch {b}: another sender took it over" for b in result.lost]
     lines += [f"batch {b} FAILED without an attempt: `examsend status {b}` says why" for b in result.expired]
@@ -197,8 +203,8 @@ def _(result: StatusResult) -> list[Any]:
     if result.rejected or (result.rejected_count and not result.destinations and not result.batches):
         return [
             table(
-                ("last seen", "octets>", "reason", "path"),
-                ((when(r.last_seen_at), r.octets, r.reason, r.path) for r in result.rejected),
+                ("last seen", "bytes>", "reason", "path"),
+                ((when(r.last_seen_at), r.size, r.reason, r.path) for r in result.rejected),
             )
         ]
     lines: list[Any] = []
@@ -255,19 +261,19 @@ def _one(result: StatusResult) -> list[Any]:
     lines: list[Any] = [
         f"batch {batch.id}: {batch.status}" + (f": {batch.waiting_for}" if batch.waiting_for else ""),
         f"study {batch.study_instance_uid} for {batch.destination}",
-        f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {amount(batch.octets)}",
+        f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {amount(batch.total_bytes)}",
         f"opened {when(batch.created_at)}"
         + (f", ready {when(batch.ready_at)} ({batch.ready_reason})" if batch.ready_at else "")
         + (f", finished {when(batch.finished_at)}" if batch.finished_at else "")
         + (f"; follows batch {batch.follows_batch_id}" if batch.follows_batch_id else ""),
         table(
-            ("outcome", "status", "instances>", "octets>", "comment", "for example"),
+            ("outcome", "status", "instances>", "bytes>", "comment", "for example"),
             (
                 (
                     g.outcome,
                     g.dimse_status,
                     g.count,
-                    amount(g.octets),
+                    amount(g.total_bytes),
                     g.comment,
                     "\n".join(p for _, p in g.examples[:2]),
                 )
@@ -287,7 +293,7 @@ def _one(result: StatusResult) -> list[Any]:
                         a.instances,
                         a.stored,
                         a.failed,
-                        amount(a.octets),
+                        amount(a.bytes_sent),
                         "" if a.association_seconds is None else f"{a.association_seconds:.2f}",
                         a.detail,
                     )

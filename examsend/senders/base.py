@@ -10,33 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from examsend.transfer import Answer as Answer
-from examsend.transfer import AssociationEnd as AssociationEnd
-from examsend.transfer import End as End
-from examsend.transfer import Item as Item
-from examsend.transfer import NotOffered as NotOffered
-from examsend.transfer import Peer as Peer
-from examsend.transfer import Problem as Problem
-from examsend.transfer import Tls as Tls
-from examsend.transfer import UserIdentity as UserIdentity
-from examsend.transfer import Verdict as Verdict
-
-
-class Watcher(Protocol):
-    """Receives facts on the sending thread. Any method may raise: the sender then aborts the association and re-raises
-    (``LostClaim`` above all)."""
-
-    def answered(self, answer: Answer) -> Verdict:
-        """Given a C-STORE-RSP, return whether to go on."""
-
-    def not_offered(self, fact: NotOffered) -> Verdict:
-        """Given an item that could not be offered, return whether to go on."""
-
-    def progressed(self, octets: int) -> None:
-        """``octets`` more data set octets were accepted by the transport. Called often; cheap."""
-
-    def stopping(self) -> bool:
-        """True when the pass has been asked to end: offer nothing more, finish what is in flight, release."""
+from examsend.transfer import AssociationEnd, Item, Peer, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +20,7 @@ class Capabilities:
     tls: bool = True
     async_window: bool = False
     user_identity: bool = False
-    live_octets: bool = True
+    live_progress: bool = True
     converts_byte_order: bool = False
     """Re-encodes native syntaxes to Implicit VR Little Endian where only that is accepted."""
     notes: tuple[str, ...] = field(default=())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from examsend.dimse import association
-from examsend.senders.base import Capabilities, Watcher
-from examsend.transfer import AssociationEnd, Item, Peer
+from examsend.senders.base import Capabilities
+from examsend.transfer import AssociationEnd, Item, Peer, Watcher
 
 
 class NativeSender:

@@ -29,8 +29,8 @@ from examsend.dimse import contexts, implementation, tls, words
 from examsend.dimse.payload import Payload, Unusable
 from examsend.dimse.wire import unacknowledged
 from examsend.errors import ConfigError
-from examsend.senders.base import Capabilities, Watcher
-from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, Verdict
+from examsend.senders.base import Capabilities
+from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
 
 _QUEUED = 4
 """P-DATA in pynetdicom's queue at most: its memory is bounded by it."""
@@ -164,7 +164,7 @@ class _Run:
         self._association: Any = None
         self._established = False
         self._flying: Item | None = None
-        self._octets = 0
+        self._bytes_sent = 0
         self._told = 0
         self._message_id = 0
         self._stopping_since: float | None = None
@@ -180,9 +180,9 @@ class _Run:
             (str(c.abstract_syntax), str(c.transfer_syntax[0])): c.context_id
             for c in self._association.accepted_contexts
         }
-        verdict = Verdict.GO_ON
+        verdict = Next.GO_ON
         for item in items:
-            if verdict is Verdict.RELEASE or self._watcher.stopping():
+            if verdict is Next.RELEASE or self._watcher.stopping():
                 break
             carrier = contexts.choose(item, accepted)
             verdict = self._refused(item) if carrier is None else self._offer(item, carrier)
@@ -262,11 +262,11 @@ class _Run:
 
     # --- offering ---
 
-    def _refused(self, item: Item) -> Verdict:
+    def _refused(self, item: Item) -> Next:
         sentence = f"the peer accepts no presentation context for {item.sop_class_uid} in {item.transfer_syntax_uid}"
         return self._watcher.not_offered(NotOffered(item, Problem.CONTEXT_REJECTED, sentence))
 
-    def _offer(self, item: Item, carrier: contexts.Carrier) -> Verdict:
+    def _offer(self, item: Item, carrier: contexts.Carrier) -> Next:
         try:
             with Payload(item, carrier.transfer_syntax_uid) as payload:
                 return self._store(item, carrier.context_id, payload)
@@ -277,7 +277,7 @@ class _Run:
                 raise _Ended(End.FILE_CHANGED, f"we ended the association: {unusable}") from None
             return verdict
 
-    def _store(self, item: Item, context_id: int, payload: Payload) -> Verdict:
+    def _store(self, item: Item, context_id: int, payload: Payload) -> Next:
         association = self._association
         room = association.dimse.maximum_pdu_size or _PDU
         piece = max(min(room, _PDU) - 6, 2) & ~1
@@ -302,7 +302,7 @@ class _Run:
             if last:
                 break
             count = payload.read_into(buffer)
-        self._octets += sent
+        self._bytes_sent += sent
         return self._answer(item, sent)
 
     def _queue(self, context_id: int, value: bytes) -> None:
@@ -311,7 +311,7 @@ class _Run:
         primitive.presentation_data_value_list.append((context_id, value))
         self._association.dul.send_pdu(primitive)
 
-    def _answer(self, item: Item, octets: int) -> Verdict:
+    def _answer(self, item: Item, sent: int) -> Next:
         wire = self._association.dul.socket
         self._until(lambda: self._association.dul.to_provider_queue.empty())
         left = unacknowledged(wire.socket.fileno()) if wire.socket is not None else 0
@@ -335,7 +335,7 @@ class _Run:
         self._check(item, response)
         self._flying = None
         return self._watcher.answered(
-            Answer(item, int(response.Status), octets, _comment(response), tuple(_offending(response)))
+            Answer(item, int(response.Status), sent, _comment(response), tuple(_offending(response)))
         )
 
     def _check(self, item: Item, response: Any) -> None:
@@ -352,12 +352,12 @@ class _Run:
     # --- waiting ---
 
     def _until(self, done: Callable[[], bool]) -> None:
-        """Wait for something that depends on octets leaving."""
+        """Wait for something that depends on bytes leaving."""
         pause = 0.0002
         while not done():
             self._alive()
             if time.monotonic() - self._association.dul.socket.moved_at > self._peer.stall_timeout:
-                raise _Ended(End.TIMED_OUT, f"the peer accepted no octet for {self._peer.stall_timeout:g} s")
+                raise _Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s")
             time.sleep(pause)
             pause = min(pause * 1.5, 0.02)
         self._progress()
@@ -388,7 +388,7 @@ class _Run:
         if isinstance(wire, _Socket) and wire.silent:
             return _Ended(End.TIMED_OUT, f"the peer sent half a PDU and nothing for {self._peer.stall_timeout:g} s")
         if isinstance(wire, _Socket) and wire.stalled:
-            return _Ended(End.TIMED_OUT, f"the peer accepted no octet for {self._peer.stall_timeout:g} s")
+            return _Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s")
         if seen.aborted is not None:
             source, reason = seen.aborted.source, seen.aborted.reason_diagnostic
             return _Ended(End.ABORTED, words.abort(source, reason), source, reason)
@@ -443,7 +443,7 @@ class _Run:
             result,
             source,
             reason,
-            octets=self._octets,
+            bytes_sent=self._bytes_sent,
             in_flight=() if self._flying is None else (self._flying,),
             peer_implementation=_implementation(self._association),
         )
@@ -479,8 +479,8 @@ def _command(item: Item, message_id: int, priority: int, room: int) -> list[byte
     message.primitive_to_message(request)
     # The data set is ours to send; 0001H says that there is one.
     message.command_set.CommandDataSetType = 0x0001
-    octets = encode(message.command_set, True, True)
-    pieces = [octets[n : n + room - 6] for n in range(0, len(octets), room - 6)]
+    sent = encode(message.command_set, True, True)
+    pieces = [sent[n : n + room - 6] for n in range(0, len(sent), room - 6)]
     return [(b"\x03" if n == len(pieces) - 1 else b"\x01") + piece for n, piece in enumerate(pieces)]
 
 

@@ -18,10 +18,9 @@ from examsend.config import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
 from examsend.queue import views
+from examsend.states import SenderName
 from tests.helpers import add, chain, cli, digests, one, prepare, rows, states
 from tests.peers import dcmtk, orthanc
-
-SENDERS = ("native", "pynetdicom")
 
 
 @pytest.fixture
@@ -34,8 +33,8 @@ def real_files(tmp_path: Path) -> Path:
     return drop
 
 
-@pytest.mark.parametrize("sender", SENDERS)
-def test_real_files_arrive_octet_for_octet(
+@pytest.mark.parametrize("sender", SenderName)
+def test_real_files_arrive_byte_for_byte(
     settings: Settings, database: engine.Database, receiving: receiver.Receiver, real_files: Path, sender: str
 ) -> None:
     add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}", sender=sender)
@@ -47,7 +46,7 @@ def test_real_files_arrive_octet_for_octet(
     assert receiving.associations() == one(database, "SELECT count(*) FROM exam_batches")
 
 
-@pytest.mark.parametrize("sender", SENDERS)
+@pytest.mark.parametrize("sender", SenderName)
 @dcmtk.needs("storescp")
 @pytest.mark.storescp
 def test_a_large_study_takes_exactly_one_association(
@@ -67,7 +66,7 @@ def test_a_large_study_takes_exactly_one_association(
     assert (batch.status, batch.stored, batch.instances) == ("SENT", 500, 500)
 
 
-@pytest.mark.parametrize("sender", SENDERS)
+@pytest.mark.parametrize("sender", SenderName)
 @orthanc.needs_orthanc
 @pytest.mark.orthanc
 def test_orthanc_holds_what_was_sent(
@@ -83,9 +82,9 @@ def test_orthanc_holds_what_was_sent(
     chain(settings, tmp_path / "drop")
     assert set(states(database)) == {"SENT"}
     found: dict[str, str] = {}
-    for uid, octets in peer.files().items():
+    for uid, data in peer.files().items():
         copy = tmp_path / "copy.dcm"
-        copy.write_bytes(octets)
+        copy.write_bytes(data)
         found[uid] = samples_digest(copy)
     assert found == digests(database)
 
@@ -99,7 +98,7 @@ def samples_digest(path: Path) -> str:
 
 @orthanc.needs_orthanc
 @pytest.mark.orthanc
-def test_orthanc_calls_the_same_octets_a_duplicate_and_that_is_success(
+def test_orthanc_calls_the_same_bytes_a_duplicate_and_that_is_success(
     settings: Settings, database: engine.Database, orthanc_server: Callable[..., orthanc.Orthanc], tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 2, size=16)
@@ -188,9 +187,9 @@ def test_more_than_128_contexts_take_as_many_associations_as_it_needs(
     for n in range(140):
         sop_class, uid = f"1.2.826.0.1.3680043.10.1.{n}", samples.new_uid()
         image = samples.Image(samples.CT, study, series, 1, n, 4, 4)
-        octets = samples.data_set(image, uid, samples.element(0x7FE00010, "OW", samples.picture(image, n)))
-        octets = samples.element(0x00080016, "UI", sop_class) + octets[octets.index(b"\x08\x00\x18\x00UI") :]
-        (drop / f"{n}.dcm").write_bytes(samples.file_of(octets, sop_class, uid))
+        data = samples.data_set(image, uid, samples.element(0x7FE00010, "OW", samples.picture(image, n)))
+        data = samples.element(0x00080016, "UI", sop_class) + data[data.index(b"\x08\x00\x18\x00UI") :]
+        (drop / f"{n}.dcm").write_bytes(samples.file_of(data, sop_class, uid))
     add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}")
     result = send_all(settings, drop)
     assert states(database) == ["SENT"]

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from examsend.db import engine
 from examsend.errors import ForbiddenTransition, LostClaim
 from examsend.queue import batches
-from examsend.states import BATCH_STATES
+from examsend.states import BatchState
 from tests.helpers import execute, one, rows
 
 ATTEMPT = uuid.uuid4()
@@ -57,7 +57,7 @@ def put(database: engine.Database, state: str, *, outcome: str = "STORED", **col
     execute(
         database,
         "INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,"
-        " transfer_syntax_uid, file_path, file_size, file_mtime_ns, dataset_offset, content_sha256, outcome, stored_at)"
+        " transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_sha256, outcome, stored_at)"
         f" VALUES (1, 1, '1.9', '1.8', '1.7', '1.6', '/f', 10, 0, 0, sha256('x'), '{outcome}', {stored})",
     )
 
@@ -109,7 +109,7 @@ _NEEDS = {
 }
 
 
-@pytest.mark.parametrize("state", BATCH_STATES)
+@pytest.mark.parametrize("state", BatchState)
 @pytest.mark.parametrize("transition", batches.TRANSITIONS)
 def test_only_the_table_of_transitions_moves_a_batch(one_batch: engine.Database, transition: str, state: str) -> None:
     put(one_batch, state, **_NEEDS.get(transition, {}).get(state, {}))

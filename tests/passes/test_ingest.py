@@ -63,7 +63,7 @@ def test_a_file_that_moved_is_known_and_its_path_brought_up_to_date(
     ingest.run(pacs, [tmp_path / "drop"])
     files[0].rename(tmp_path / "drop" / "moved.dcm")
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 1
-    assert one(database, "SELECT file_path FROM exam_batch_instances").endswith("moved.dcm")
+    assert one(database, "SELECT processed_filepath FROM exam_batch_instances").endswith("moved.dcm")
 
 
 def test_a_young_file_is_left_to_the_next_pass(database_url: str, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_truncated_file_is_deferred_while_young_then_rejected_then_taken_once_
     old = Settings(database_url=database_url, settle=0, incomplete_after=0)
     assert ingest.run(old, [tmp_path / "drop"]).rejected == 1
     [rejected] = views.run(old, rejected=True).rejected
-    assert "says 512 octets, 412 are there" in rejected.reason
+    assert "says 512 bytes, 412 are there" in rejected.reason
     file.write_bytes(whole)
     assert ingest.run(old, [tmp_path / "drop"]).new == 1
     assert views.run(old).rejected_count == 0
@@ -112,14 +112,14 @@ def test_one_batch_for_each_study_and_destination(
     assert one(database, "SELECT count(*) FROM exam_batch_instances") == 6
 
 
-def test_other_octets_under_the_same_uid_take_the_place_of_a_version_never_offered(
+def test_other_bytes_under_the_same_uid_take_the_place_of_a_version_never_offered(
     pacs: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
     ingest.run(pacs, [tmp_path / "drop"])
-    octets = bytearray(file.read_bytes())
-    octets[-2] ^= 1
-    file.write_bytes(octets)
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
     found = ingest.run(pacs, [tmp_path / "drop"])
     assert found.new == 1
     assert "other content" in found.warnings[0].sentence
@@ -131,9 +131,9 @@ def test_other_octets_under_the_same_uid_take_the_place_of_a_version_never_offer
 
 def test_two_versions_in_one_chunk(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
-    octets = bytearray(file.read_bytes())
-    octets[-2] ^= 1
-    (tmp_path / "drop" / "z.dcm").write_bytes(octets)
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    (tmp_path / "drop" / "z.dcm").write_bytes(data)
     ingest.run(pacs, [tmp_path / "drop"])
     assert sorted(r[0] for r in rows(database, "SELECT outcome FROM exam_batch_instances")) == ["SUPERSEDED", "WAITING"]
 
@@ -177,7 +177,7 @@ def test_only_the_directory_itself_when_asked(pacs: Settings, tmp_path: Path) ->
     assert ingest.run(pacs, [tmp_path / "drop"], recursive=False).new == 1
 
 
-def test_names_of_any_octets(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
+def test_names_of_any_bytes(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
     odd = os.path.join(os.fsencode(tmp_path / "drop"), b"\xff\xfe \n%41.dcm")
     os.rename(file, odd)

@@ -155,16 +155,16 @@ def test_attempts_are_used_up(settings: Settings, database: engine.Database, tmp
     assert "3 attempts used up; last: 0110 processing failure" in (views.run(settings).batches[0].waiting_for or "")
 
 
-def test_a_duplicate_is_success_unless_other_octets_went_there(
+def test_a_duplicate_is_success_unless_other_bytes_went_there(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted() as peer:
         add(settings, peer.address)
         chain(settings, tmp_path / "drop")
-        octets = bytearray(file.read_bytes())
-        octets[-2] ^= 1
-        file.write_bytes(octets)
+        data = bytearray(file.read_bytes())
+        data[-2] ^= 1
+        file.write_bytes(data)
         peer.script.status = lambda _k, _u: 0x0111
         chain(settings, tmp_path / "drop")
     assert rows(database, "SELECT status FROM exam_batches ORDER BY id") == [("SENT",), ("FAILED",)]

@@ -77,7 +77,7 @@ class Storescp:
 
 @contextmanager
 def storescp(directory: Path, *flags: str) -> Iterator[Storescp]:
-    """storescp with flags (``+B`` keeps octets as sent) on a free port; stopped by its process id."""
+    """storescp with flags (``+B`` keeps bytes as sent) on a free port; stopped by its process id."""
     stored = directory / "stored"
     stored.mkdir(parents=True)
     log = directory / "log"
@@ -93,6 +93,6 @@ def storescp(directory: Path, *flags: str) -> Iterator[Storescp]:
             stop(process)
 
 
-def digest(octets: bytes) -> str:
+def digest(data: bytes) -> str:
     """SHA-256 in hex."""
-    return hashlib.sha256(octets).hexdigest()
+    return hashlib.sha256(data).hexdigest()

@@ -37,17 +37,17 @@ class Orthanc:
 
     def get(self, path: str) -> Any:
         """JSON of the REST API."""
-        return json.loads(self.octets(path))
+        return json.loads(self.content(path))
 
-    def octets(self, path: str) -> bytes:
-        """Octets of the REST API."""
+    def content(self, path: str) -> bytes:
+        """Bytes of the REST API."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
             return bytes(answer.read())
 
     def files(self) -> dict[str, bytes]:
         """{SOP Instance UID: the file as stored}."""
         return {
-            self.get(f"/instances/{i}")["MainDicomTags"]["SOPInstanceUID"]: self.octets(f"/instances/{i}/file")
+            self.get(f"/instances/{i}")["MainDicomTags"]["SOPInstanceUID"]: self.content(f"/instances/{i}/file")
             for i in self.get("/instances")
         }
 

@@ -1,4 +1,4 @@
-"""A receiver that does what a test says, octet by octet: statuses by the k-th instance, half answers, silence, garbage.
+"""A receiver that does what a test says, byte by byte: statuses by the k-th instance, half answers, silence, garbage.
 
 A real TCP server on loopback; PDUs are taken apart and made by hand (PS3.8 9.3, PS3.7 6.3), so that it can break every rule.
 """
@@ -38,17 +38,17 @@ class Script:
     """k -> what to do instead of answering: abort, p-abort, reset, close, silence, garbage, half, release, unknown-id,
     wrong-uid, huge, unexpected, wait-then-close."""
     during: dict[int, str] = field(default_factory=dict)
-    """k -> what to do after the first octets of its data set: abort, reset, stop-reading."""
+    """k -> what to do after the first bytes of its data set: abort, reset, stop-reading."""
     poison: str | None = None
     """Abort whenever this SOP Instance UID has arrived."""
     on_accept: str | None = None
     """Instead of A-ASSOCIATE-AC: silence, garbage, close, huge, half, abort."""
     collide: bool = False
     """Ask for a release of its own when it is asked for one."""
-    octets_per_second: float | None = None
+    bytes_per_second: float | None = None
     tls: ssl.SSLContext | None = None
     raw_answer: Callable[[bytes], bytes] | None = None
-    """Given the octets of a good answer, the octets to send instead."""
+    """Given the bytes of a good answer, the bytes to send instead."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Received:
 
     sop_instance_uid: str
     sha256: str
-    octets: int
+    size: int
     association: int
     context_id: int
     syntax: str
@@ -161,9 +161,9 @@ def response(
     return element(0x00000000, struct.pack("<L", len(body))) + body
 
 
-def data_pdu(context_id: int, octets: bytes, control: int = 3) -> bytes:
+def data_pdu(context_id: int, data: bytes, control: int = 3) -> bytes:
     """A P-DATA-TF with one presentation data value."""
-    return pdu(P_DATA, struct.pack(">LBB", len(octets) + 2, context_id, control) + octets)
+    return pdu(P_DATA, struct.pack(">LBB", len(data) + 2, context_id, control) + data)
 
 
 class Session:
@@ -196,8 +196,8 @@ class Session:
             if not piece:
                 raise Gone
             out += piece
-            if self._script.octets_per_second:
-                time.sleep(len(piece) / self._script.octets_per_second)
+            if self._script.bytes_per_second:
+                time.sleep(len(piece) / self._script.bytes_per_second)
         return bytes(out)
 
     def next_pdu(self) -> tuple[int, bytes]:
@@ -249,7 +249,7 @@ class Session:
         self._number = self._peer.associations
 
     def _message(self) -> None:
-        command, digest, octets, context_id = bytearray(), hashlib.sha256(), 0, 0
+        command, digest, size, context_id = bytearray(), hashlib.sha256(), 0, 0
         last = False
         k = len(self._peer.offered) + 1
         while not last:
@@ -264,13 +264,13 @@ class Session:
                     command += value
                 else:
                     digest.update(value)
-                    octets += len(value)
+                    size += len(value)
                     last = bool(control & 2)
                     if k in self._script.during:
                         self._misbehave(self._script.during.pop(k), 0, b"", b"", context_id)
-        self._answer(bytes(command), digest.hexdigest(), octets, context_id)
+        self._answer(bytes(command), digest.hexdigest(), size, context_id)
 
-    def _answer(self, command: bytes, sha256: str, octets: int, context_id: int) -> None:
+    def _answer(self, command: bytes, sha256: str, size: int, context_id: int) -> None:
         fields = dict(elements(command))
         message_id = struct.unpack("<H", fields[0x00000110])[0]
         sop_class, uid = fields[0x00000002], fields[0x00001000]
@@ -287,11 +287,11 @@ class Session:
         status = script.status(k, name)
         if status is not None and (status == 0 or status >> 12 == 0xB):
             syntax = self._contexts[context_id][1]
-            self._peer.stored.append(Received(name, sha256, octets, self._number, context_id, syntax))
-        octets_out = data_pdu(context_id, response(message_id, status, sop_class, uid, script.comment))
+            self._peer.stored.append(Received(name, sha256, size, self._number, context_id, syntax))
+        answer = data_pdu(context_id, response(message_id, status, sop_class, uid, script.comment))
         if script.raw_answer is not None:
-            octets_out = script.raw_answer(octets_out)
-        self._waiting.append(octets_out)
+            answer = script.raw_answer(answer)
+        self._waiting.append(answer)
         self._peer.max_outstanding = max(self._peer.max_outstanding, len(self._waiting))
         if len(self._waiting) >= script.reverse:
             self._wire.sendall(b"".join(reversed(self._waiting)))
@@ -346,19 +346,19 @@ def _take_apart(items: bytes) -> tuple[list[tuple[int, str, tuple[str, ...]]], d
     return proposed, user
 
 
-def _items(octets: bytes) -> list[tuple[int, bytes]]:
+def _items(data: bytes) -> list[tuple[int, bytes]]:
     out, at = [], 0
-    while at + 4 <= len(octets):
-        kind, _, length = struct.unpack_from(">BBH", octets, at)
-        out.append((kind, octets[at + 4 : at + 4 + length]))
+    while at + 4 <= len(data):
+        kind, _, length = struct.unpack_from(">BBH", data, at)
+        out.append((kind, data[at + 4 : at + 4 + length]))
         at += 4 + length
     return out
 
 
-def elements(octets: bytes) -> list[tuple[int, bytes]]:
+def elements(data: bytes) -> list[tuple[int, bytes]]:
     out, at = [], 0
-    while at + 8 <= len(octets):
-        group, number, length = struct.unpack_from("<HHL", octets, at)
-        out.append((group << 16 | number, octets[at + 8 : at + 8 + length]))
+    while at + 8 <= len(data):
+        group, number, length = struct.unpack_from("<HHL", data, at)
+        out.append((group << 16 | number, data[at + 8 : at + 8 + length]))
         at += 8 + length
     return out

@@ -17,15 +17,14 @@ from examsend.demo import samples
 from examsend.dicom import identity, uids
 from examsend.dimse import contexts
 from examsend.errors import LostClaim
-from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Peer, Problem, UserIdentity, Verdict
+from examsend.states import SenderName
+from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, UserIdentity
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Peer as Receiver
 from tests.peers.scripted import Script, scripted
 
-SENDERS = ("native", "pynetdicom")
 
-
-@pytest.fixture(params=SENDERS)
+@pytest.fixture(params=SenderName)
 def sender(request: pytest.FixtureRequest) -> Any:
     """One of the senders."""
     return senders.get(request.param)
@@ -37,23 +36,23 @@ class Watch:
 
     answers: list[Answer] = field(default_factory=list)
     problems: list[NotOffered] = field(default_factory=list)
-    octets: int = 0
+    sent: int = 0
     release_after: int | None = None
     lose_after: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def answered(self, answer: Answer) -> Verdict:
+    def answered(self, answer: Answer) -> Next:
         self.answers.append(answer)
         if self.lose_after == len(self.answers):
             raise LostClaim("taken over")
-        return Verdict.RELEASE if self.release_after == len(self.answers) else Verdict.GO_ON
+        return Next.RELEASE if self.release_after == len(self.answers) else Next.GO_ON
 
-    def not_offered(self, fact: NotOffered) -> Verdict:
+    def not_offered(self, fact: NotOffered) -> Next:
         self.problems.append(fact)
-        return Verdict.GO_ON
+        return Next.GO_ON
 
-    def progressed(self, octets: int) -> None:
-        self.octets += octets
+    def progressed(self, sent: int) -> None:
+        self.sent += sent
 
     def stopping(self) -> bool:
         return self.stop.is_set()
@@ -108,7 +107,7 @@ def sent(
     return end, watch
 
 
-def test_one_association_in_order_octet_for_octet(sender: Any, tmp_path: Path) -> None:
+def test_one_association_in_order_byte_for_byte(sender: Any, tmp_path: Path) -> None:
     items = study(tmp_path, 12)
     with scripted() as receiver:
         end, watch = sent(sender, receiver, items)
@@ -117,7 +116,7 @@ def test_one_association_in_order_octet_for_octet(sender: Any, tmp_path: Path) -
     assert [r.sha256 for r in receiver.stored] == [i.content_sha256.hex() for i in items]
     assert (receiver.associations, receiver.releases, receiver.aborts) == (1, 1, 0)
     assert watch.statuses == [0] * 12
-    assert watch.octets >= sum(i.file_size - i.dataset_offset for i in items) == end.octets
+    assert watch.sent >= sum(i.file_size - i.dataset_offset for i in items) == end.bytes_sent
     assert end.peer_implementation == "SCRIPTED"
 
 
@@ -133,9 +132,9 @@ def test_each_class_and_syntax_has_a_context_with_just_that_syntax(sender: Any, 
 
 def test_files_without_preamble_or_meta_go_as_they_are(sender: Any, tmp_path: Path) -> None:
     [path] = samples.ct_study(tmp_path, 1, size=16)
-    octets = path.read_bytes()
+    data = path.read_bytes()
     bare = tmp_path / "bare"
-    bare.write_bytes(octets[identity.inspect(path).dataset_offset :])
+    bare.write_bytes(data[identity.inspect(path).dataset_offset :])
     with scripted() as receiver:
         end, _ = sent(sender, receiver, items_of([bare]))
     assert end.end is End.RELEASED
@@ -314,7 +313,7 @@ def test_a_peer_that_stops_reading_is_noticed(sender: Any, tmp_path: Path) -> No
 
 def test_a_slow_peer_that_moves_is_fine(sender: Any, tmp_path: Path) -> None:
     items = study(tmp_path, 1, size=512)
-    with scripted(Script(octets_per_second=200_000)) as receiver:
+    with scripted(Script(bytes_per_second=200_000)) as receiver:
         end, watch = sent(sender, receiver, items)
     assert (end.end, watch.statuses) == (End.RELEASED, [0])
 
@@ -352,9 +351,9 @@ def test_a_pass_that_is_to_end_finishes_the_instance_in_flight(sender: Any, tmp_
 
 def test_a_file_that_changed_is_not_stored_as_if_it_had_not(sender: Any, tmp_path: Path) -> None:
     items = study(tmp_path, 4)
-    octets = bytearray(Path(items[1].path).read_bytes())
-    octets[-1] ^= 1
-    Path(items[1].path).write_bytes(octets)
+    data = bytearray(Path(items[1].path).read_bytes())
+    data[-1] ^= 1
+    Path(items[1].path).write_bytes(data)
     os.truncate(items[2].path, items[2].file_size - 10)
     Path(items[3].path).unlink()
     with scripted() as receiver:

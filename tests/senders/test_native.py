@@ -280,12 +280,12 @@ def test_storescp_as_a_fault_injector(
 
 _BIG = """
 import resource, sys
-from examsend.transfer import Item, Peer, Verdict
+from examsend.transfer import Item, Peer, Next
 from examsend.senders.native import NativeSender
 class Watch:
-    def answered(self, answer): print(answer.status); return Verdict.GO_ON
-    def not_offered(self, fact): print(fact); return Verdict.GO_ON
-    def progressed(self, octets): pass
+    def answered(self, answer): print(answer.status); return Next.GO_ON
+    def not_offered(self, fact): print(fact); return Next.GO_ON
+    def progressed(self, sent): pass
     def stopping(self): return False
 port, path, size, digest = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), bytes.fromhex(sys.argv[4])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -318,8 +318,8 @@ def test_an_object_of_400_mb_costs_a_few_mb(tmp_path: Path) -> None:
 EXAMPLES = int(os.environ.get("EXAMSEND_FUZZ_EXAMPLES", "300"))
 
 
-def _against(item: Item, accept: bool, octets: bytes) -> End:
-    """Send one item to a peer that (having accepted or not) answers with octets and hangs up."""
+def _against(item: Item, accept: bool, data: bytes) -> End:
+    """Send one item to a peer that (having accepted or not) answers with bytes and hangs up."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -333,7 +333,7 @@ def _against(item: Item, accept: bool, octets: bytes) -> End:
                     session.next_pdu()
                 else:
                     connection.recv(65536)
-                connection.sendall(octets)
+                connection.sendall(data)
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass
@@ -375,9 +375,9 @@ _GOOD = [
 
 
 @examples(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(accept=st.booleans(), octets=st.binary(max_size=400))
-def test_any_octets_end_the_association_and_nothing_else(item: Item, accept: bool, octets: bytes) -> None:
-    assert _against(item, accept, octets) in End
+@given(accept=st.booleans(), data=st.binary(max_size=400))
+def test_any_bytes_end_the_association_and_nothing_else(item: Item, accept: bool, data: bytes) -> None:
+    assert _against(item, accept, data) in End
 
 
 @examples(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -386,14 +386,14 @@ def test_any_octets_end_the_association_and_nothing_else(item: Item, accept: boo
     pdus=st.lists(st.sampled_from(_GOOD), max_size=6),
     edits=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=4),
 )
-def test_pdus_in_any_order_with_any_octet_changed_end_it_too(
+def test_pdus_in_any_order_with_any_byte_changed_end_it_too(
     item: Item, accept: bool, pdus: list[bytes], edits: list[tuple[int, int]]
 ) -> None:
-    octets = bytearray(b"".join(pdus))
+    data = bytearray(b"".join(pdus))
     for at, value in edits:
-        if octets:
-            octets[at % len(octets)] = value
-    assert _against(item, accept, bytes(octets)) in End
+        if data:
+            data[at % len(data)] = value
+    assert _against(item, accept, bytes(data)) in End
 
 
 @examples(max_examples=EXAMPLES, deadline=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from examsend import outcomes
-from examsend.outcomes import Effect
+from examsend.outcomes import DestinationAction
 from examsend.transfer import Answer, AssociationEnd, End, Item, NotOffered, Problem
 
 ITEM = Item(1, "/f", "1", "2", "3", 0, 0, 0, b"")
@@ -43,40 +43,48 @@ def test_what_a_status_means_at_its_first_and_second_time(status: int, first: st
     assert outcomes.of_answer(answer, 1).outcome == second
 
 
+def test_a_duplicate_is_a_conflict_where_other_content_went_there_and_nothing_else_is() -> None:
+    assert outcomes.of_answer(Answer(ITEM, 0x0111), 0, other_content_stored=True).outcome == "CONFLICT"
+    assert outcomes.of_answer(Answer(ITEM, 0x0000), 0, other_content_stored=True).outcome == "STORED"
+    assert outcomes.of_answer(Answer(ITEM, 0xB007), 0, other_content_stored=True).outcome == "STORED"
+
+
 @pytest.mark.parametrize(
-    ("status", "effect", "ends"),
+    ("status", "action", "ends"),
     [
-        (0xA700, Effect.BACK_OFF, True),
-        (0x0213, Effect.BACK_OFF, True),
-        (0x0124, Effect.HOLD, True),
-        (0x0211, Effect.HOLD, True),
-        (0xC000, Effect.NONE, False),
-        (0x0110, Effect.NONE, False),
+        (0xA700, DestinationAction.BACK_OFF, True),
+        (0x0213, DestinationAction.BACK_OFF, True),
+        (0x0124, DestinationAction.HOLD, True),
+        (0x0211, DestinationAction.HOLD, True),
+        (0xC000, DestinationAction.NONE, False),
+        (0x0110, DestinationAction.NONE, False),
     ],
 )
-def test_what_a_status_means_for_the_destination(status: int, effect: Effect, ends: bool) -> None:
+def test_what_a_status_means_for_the_destination(status: int, action: DestinationAction, ends: bool) -> None:
     judged = outcomes.of_answer(Answer(ITEM, status), 0)
-    assert (judged.effect, judged.ends_association) == (effect, ends)
+    assert (judged.action, judged.ends_association) == (action, ends)
 
 
 @pytest.mark.parametrize(
-    ("end", "answered", "uses", "effect"),
+    ("end", "answered", "uses", "action"),
     [
-        (AssociationEnd(End.RELEASED, established=True), 3, True, Effect.NONE),
-        (AssociationEnd(End.REJECTED, result=1, source=1, reason=7), 0, False, Effect.HOLD),
-        (AssociationEnd(End.REJECTED, result=2, source=3, reason=1), 0, False, Effect.BACK_OFF),
-        (AssociationEnd(End.UNREACHABLE), 0, False, Effect.BACK_OFF),
-        (AssociationEnd(End.TLS_FAILED), 0, False, Effect.BACK_OFF),
-        (AssociationEnd(End.TIMED_OUT), 0, False, Effect.BACK_OFF),
-        (AssociationEnd(End.TIMED_OUT, established=True), 0, False, Effect.BACK_OFF),
-        (AssociationEnd(End.TIMED_OUT, established=True), 1, True, Effect.NONE),
-        (AssociationEnd(End.ABORTED, established=True), 0, True, Effect.NONE),
-        (AssociationEnd(End.CLOSED, established=True), 5, True, Effect.NONE),
+        (AssociationEnd(End.RELEASED, established=True), 3, True, DestinationAction.NONE),
+        (AssociationEnd(End.REJECTED, result=1, source=1, reason=7), 0, False, DestinationAction.HOLD),
+        (AssociationEnd(End.REJECTED, result=2, source=3, reason=1), 0, False, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.UNREACHABLE), 0, False, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.TLS_FAILED), 0, False, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT), 0, False, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT, established=True), 0, False, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT, established=True), 1, True, DestinationAction.NONE),
+        (AssociationEnd(End.ABORTED, established=True), 0, True, DestinationAction.NONE),
+        (AssociationEnd(End.CLOSED, established=True), 5, True, DestinationAction.NONE),
     ],
 )
-def test_what_the_end_of_an_association_means(end: AssociationEnd, answered: int, uses: bool, effect: Effect) -> None:
+def test_what_the_end_of_an_association_means(
+    end: AssociationEnd, answered: int, uses: bool, action: DestinationAction
+) -> None:
     judged = outcomes.of_end(end, answered)
-    assert (judged.uses_attempt, judged.effect) == (uses, effect)
+    assert (judged.uses_attempt, judged.action) == (uses, action)
 
 
 @pytest.mark.parametrize("problem", Problem)

@@ -1,0 +1,100 @@
+"""The batch's next state after an attempt, decided and written, with the sentence that says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from examsend import outcomes
+from examsend.db.engine import Connection, Database
+from examsend.delivery.associations import Findings
+from examsend.delivery.watcher import not_mounted
+from examsend.queue import batches, instances
+from examsend.queue.batches import Claim
+from examsend.queue.destination import Destination, hold, record_success
+from examsend.queue.instances import Tally
+from examsend.states import BatchState
+from examsend.transfer import End
+
+
+@dataclass(frozen=True, slots=True)
+class NextState:
+    """Where a batch goes after an attempt."""
+
+    state: BatchState
+    delay: float = 0.0
+    """READY: seconds until it is due again."""
+    uses_attempt: bool = True
+    """READY: the attempt counts as one of the batch's."""
+    code: str = ""
+    reason: str = ""
+    """Why it is not SENT; empty where it is."""
+
+
+def finish(
+    database: Database, claim: Claim, destination: Destination, findings: Findings, *, stored: bool, stopped: bool
+) -> tuple[NextState, Tally]:
+    """Move the batch on: SENT if every instance is proved stored, else what ``decide`` says; hold the destination where it
+    gave reason to, or record its success where the attempt ``stored`` something. Return the state and the final tally.
+
+    Raises LostClaim, DatabaseUnavailable.
+    """
+
+    def work(tx: Connection) -> tuple[NextState, Tally]:
+        is_sent = batches.sent(tx, claim)
+        tally = instances.tally(tx, claim.batch_id)
+        state = NextState(BatchState.SENT) if is_sent else decide(claim, destination, findings, tally, stopped=stopped)
+        if state.state is BatchState.READY:
+            batches.put_back(
+                tx, claim, delay=state.delay, uses_attempt=state.uses_attempt, code=state.code, reason=state.reason
+            )
+        elif state.state is BatchState.FAILED:
+            batches.fail(tx, claim, code=state.code, reason=state.reason)
+        if findings.trouble is not None:
+            hold(tx, destination, findings.trouble)
+        elif stored:
+            record_success(tx, destination.id)
+        return state, tally
+
+    return database.run(work, wait=claim.lease / 2)
+
+
+def decide(claim: Claim, destination: Destination, findings: Findings, tally: Tally, *, stopped: bool) -> NextState:
+    """Given an attempt, what its associations showed and how the batch's instances stand, return where the batch goes: back
+    in line, or FAILED."""
+    if not tally.unsent:
+        return NextState(BatchState.FAILED, code="INSTANCES_FAILED", reason=why_failed(tally))
+    if stopped:
+        return NextState(BatchState.READY, uses_attempt=False, code="STOPPED", reason="the pass was asked to end")
+    pause = outcomes.back_off(destination.backoff_seconds, destination.backoff_max_seconds, claim.attempt, 0.0)
+    if findings.unreachable_mount is not None:
+        reason = not_mounted(findings.unreachable_mount)
+        return NextState(BatchState.READY, delay=pause, uses_attempt=False, code="NOT_MOUNTED", reason=reason)
+    code, reason = _why_again(findings, tally)
+    if not findings.uses_attempt:
+        return NextState(BatchState.READY, uses_attempt=False, code=code, reason=reason)
+    if claim.attempt >= destination.max_attempts:
+        reason = f"{claim.attempt} attempts used up; last: {reason}"
+        return NextState(BatchState.FAILED, code="ATTEMPTS_USED_UP", reason=reason)
+    return NextState(BatchState.READY, delay=pause, code=code, reason=reason)
+
+
+def _why_again(findings: Findings, tally: Tally) -> tuple[str, str]:
+    if findings.trouble is not None:
+        return findings.trouble.code, findings.trouble.reason
+    last = findings.last
+    if last is not None and last.end not in {End.RELEASED, End.FILE_CHANGED}:
+        return last.end.value, last.sentence
+    if tally.worst is not None:
+        return "REFUSED", _worst(tally)
+    return "UNSENT", "not everything was offered"
+
+
+def _worst(tally: Tally) -> str:
+    outcome, status, comment = tally.worst or ("", None, None)
+    what = outcomes.words(status) if status is not None else (comment or outcome)
+    return f"{what}: {comment}" if status is not None and comment else what
+
+
+def why_failed(tally: Tally) -> str:
+    """Given how a batch's instances stand, return the sentence of its failure: "2 of 340 failed: C000 cannot understand"."""
+    return f"{tally.lost_for_good} of {tally.counted} failed: {_worst(tally)}"
