@@ -85,7 +85,7 @@ def test_a_truncated_file_is_deferred_while_young_then_rejected_then_taken_once_
     old = Settings(database_url=database_url, settle=0, incomplete_after=0)
     assert ingest.run(old, [tmp_path / "drop"]).rejected == 1
     [rejected] = status.run(old, rejected=True).rejected
-    assert "says 512 octets, 412 are there" in rejected.reason
+    assert "says 512 bytes, 412 are there" in rejected.reason
     file.write_bytes(whole)
     assert ingest.run(old, [tmp_path / "drop"]).new == 1
     assert status.run(old).rejected_count == 0
