@@ -40,7 +40,8 @@ Event: TypeAlias = tuple[int, int, int, bytes, int, int, int]
 - CLOSE: the end of the sequence or item opened last (its VR, offsets and length are empty);
 - ENCAPSULATED: an element of undefined length made of fragments, which are walked next without further events.
 
-``depth`` counts the sequences and items around the element, 0 at the top level. A plain tuple: it is made once an element.
+``depth`` counts the sequences and items around the element, 0 at the top level. An event is a plain tuple
+because there is one for every element, and a tuple is fast to make.
 """
 
 
@@ -130,12 +131,13 @@ def walk(source: Source, *, explicit: bool, little: bool, descend: bool = False)
                 if length != UNDEFINED and not descend:
                     pos = _end(tag, begin, length, level.limit)
                     continue
-                entered = _enter(level, tag, begin, length, form, holds_items=False)
+                entered = _enter(level, tag, begin, length, form, False)
                 yield OPEN, level.depth, tag, b"", pos, begin, length
                 outer.append(level)
                 level = entered
             elif level.end is None and tag == (SEQUENCE_END if level.holds_items else ITEM_END):
-                _end(tag, begin, 0, level.limit)
+                if begin > level.limit:
+                    raise _cut(tag, begin, 0, level.limit)
                 closed, level = level, outer.pop()
                 yield CLOSE, level.depth, closed.tag, b"", pos, begin, 0
             else:
@@ -178,17 +180,18 @@ def walk(source: Source, *, explicit: bool, little: bool, descend: bool = False)
                 raise Unacceptable("UNPARSABLE", f"{name(tag)} has an undefined length, which its VR cannot have")
         if level.depth >= 2 * MAX_DEPTH:
             raise Unacceptable("NESTED_TOO_DEEP", f"sequences are nested more than {MAX_DEPTH} deep")
-        entered = _enter(level, tag, begin, length, _IMPLICIT_LITTLE if vr == b"UN" else form, holds_items=True)
+        entered = _enter(level, tag, begin, length, _IMPLICIT_LITTLE if vr == b"UN" else form, True)
         yield OPEN, level.depth, tag, vr, pos, begin, length
         outer.append(level)
         level = entered
         pos = begin
 
 
-def _enter(level: _Level, tag: int, begin: int, length: int, form: _Form, *, holds_items: bool) -> _Level:
+def _enter(level: _Level, tag: int, begin: int, length: int, form: _Form, holds_items: bool) -> _Level:
     """Return the level inside a sequence or item. Raises Incomplete where it does not fit in the level around it."""
     if length == UNDEFINED:
-        _end(tag, begin, 0, level.limit)
+        if begin > level.limit:
+            raise _cut(tag, begin, 0, level.limit)
         return _Level(tag, level.depth + 1, form, holds_items, None, level.limit)
     end = _end(tag, begin, length, level.limit)
     return _Level(tag, level.depth + 1, form, holds_items, end, end)

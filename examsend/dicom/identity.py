@@ -125,7 +125,7 @@ def _identify(fd: int, size: int, head: bytes, mtime_ns: int, *, accept_incomple
             raise NotDicom("NOT_DICOM", "not a DICOM file") from None
         raise
     if text(found.values.get(_SOP_CLASS, b"")) == MEDIA_STORAGE_DIRECTORY:
-        raise NotDicom("DICOMDIR", "a DICOMDIR: it names instances and is none")
+        raise NotDicom("DICOMDIR", "a DICOMDIR: it lists instances and is not an instance")
     try:
         uids = {tag: _uid(found, tag, what) for tag, what in _UIDS.items()}
     except FileProblem:

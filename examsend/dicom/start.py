@@ -42,7 +42,7 @@ def find_start(head: bytes) -> Start:
     if head[begin : begin + 2] == b"\x02\x00" and _looks_explicit(head, begin):
         offset, meta = _meta(head, begin)
         if meta.get(0x00020002) == MEDIA_STORAGE_DIRECTORY:
-            raise NotDicom("DICOMDIR", "a DICOMDIR: it names instances and is none")
+            raise NotDicom("DICOMDIR", "a DICOMDIR: it lists instances and is not an instance")
         syntax = meta.get(0x00020010)
         if syntax:
             return Start(offset, syntax)
@@ -56,7 +56,9 @@ def find_start(head: bytes) -> Start:
         raise NotDicom("NOT_DICOM", "not a DICOM file")
     if len(head) <= begin + 8:
         raise Incomplete("TRUNCATED", "the file ends before its data set")
-    raise Unacceptable("NO_TRANSFER_SYNTAX", "no Transfer Syntax UID (0002,0010), and the data set does not tell it")
+    raise Unacceptable(
+        "NO_TRANSFER_SYNTAX", "no Transfer Syntax UID (0002,0010), and the data set does not show which one it is in"
+    )
 
 
 def _looks_explicit(head: bytes, begin: int) -> bool:
@@ -121,9 +123,7 @@ def _plausible(head: bytes, pos: int, order: str, *, explicit: bool) -> bool:
             return False
         if explicit:
             vr = head[pos + 4 : pos + 6]
-            if vr not in {b"UL", b"SH", b"LO", b"CS", b"DA", b"TM", b"UI", b"DT", b"SQ", b"UN"}:
-                return False
-            if vr in {b"SQ", b"UN"}:
+            if vr not in {b"UL", b"SH", b"LO", b"CS", b"DA", b"TM", b"UI", b"DT"}:
                 return False
             length = struct.unpack_from(order + "H", head, pos + 6)[0]
         else:
