@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from examsend.dicom import vrs
 from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, RLE_LOSSLESS
 
 CT, MR, CR, US_MULTI_FRAME = (
@@ -19,8 +20,6 @@ CT, MR, CR, US_MULTI_FRAME = (
     "1.2.840.10008.5.1.4.1.1.3.1",
 )
 _MODALITY = {CT: "CT", MR: "MR", CR: "CR", US_MULTI_FRAME: "US"}
-
-_LONG = {"OB", "OW", "SQ", "UN", "UT"}
 
 
 def new_uid() -> str:
@@ -38,7 +37,7 @@ def element(tag: int, vr: str, value: bytes | str | int) -> bytes:
     else:
         data = value + b"\0" * (len(value) % 2)
     head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode())
-    if vr in _LONG:
+    if vr.encode() in vrs.LONG:
         return head + struct.pack("<HL", 0, len(data)) + data
     return head + struct.pack("<H", len(data)) + data
 

@@ -1,149 +1,48 @@
-"""Walking a data set's element structure without its values: proof that everything it declares is there.
+"""The element structure of a data set (PS3.5 7.1, 7.5, A.4): tags, VRs and lengths, without the values.
 
-Only structure is read: tags, VRs, lengths, and the few values asked for. What has a defined length and fits is skipped as a
-whole; what has an undefined length is walked to its delimiter, with a stack of our own, so that nesting costs no recursion
-(PS3.5 7.1, 7.5, A.4).
+One walker serves both readers of data sets: identity, which skips sequences of a defined length, and recode, which reads
+what is inside them.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+from examsend.dicom import vrs
+from examsend.dicom.source import Source
 from examsend.errors import Incomplete, Unacceptable
 
-_UNDEFINED = 0xFFFFFFFF
-_ITEM = 0xFFFEE000
-_ITEM_END = 0xFFFEE00D
-_SEQUENCE_END = 0xFFFEE0DD
+UNDEFINED = 0xFFFFFFFF
+ITEM = 0xFFFEE000
+ITEM_END = 0xFFFEE00D
+SEQUENCE_END = 0xFFFEE0DD
 PIXEL_DATA = 0x7FE00010
-_PIXELS = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
 
 MAX_DEPTH = 256
-"""Levels of undefined-length nesting. Real content trees have some thirty; a receiver that recurses dies of thousands."""
+"""Levels of nested sequences that are accepted. Real reports have about thirty; receivers that recurse crash at thousands."""
 
-# VRs with two reserved octets and a 32-bit length (PS3.5 Table 7.1-1), and those with a 16-bit one (Table 7.1-2).
-_LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
-_SHORT = frozenset(
-    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
-     b"ST", b"TM", b"UI", b"UL", b"US"}
-)  # fmt: skip
 _FRAGMENTED = frozenset({b"OB", b"OW"})
 _SEQUENCES = frozenset({b"SQ", b"UN", b""})
+"""VRs that may have an undefined length and hold items; b"" is an element without a VR."""
 
+VALUE, OPEN, CLOSE, ENCAPSULATED = range(4)
 
-class Source(Protocol):
-    """Octets of a data set; ``at`` is asked with offsets that only grow."""
+Event: TypeAlias = tuple[int, int, int, bytes, int, int, int]
+"""(kind, depth, tag, VR, header offset, value offset, value length): offsets and length in bytes of the data set.
 
-    size: int
+``kind`` is one of
 
-    def at(self, offset: int, length: int) -> bytes:
-        """Given an offset, return up to ``length`` octets there (fewer at the end)."""
+- VALUE: an element whose value is complete and is not walked;
+- OPEN: a sequence or an item whose content follows; its length may be UNDEFINED;
+- CLOSE: the end of the sequence or item opened last (its VR, offsets and length are empty);
+- ENCAPSULATED: an element of undefined length made of fragments, which are walked next without further events.
 
-
-class FileSource:
-    """A data set in a file, read in windows; values that are skipped are never read."""
-
-    def __init__(self, fd: int, offset: int, size: int, head: bytes) -> None:
-        """``head`` are the file's first octets, read already; the data set begins at ``offset`` and ends at ``size``."""
-        self._fd = fd
-        self._offset = offset
-        self.size = size - offset
-        self._base = -offset
-        self._window = head
-
-    def at(self, offset: int, length: int) -> bytes:
-        """See ``Source``."""
-        start = offset - self._base
-        window = self._window
-        if start + length <= len(window):
-            return window[start : start + length]
-        if offset >= self.size:
-            return b""
-        if offset + length > self.size and start >= 0 and self._base + len(window) == self.size:
-            return window[start:]
-        self._window = os.pread(self._fd, max(length, 16384), offset + self._offset)
-        self._base = offset
-        return self._window[:length]
-
-
-MAX_INFLATED = 1 << 32
-"""Octets a deflated data set may inflate to before it is taken for an attack."""
-
-_CHUNK = 1 << 18
-
-
-class InflatedSource:
-    """A deflated data set (PS3.5 A.5), inflated as a stream: a first pass proves its end, a second serves the walk."""
-
-    def __init__(self, fd: int, offset: int, size: int) -> None:
-        self._fd = fd
-        self._file = (offset, size)
-        self.size = self._measure()
-        self._restart()
-
-    def _restart(self) -> None:
-        self._read = self._file[0]
-        self._inflater = zlib.decompressobj(-15)
-        self._base = 0
-        self._window = b""
-
-    def _more(self) -> bytes:
-        data = self._inflater.unconsumed_tail
-        if not data:
-            data = os.pread(self._fd, min(_CHUNK, self._file[1] - self._read), self._read)
-            self._read += len(data)
-        try:
-            return self._inflater.decompress(data, _CHUNK) if data else b""
-        except zlib.error as error:
-            raise Unacceptable("NOT_DEFLATED", f"the deflated data set cannot be inflated: {error}") from None
-
-    def _measure(self) -> int:
-        self._restart()
-        total = 0
-        while not self._inflater.eof:
-            piece = self._more()
-            total += len(piece)
-            if total > MAX_INFLATED:
-                raise Unacceptable("TOO_LARGE", f"the deflated data set inflates to more than {MAX_INFLATED} octets")
-            if not (piece or self._inflater.unconsumed_tail or self._ended()):
-                raise Incomplete("TRUNCATED", "the deflated data set ends before its last block")
-        return total
-
-    def _ended(self) -> bool:
-        """Whether the last block was seen, or there is more of the file to see it in."""
-        return self._inflater.eof or self._read < self._file[1]
-
-    def at(self, offset: int, length: int) -> bytes:
-        """See ``Source``."""
-        while offset + length > self._base + len(self._window) and not self._inflater.eof:
-            # What lies before the offset is not asked for again.
-            if offset >= self._base + len(self._window):
-                self._base += len(self._window)
-                self._window = b""
-            elif offset > self._base:
-                self._window = self._window[offset - self._base :]
-                self._base = offset
-            self._window += self._more()
-        start = offset - self._base
-        return self._window[start : start + length] if start >= 0 else b""
-
-
-@dataclass(slots=True)
-class Found:
-    """What a walk found: raw values of the wanted elements, and how pixel data is kept."""
-
-    values: dict[int, bytes] = field(default_factory=dict)
-    pixel_length: int | None = None
-    """Octets of native pixel data; None where there is none, or it is encapsulated."""
-    pixel_tag: int = 0
-    elements: int = 0
-    """At the top level."""
-    last_tag: int = 0
+``depth`` counts the sequences and items around the element, 0 at the top level. An event is a plain tuple
+because there is one for every element, and a tuple is fast to make.
+"""
 
 
 def name(tag: int) -> str:
@@ -151,157 +50,218 @@ def name(tag: int) -> str:
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-_MAX_VALUE = 4096
-
 _Unpack = Callable[..., tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Mode:
-    """How elements are encoded here."""
+class _Form:
+    """How elements are encoded: with or without VRs, and in which byte order."""
 
     explicit: bool
-    tag: _Unpack
+    header: _Unpack
+    """Group, element, 32-bit length: a whole implicit header, or that of an item."""
     short: _Unpack
     long: _Unpack
 
 
-def _mode(*, explicit: bool, little: bool) -> _Mode:
+def _form(*, explicit: bool, little: bool) -> _Form:
     order = "<" if little else ">"
-    return _Mode(explicit, *(struct.Struct(order + kind).unpack_from for kind in ("HH", "H", "L")))
+    return _Form(explicit, *(struct.Struct(order + kind).unpack_from for kind in ("HHL", "H", "L")))
 
 
-_UNKNOWN_INSIDE = _mode(explicit=False, little=True)
-"""Unknown VR of undefined length is a sequence in Implicit VR Little Endian (PS3.5 6.2.2 note 2)."""
+_FORMS = {
+    (explicit, little): _form(explicit=explicit, little=little)
+    for explicit in (True, False)
+    for little in (True, False)
+}
+_IMPLICIT_LITTLE = _FORMS[False, True]
 
 
-def walk(source: Source, found: Found, *, explicit: bool, little: bool, wanted: frozenset[int]) -> None:
-    """Walk a data set to its source's end, filling ``found`` as it goes.
+@dataclass(slots=True)
+class _Level:
+    """The data set itself, or a sequence or item that is open."""
 
-    Raises Incomplete where something declared is not there, Unacceptable where the structure is none.
+    tag: int
+    depth: int
+    form: _Form
+    holds_items: bool
+    """A sequence; otherwise it holds elements."""
+    end: int | None
+    """Offset of its end; None: it ends with a delimiter."""
+    limit: int
+    """Offset that its content must not pass: its own end, or the nearest known end around it."""
+
+
+def walk(source: Source, *, explicit: bool, little: bool, descend: bool = False) -> Iterator[Event]:
+    """Given a data set and its encoding, yield its elements in order, from its start to the end of the source.
+
+    Sequences and items of undefined length are always walked. Those of a defined length are walked with ``descend``; without
+    it a sequence is one VALUE, and an item yields nothing. UN of undefined length is walked as Implicit VR Little Endian
+    (PS3.5 6.2.2 note 2). Unknown VRs, and elements without a VR in an explicit data set, are yielded as they are.
+
+    Raises Incomplete where something declared is missing, Unacceptable where the bytes are not a data set; OSError.
     """
-    size, at = source.size, source.at
-    mode = _mode(explicit=explicit, little=little)
-    # Open sequences and items of undefined length: (is it an item, the mode to go back to).
-    stack: list[tuple[bool, _Mode]] = []
-    pos = 0
-    while pos < size or stack:
-        head = at(pos, 12)
-        if len(head) < 8:
-            _short_tail(head, open_levels=len(stack), found=found)
-            return
-        group, element = mode.tag(head)
-        tag = group << 16 | element
-        if group == 0xFFFE or (stack and not stack[-1][0]):
-            mode, pos = _delimiter(tag, mode.long(head, 4)[0], mode, pos + 8, size, stack)
-            continue
-        if not stack:
-            if tag == 0:
-                _only_zeros(source, pos)
+    at = source.at
+    level = _Level(0, 0, _FORMS[explicit, little], False, source.size, source.size)
+    outer: list[_Level] = []
+    pos = last_tag = 0
+    while True:
+        if pos == level.limit:
+            if not outer:
                 return
-            found.elements += 1
-            found.last_tag = tag
-        vr, length, begin = _header(head, pos, size, mode)
-        if explicit and not vr and found.elements == 1 and not stack:
-            raise Unacceptable("WRONG_SYNTAX", "the data set has no VRs, and its transfer syntax says it has")
-        if length != _UNDEFINED:
-            pos = _fits(begin, length, size, tag)
-            if not stack:
-                if tag in wanted and length <= _MAX_VALUE:
-                    found.values.setdefault(tag, at(begin, length))
-                elif tag in _PIXELS:
-                    found.pixel_length, found.pixel_tag = length, tag
-        elif vr in _FRAGMENTED or (tag == PIXEL_DATA and mode.explicit):
-            pos = _fragments(source, begin, tag, mode)
-        elif vr not in _SEQUENCES:
-            raise Unacceptable("UNPARSABLE", f"{name(tag)} has an undefined length, which its VR cannot have")
-        elif len(stack) >= 2 * MAX_DEPTH:
-            raise Unacceptable("NESTED_TOO_DEEP", f"sequences are nested more than {MAX_DEPTH} deep")
-        else:
-            stack.append((False, mode))
-            if vr == b"UN":
-                mode = _UNKNOWN_INSIDE
+            if level.end is None:
+                raise Incomplete("NO_DELIMITER", _still_open(level, source.size))
+            closed, level = level, outer.pop()
+            yield CLOSE, level.depth, closed.tag, b"", pos, pos, 0
+            continue
+        head = at(pos, 12)
+        present = len(head)
+        if present < 12:
+            if present < 8:
+                _check_tail(head, level, source.size, last_tag)
+                return
+            head = head.ljust(12, b"\0")
+        form = level.form
+        group, element, length = form.header(head)
+        tag = group << 16 | element
+        begin = pos + 8
+
+        if group == 0xFFFE or level.holds_items:
+            if tag == ITEM and level.holds_items:
+                if length != UNDEFINED and not descend:
+                    pos = _end(tag, begin, length, level.limit)
+                    continue
+                entered = _enter(level, tag, begin, length, form, False)
+                yield OPEN, level.depth, tag, b"", pos, begin, length
+                outer.append(level)
+                level = entered
+            elif level.end is None and tag == (SEQUENCE_END if level.holds_items else ITEM_END):
+                if begin > level.limit:
+                    raise _cut(tag, begin, 0, level.limit)
+                closed, level = level, outer.pop()
+                yield CLOSE, level.depth, closed.tag, b"", pos, begin, 0
+            else:
+                wanted = "an item" if level.holds_items else "an element"
+                raise Unacceptable("UNPARSABLE", f"{name(tag)} where {wanted} should be")
             pos = begin
+            continue
+
+        if not outer:
+            if tag == 0:
+                _check_zeros(source, pos)
+                return
+            last_tag = tag
+        vr = b""
+        if form.explicit:
+            vr = head[4:6]
+            if vr in vrs.SHORT:
+                (length,) = form.short(head, 6)
+            elif vr in vrs.LONG:
+                if present < 12:
+                    raise Incomplete("TRUNCATED", f"{name(tag)} is cut short in its length")
+                (length,) = form.long(head, 8)
+                begin = pos + 12
+            else:
+                vr, length, begin = _unknown_vr(head, pos, level.limit if present == 12 else 0, form)
+
+        if length != UNDEFINED and not (descend and vr == b"SQ"):
+            end = begin + length
+            if end > level.limit:
+                raise _cut(tag, begin, length, level.limit)
+            yield VALUE, level.depth, tag, vr, pos, begin, length
+            pos = end
+            continue
+        if length == UNDEFINED:
+            if vr in _FRAGMENTED or (tag == PIXEL_DATA and form.explicit):
+                yield ENCAPSULATED, level.depth, tag, vr, pos, begin, length
+                pos = _skip_fragments(source, begin, tag, level.limit, form)
+                continue
+            if vr not in _SEQUENCES:
+                raise Unacceptable("UNPARSABLE", f"{name(tag)} has an undefined length, which its VR cannot have")
+        if level.depth >= 2 * MAX_DEPTH:
+            raise Unacceptable("NESTED_TOO_DEEP", f"sequences are nested more than {MAX_DEPTH} deep")
+        entered = _enter(level, tag, begin, length, _IMPLICIT_LITTLE if vr == b"UN" else form, True)
+        yield OPEN, level.depth, tag, vr, pos, begin, length
+        outer.append(level)
+        level = entered
+        pos = begin
 
 
-def _delimiter(
-    tag: int, length: int, mode: _Mode, pos: int, size: int, stack: list[tuple[bool, _Mode]]
-) -> tuple[_Mode, int]:
-    """Given an item or delimiter whose header ends at ``pos``, return the mode and the place after it."""
-    in_sequence = bool(stack) and not stack[-1][0]
-    if tag == _ITEM and in_sequence:
-        if length == _UNDEFINED:
-            stack.append((True, mode))
-            return mode, pos
-        return mode, _fits(pos, length, size, _ITEM)
-    if tag == _SEQUENCE_END and in_sequence:
-        return stack.pop()[1], pos
-    if tag == _ITEM_END and stack and stack[-1][0]:
-        stack.pop()
-        return mode, pos
-    raise Unacceptable("UNPARSABLE", f"{name(tag)} where {'an item' if in_sequence else 'an element'} should be")
+def _enter(level: _Level, tag: int, begin: int, length: int, form: _Form, holds_items: bool) -> _Level:
+    """Return the level inside a sequence or item. Raises Incomplete where it does not fit in the level around it."""
+    if length == UNDEFINED:
+        if begin > level.limit:
+            raise _cut(tag, begin, 0, level.limit)
+        return _Level(tag, level.depth + 1, form, holds_items, None, level.limit)
+    end = _end(tag, begin, length, level.limit)
+    return _Level(tag, level.depth + 1, form, holds_items, end, end)
 
 
-def _header(head: bytes, pos: int, size: int, mode: _Mode) -> tuple[bytes, int, int]:
-    """Given an element's first octets, return its VR (b"" where there is none), length and where its value begins."""
+def _unknown_vr(head: bytes, pos: int, limit: int, form: _Form) -> tuple[bytes, int, int]:
+    """Given an element's first 12 bytes, its offset and the offset it must not pass (0: the source ends in its header),
+    return its VR (b"" where it has none), its length and the offset of its value.
+
+    Raises Unacceptable where the first element of an explicit data set has no VR.
+    """
     vr = head[4:6]
-    if not mode.explicit:
-        return b"", mode.long(head, 4)[0], pos + 8
-    if vr in _SHORT:
-        return vr, mode.short(head, 6)[0], pos + 8
-    if vr in _LONG:
-        if len(head) < 12:
-            raise Incomplete("TRUNCATED", f"{name(_tag(head, mode))} is cut short in its length")
-        return vr, mode.long(head, 8)[0], pos + 12
+    (long,) = form.long(head, 8)
     if not (vr.isalpha() and vr.isupper()):
-        # No VR at all: an element that some toolkit left in implicit form.
-        return b"", mode.long(head, 4)[0], pos + 8
-    # A VR of a later edition has the long form (PS3.5 7.1.2); some toolkits made up VRs of the short one.
-    if len(head) == 12 and head[6:8] == b"\x00\x00" and mode.long(head, 8)[0] <= size - pos - 12:
-        return vr, mode.long(head, 8)[0], pos + 12
-    return vr, mode.short(head, 6)[0], pos + 8
+        # Some toolkits leave single elements in implicit form.
+        if pos == 0:
+            raise Unacceptable("WRONG_SYNTAX", "the data set has no VRs, and its transfer syntax says it has")
+        return b"", form.long(head, 4)[0], pos + 8
+    # A VR of a later edition has the long form (PS3.5 7.1.2); VRs that toolkits made up may have the short one.
+    if head[6:8] == b"\0\0" and long <= limit - pos - 12:
+        return vr, long, pos + 12
+    return vr, form.short(head, 6)[0], pos + 8
 
 
-def _tag(head: bytes, mode: _Mode) -> int:
-    group, element = mode.tag(head)
-    return int(group << 16 | element)
+def _cut(tag: int, begin: int, length: int, limit: int) -> Incomplete:
+    if begin > limit:
+        return Incomplete("TRUNCATED", f"{name(tag)} is cut short by the end of what it is in")
+    return Incomplete("TRUNCATED", f"{name(tag)} says {length} bytes, {limit - begin} are there")
 
 
-def _fits(begin: int, length: int, size: int, tag: int) -> int:
-    """Return where a value ends. Raises Incomplete where the source ends before."""
-    end = begin + length
-    if end > size:
-        there = max(size - begin, 0)
-        raise Incomplete("TRUNCATED", f"{name(tag)} says {length} octets, {there} are there")
-    return end
+def _end(tag: int, begin: int, length: int, limit: int) -> int:
+    """Return the offset of a value's end. Raises Incomplete where it is after the limit."""
+    if begin + length > limit:
+        raise _cut(tag, begin, length, limit)
+    return begin + length
 
 
-def _fragments(source: Source, pos: int, tag: int, mode: _Mode) -> int:
-    """Walk encapsulated fragments (PS3.5 A.4) to their delimiter; return the place after it."""
+def _skip_fragments(source: Source, pos: int, tag: int, limit: int, form: _Form) -> int:
+    """Walk encapsulated fragments (PS3.5 A.4) to their delimiter; return the offset after it. Raises as ``walk`` does."""
     while True:
         head = source.at(pos, 8)
-        if len(head) < 8:
+        if len(head) < 8 or pos + 8 > limit:
             raise Incomplete("NO_DELIMITER", f"{name(tag)} is encapsulated and ends without its delimiter")
-        kind, length = _tag(head, mode), mode.long(head, 4)[0]
+        group, element, length = form.header(head)
+        kind = group << 16 | element
         pos += 8
-        if kind == _SEQUENCE_END:
+        if kind == SEQUENCE_END:
             return pos
-        if kind != _ITEM or length == _UNDEFINED:
+        if kind != ITEM or length == UNDEFINED:
             raise Unacceptable("UNPARSABLE", f"{name(kind)} where a fragment of {name(tag)} should be")
-        pos = _fits(pos, length, source.size, tag)
+        pos = _end(tag, pos, length, limit)
 
 
-def _short_tail(head: bytes, *, open_levels: int, found: Found) -> None:
-    """The source ends here, with fewer octets than an element's header."""
-    if open_levels:
-        raise Incomplete("NO_DELIMITER", f"{open_levels} sequences or items are open where the file ends")
-    if head.strip(b"\x00"):
-        raise Incomplete("TRUNCATED", f"{len(head)} octets after {name(found.last_tag)} are no element")
+def _still_open(level: _Level, size: int) -> str:
+    if level.limit < size:
+        return f"{name(level.tag)} is open where the sequence or item around it ends"
+    return f"{level.depth} sequences or items are open where the file ends"
 
 
-def _only_zeros(source: Source, pos: int) -> None:
-    """Zeros to the end are padding; anything else under the tag (0000,0000) is no data set."""
+def _check_tail(head: bytes, level: _Level, size: int, last_tag: int) -> None:
+    """Given what is left of the source, too short for an element: raise Incomplete unless it is a few zeros of padding."""
+    if level.depth:
+        raise Incomplete("NO_DELIMITER", _still_open(level, size))
+    if head.strip(b"\0"):
+        raise Incomplete("TRUNCATED", f"{len(head)} bytes after {name(last_tag)} are not an element")
+
+
+def _check_zeros(source: Source, pos: int) -> None:
+    """Zeros up to the end are padding. Raise Unacceptable where anything else follows the tag (0000,0000)."""
     while piece := source.at(pos, 65536):
-        if piece.strip(b"\x00"):
+        if piece.strip(b"\0"):
             raise Unacceptable("UNPARSABLE", "(0000,0000) where an element should be")
         pos += len(piece)

@@ -1,6 +1,8 @@
-"""Transfer syntax UIDs and SOP Class UIDs that the code names (PS3.6 annex A)."""
+"""Transfer syntax UIDs and SOP Class UIDs that the code names (PS3.6 annex A), and what a valid UID is."""
 
 from __future__ import annotations
+
+import re
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -20,3 +22,13 @@ NATIVE = frozenset(
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 VERIFICATION = "1.2.840.10008.1.1"
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+def is_uid(value: str) -> bool:
+    """Return whether text is a UID: 1 to 64 digits and dots (PS3.5 9.1).
+
+    Components with leading zeros are accepted: real files have them, and receivers accept them.
+    """
+    return len(value) <= 64 and _UID.fullmatch(value) is not None
