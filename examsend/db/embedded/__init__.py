@@ -11,7 +11,8 @@ server.lock     Exclusive, inherited by the server's processes: it is held while
                 container, so that no second server starts on the same data.
 ==============  =========================================================================================
 
-They are ``flock`` locks, which the kernel releases when their holder dies. The next client cleans up after a killed one.
+They are ``flock`` locks, which the kernel releases when their holder dies. So the next client can clean up after a
+killed one.
 
 The server listens on a Unix socket only. The socket is in a directory that only its owner can enter, and every
 connection to it is trusted. PostgreSQL refuses to run as root: if this process runs as root, the server runs as another

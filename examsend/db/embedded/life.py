@@ -52,8 +52,8 @@ echo "include_if_exists = '{_CONF}'" >>"$1/postgresql.conf"
 echo "CREATE DATABASE {DATABASE};" | "$0/postgres" --single -D "$1" postgres
 """
 
-# A background job becomes a child of init when its shell ends. So it is not a zombie after it ends, whether this process
-# lives or not.
+# A background job becomes a child of init when its shell ends, and init reaps it: it does not become a zombie of this
+# process.
 _LAUNCH = f"""set -e
 cat >"$1/{_CONF}"
 exec </dev/null >>"$2" 2>&1
@@ -95,16 +95,18 @@ def _sync(path: Path) -> None:
 
 
 def start(place: Place, binaries: Path, data: Path, *, unsafe_fast: bool) -> None:
-    """Start the server and wait until it accepts sessions. A server that is already starting or recovering is waited for,
-    one that is stopping is started again after it has ended. Raises ConfigError, DatabaseUnavailable."""
+    """Start the server and wait until it accepts sessions. Raises ConfigError, DatabaseUnavailable.
+
+    A server that is already starting or recovering is waited for. One that is stopping is started again after its end.
+    """
     sockets = socket_directory(place, data)
     log_offset: int | None = None
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         server_lock = locks.open_lock_file(place, locks.SERVER)
         try:
-            # A free lock means that no process of a server started by examsend runs. The pid file tells of a server that
-            # was started by hand.
+            # A free lock means that no process of a server started by examsend runs. The pid file tells whether a
+            # server that was started by hand runs.
             if locks.take(server_lock, fcntl.LOCK_EX) and postmaster_pid(data) is None:
                 if log_offset is not None:
                     written = read_bytes(place.log, log_offset)
@@ -117,8 +119,8 @@ def start(place: Place, binaries: Path, data: Path, *, unsafe_fast: bool) -> Non
             return
         time.sleep(0.01)
     raise DatabaseUnavailable(
-        f"the embedded database did not answer within {START_SECONDS} s on its socket in {sockets}, although processes of"
-        f" it are running; see {place.log}"
+        f"the embedded database did not answer within {START_SECONDS} s on its socket in {sockets}, although"
+        f" processes of it are running; see {place.log}"
     )
 
 

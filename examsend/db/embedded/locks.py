@@ -51,8 +51,8 @@ def start_lock(place: Place, seconds: float) -> Iterator[int]:
     try:
         if not take(file, fcntl.LOCK_EX, seconds):
             raise DatabaseUnavailable(
-                f"another process has been starting or stopping the embedded database in {place.directory} for more than"
-                f" {seconds:g} s"
+                f"another process has been starting or stopping the embedded database in {place.directory} for more"
+                f" than {seconds:g} s"
             )
         yield file
     finally:

@@ -70,8 +70,8 @@ def make_directory(place: Place) -> None:
         directory.chmod(0o700)
     elif found.st_uid != user.uid:
         raise ConfigError(
-            f"{directory} belongs to user {found.st_uid}: the embedded database needs a directory of {user.name}, or one"
-            " that does not exist yet"
+            f"{directory} belongs to user {found.st_uid}: the embedded database needs a directory of {user.name}, or"
+            " one that does not exist yet"
         )
     elif found.st_mode & stat.S_IWOTH:
         raise ConfigError(f"{directory} can be written by every user: the embedded database needs a private directory")

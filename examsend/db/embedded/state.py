@@ -43,8 +43,8 @@ def status(directory: Path) -> Status:
 def accepts(sockets: Path) -> bool:
     """Return True if the server accepts sessions now.
 
-    Sends a StartupMessage of protocol 3.0 (PostgreSQL's documentation, "Message Formats"). Connecting is not enough: the
-    socket may belong to a server that is starting or stopping (both answer 57P03) or hangs.
+    Sends a StartupMessage of protocol 3.0 (PostgreSQL's documentation, "Message Formats"). Connecting is not enough:
+    the socket may belong to a server that is starting or stopping (both answer 57P03) or hangs.
     """
     parameters = b"user\0postgres\0database\0postgres\0\0"
     ready = b"Z\0\0\0\5I"

@@ -56,8 +56,8 @@ def run_as(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command as the server's user; ``given`` is its standard input.
 
-    It runs in a new session, so that Ctrl-C in the terminal does not interrupt it. ``keep`` is an open lock file that the
-    command inherits: the lock stays held until the command ends, even if this process dies before.
+    It runs in a new session, so that Ctrl-C in the terminal does not interrupt it. ``keep`` is an open lock file that
+    the command inherits: the lock stays held until the command ends, even if this process dies before.
 
     Raises DatabaseUnavailable if it takes longer than ``seconds``, ConfigError if it cannot be run as that user.
     """
@@ -84,8 +84,10 @@ def run_as(
 
 
 def may_enter(user: ServerUser, path: Path) -> bool:
-    """Return True if the server's user can enter a directory, or execute a file. A command of that user tries it, because
-    file modes alone do not tell (access lists, mounts)."""
+    """Return True if the server's user can enter a directory, or execute a file.
+
+    A command run as that user tests it, because file modes alone do not tell (access lists, mounts).
+    """
     return not user.other or run_as(user, "/bin/sh", "-c", 'test -x "$0"', path, seconds=30).returncode == 0
 
 

@@ -40,8 +40,8 @@ except ExamsendError as error:
     print(type(error).__name__, error, flush=True)
 """
 
-# Put before CLIENT: root becomes an ordinary user. Everything is imported first, because that user may not be able to read
-# the files of this interpreter.
+# Put before CLIENT: root becomes an ordinary user. Everything is imported first, because that user may not be able to
+# read the files of this interpreter.
 AS_ORDINARY_USER = """
 import os, sys
 import psycopg2, importlib.util, encodings.idna

@@ -60,7 +60,7 @@ def test_after_systemd_ends_all_processes_of_a_unit_the_next_client_starts_a_new
     assert other.next_line() == "up"
     pid = server_pid(place)
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    # As systemd does with KillMode=control-group. SIGTERM to the postmaster alone would let it wait for the client's session.
+    # As systemd does with KillMode=control-group. The postmaster alone would wait for the client's session to end.
     for each in (pid, *map(int, children)):
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGTERM)

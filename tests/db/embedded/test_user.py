@@ -32,7 +32,7 @@ def test_environment_variables_of_the_client_do_not_change_the_server(
         "PGPORT": "9", "PGHOST": "/nowhere", "PGDATABASE": "x", "PGDATA": "/nowhere", "PGOPTIONS": "-c nonsense=1",
         "LC_ALL": "xx_XX.UTF-8", "LANG": "zz", "LANGUAGE": "de", "TZ": "Nowhere/City", "EXAMSEND_DATABASE_URL": "secret",
     }  # fmt: skip
-    # The test is about the server. PGOPTIONS would also break the client's own connection, because the URL does not set it.
+    # The test is about the server. PGOPTIONS would also break the client's own connection: the URL does not set it.
     one = client(
         environment=variables,
         script="import os\n" + CLIENT.replace("connection =", "os.environ.pop('PGOPTIONS'); connection ="),
