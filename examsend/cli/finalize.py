@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from examsend.cli import common, idle
+from examsend.cli import common
+from examsend.cli.idle import idle
+from examsend.db import probe
 
 
 def register(app: typer.Typer) -> None:
@@ -26,11 +28,11 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> object | None:
         """Make complete batches READY: those that have been quiet long enough, or the ones you name."""
-        with idle.nothing_in(session, "PENDING", selected=bool(study or batch or dry_run)) as is_idle:
+        with idle(session, probe.nothing_to_finalize, selected=bool(study or batch or dry_run)) as is_idle:
             if is_idle:
                 return None
-            from examsend.commands import finalize as the_pass
+            from examsend.commands import finalize as command
 
-            return the_pass.run(
+            return command.run(
                 session.settings, studies=study or (), batch_ids=batch or (), by=common.who(), dry_run=dry_run
             )

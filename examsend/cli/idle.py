@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from examsend.cli.common import Session
-from examsend.db import probe
 from examsend.db.server import serving
 
 
 @contextmanager
-def nothing_in(session: Session, *states: str, selected: bool) -> Iterator[bool]:
-    """Whether a quiet pass has nothing to do. The server stays up until the block ends: the pass itself needs it next.
+def idle(session: Session, nothing_due: Callable[[str], bool], *, selected: bool) -> Iterator[bool]:
+    """Yield whether a quiet pass has nothing to do, by the answer of ``nothing_due`` (of ``db.probe``) to the database's URL.
+    An embedded server stays up until the block ends: the pass itself needs it next.
 
     ``selected``: the operator named something or asked for something special, so the pass runs in any case.
     Raises ConfigError, DatabaseUnavailable for an embedded server that does not start.
@@ -21,4 +21,4 @@ def nothing_in(session: Session, *states: str, selected: bool) -> Iterator[bool]
         yield False
         return
     with serving(session.settings) as (url, _):
-        yield probe.nothing_in(url, *states)
+        yield nothing_due(url)

@@ -28,10 +28,10 @@ def register(app: typer.Typer) -> None:
     ) -> object:
         """Register DICOM files: each becomes an instance of its study's batch, for each destination."""
         from examsend.cli import live
-        from examsend.commands import ingest as the_pass
+        from examsend.commands import ingest as command
 
         with live.ingesting(session) as progress:
-            return the_pass.run(
+            return command.run(
                 session.settings,
                 directories,
                 to=to or (),

@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> object:
         """Put FAILED batches back in line: their unsent instances go with the next send."""
-        from examsend.commands import retry as the_pass
+        from examsend.commands import retry as command
 
-        return the_pass.run(
+        return command.run(
             session.settings, batch or (), all_failed=all_failed, destination=destination, by=common.who()
         )

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-from examsend.cli import common, idle
+from examsend.cli import common
+from examsend.cli.idle import idle
+from examsend.db import probe
 
 
 def register(app: typer.Typer) -> None:
@@ -27,14 +29,14 @@ def register(app: typer.Typer) -> None:
     ) -> object | None:
         """Send READY batches, each over one association, until none is due."""
         stop = _stop_on_signals()
-        with idle.nothing_in(session, "READY", "SENDING", selected=destination is not None) as is_idle:
+        with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:
                 return None
             from examsend.cli import live
-            from examsend.commands import send as the_pass
+            from examsend.commands import send as command
 
             with live.sending(session) as observer:
-                return the_pass.run(
+                return command.run(
                     session.settings,
                     limit=limit,
                     destination=destination,

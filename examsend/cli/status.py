@@ -23,9 +23,9 @@ def register(app: typer.Typer) -> None:
         limit: Annotated[int, typer.Option(min=1, max=100_000, help="List at most so many.")] = 50,
     ) -> object:
         """Say what stands where and why: destinations, batches, one batch with its attempts, rejected files."""
-        from examsend.queue import views as the_pass
+        from examsend.commands import status as command
 
-        return the_pass.run(
+        return command.run(
             session.settings,
             batch_id=batch,
             study=study,

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from examsend.completion import rules
 from examsend.config import Settings
-from examsend.db import access, engine
+from examsend.db import access
+from examsend.db.engine import Connection
 from examsend.errors import Refused, UsageError
-from examsend.queue import batches, pending
+from examsend.queue import batches, pending, views
+from examsend.queue.batches import Completed
+from examsend.queue.lookup import named_batches
+from examsend.queue.views import BatchStatus
+from examsend.states import BatchState
 
 _GROUP = 1000
 """Batches moved in one transaction."""
@@ -29,8 +35,8 @@ class FinalizeResult:
     """What a pass of ``finalize`` did, or (dry run) would do."""
 
     ready: tuple[Ready, ...]
-    waiting: tuple[pending.Waiting, ...]
-    """Dry run only: why the others wait."""
+    waiting: tuple[BatchStatus, ...]
+    """Dry run only: the other PENDING batches, with why they wait."""
     dry_run: bool
 
 
@@ -48,54 +54,63 @@ def run(
     """
     with access.opened(settings) as database:
         if studies or batch_ids:
-            return _named(database, studies, batch_ids, by, dry_run=dry_run)
+            return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:
-            with database.transaction() as tx:
-                found = pending.due(tx, _GROUP)
-                ids = {f.batch_id for f in found}
-                rest = tuple(w for w in pending.waiting(tx, _GROUP) if w.batch_id not in ids)
-            return FinalizeResult(tuple(_ready(f) for f in found), rest, dry_run=True)
-        moved: list[Ready] = []
+            return database.run(_would)
+        ready: list[Ready] = []
         while True:
-            step = database.run(_step)
-            moved += step[0]
-            if not step[1]:
-                return FinalizeResult(tuple(moved), (), dry_run=False)
+            moved, more = database.run(_step)
+            ready += moved
+            if not more:
+                return FinalizeResult(tuple(ready), (), dry_run=False)
 
 
-def _ready(finding: pending.Finding) -> Ready:
-    return Ready(finding.batch_id, finding.study_instance_uid, finding.destination, finding.completed.reason)
+def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
+    """One group of batches that a rule calls complete."""
+    found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.complete(c)) is not None]
+    return (
+        [Ready(c.batch_id, c.study_instance_uid, c.destination, reason) for c, reason in found],
+        [Completed(c.batch_id, c.last_instance_at, reason) for c, reason in found],
+    )
 
 
-def _step(tx: engine.Connection) -> tuple[list[Ready], bool]:
+def _step(tx: Connection) -> tuple[list[Ready], bool]:
     """Move one group; return what moved and whether there may be more."""
-    found = pending.due(tx, _GROUP)
-    moved = batches.finalize(tx, [f.completed for f in found])
-    return [_ready(f) for f in found if f.batch_id in moved], len(found) == _GROUP and bool(moved)
+    ready, completed = _complete(tx)
+    moved = batches.finalize(tx, completed)
+    return [r for r in ready if r.batch_id in moved], len(completed) == _GROUP and bool(moved)
+
+
+def _would(tx: Connection) -> FinalizeResult:
+    ready, _ = _complete(tx)
+    ids = {r.batch_id for r in ready}
+    others = views.batches(tx, state=BatchState.PENDING, most=_GROUP)
+    return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 
 
 def _named(
-    database: engine.Database, studies: Sequence[str], batch_ids: Sequence[int], by: str, *, dry_run: bool
+    tx: Connection, studies: Sequence[str], batch_ids: Sequence[int], by: str, *, dry_run: bool
 ) -> FinalizeResult:
-    def work(tx: engine.Connection) -> FinalizeResult:
-        found = pending.named(tx, studies=studies, batch_ids=batch_ids, by=by)
-        for batch_id in batch_ids:
-            state = next((n.status for n in found if n.finding.batch_id == batch_id), None)
-            if state is None:
-                raise UsageError(f"there is no batch {batch_id}")
-            if state != "PENDING":
-                raise Refused(f"batch {batch_id} is {state}, not PENDING: nothing to finalize")
-        for study in studies:
-            states = [n.status for n in found if n.finding.study_instance_uid == study]
-            if not states:
-                raise UsageError(f"there is no batch of study {study}")
-            if "PENDING" not in states:
-                raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(set(states)))})")
-        waiting = [n.finding for n in found if n.status == "PENDING"]
-        moved = {f.batch_id for f in waiting} if dry_run else batches.finalize(tx, [f.completed for f in waiting])
-        left = [f.batch_id for f in waiting if f.batch_id not in moved]
-        if left:
-            raise Refused(f"batch {left[0]} has just grown: look again, then finalize it")
-        return FinalizeResult(tuple(_ready(f) for f in waiting), (), dry_run)
-
-    return database.run(work)
+    found = named_batches(tx, studies=studies, batch_ids=batch_ids)
+    for batch_id in batch_ids:
+        state = next((b.status for b in found if b.batch_id == batch_id), None)
+        if state is None:
+            raise UsageError(f"there is no batch {batch_id}")
+        if state is not BatchState.PENDING:
+            raise Refused(f"batch {batch_id} is {state}, not PENDING: nothing to finalize")
+    for study in studies:
+        states = {b.status for b in found if b.study_instance_uid == study}
+        if not states:
+            raise UsageError(f"there is no batch of study {study}")
+        if BatchState.PENDING not in states:
+            raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
+    waiting = [b for b in found if b.status is BatchState.PENDING]
+    reason = rules.by_order(by)
+    ready = tuple(Ready(b.batch_id, b.study_instance_uid, b.destination, reason) for b in waiting)
+    if dry_run:
+        return FinalizeResult(ready, (), dry_run)
+    moved = batches.finalize(tx, [Completed(b.batch_id, b.last_instance_at, reason) for b in waiting])
+    left = [b.batch_id for b in waiting if b.batch_id not in moved]
+    if left:
+        raise Refused(f"batch {left[0]} has just grown: look again, then finalize it")
+    return FinalizeResult(ready, (), dry_run)

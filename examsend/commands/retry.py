@@ -1,4 +1,4 @@
-"""FAILED -> READY, unsent instances only: an operator's word."""
+"""FAILED -> READY, unsent instances only, on an operator's order."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from examsend.config import Settings
-from examsend.db import access, engine
+from examsend.db import access
+from examsend.db.engine import Connection
 from examsend.errors import ForbiddenTransition, UsageError
-from examsend.queue import batches, views
+from examsend.queue import batches
 from examsend.queue.destination import get_destination, unhold
+from examsend.queue.lookup import failed_batches, named_batches
+from examsend.states import BatchState
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class RetryResult:
 
     retried: tuple[Retried, ...]
     refused: tuple[NotRetried, ...]
-    released: str | None
-    """The destination that was named and held, and now is not."""
+    unheld: str | None
+    """The destination that was named and held, and no longer is."""
 
     @property
     def needs_person(self) -> bool:
@@ -47,10 +50,10 @@ class RetryResult:
 
 
 _WHY_NOT = {
-    "SENT": "is SENT: every instance of it was stored, and it is never changed",
-    "SENDING": "is being sent just now: wait for its end",
-    "READY": "is in line already (READY)",
-    "PENDING": "is still PENDING: `examsend finalize --batch {id}` if it is complete",
+    BatchState.SENT: "is SENT: every instance of it was stored, and it is never changed",
+    BatchState.SENDING: "is being sent just now: wait for its end",
+    BatchState.READY: "is in line already (READY)",
+    BatchState.PENDING: "is still PENDING: `examsend finalize --batch {id}` if it is complete",
 }
 
 
@@ -63,7 +66,7 @@ def run(
     by: str = "an operator",
 ) -> RetryResult:
     """Put FAILED batches back in line: the ones named, or all of them (of one destination, where that is named; its hold
-    is then released).
+    then ends).
 
     Raises UsageError where nothing is named, or something that does not exist.
     """
@@ -73,12 +76,11 @@ def run(
         raise UsageError("name batches or say --all-failed, not both")
     with access.opened(settings) as database:
 
-        def work(tx: engine.Connection) -> RetryResult:
+        def work(tx: Connection) -> RetryResult:
             named = get_destination(tx, destination) if destination else None
-            rows = views.retry_candidates(
-                tx, batch_ids=batch_ids, all_failed=all_failed, destination_id=named.id if named else None
-            )
-            there = {row.batch_id for row in rows}
+            only = named.id if named else None
+            rows = failed_batches(tx, only) if all_failed else named_batches(tx, batch_ids=batch_ids)
+            there = {row.batch_id for row in rows if only in {None, row.destination_id}}
             for batch_id in batch_ids:
                 if batch_id not in there:
                     where = f" at destination {named.name}" if named else ""
@@ -89,11 +91,11 @@ def run(
                 try:
                     count = batches.retry(tx, row.batch_id, reason=f"RETRY: {by} put it back in line")
                 except ForbiddenTransition:
-                    sentence = _WHY_NOT[row.status].format(id=row.batch_id)
+                    sentence = _WHY_NOT.get(row.status, "has just changed: look again").format(id=row.batch_id)
                     refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {sentence}"))
                 else:
                     retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
-            released = named.name if named and unhold(tx, named.id) else None
-            return RetryResult(tuple(retried), tuple(refused), released)
+            unheld = named.name if named and unhold(tx, named.id) else None
+            return RetryResult(tuple(retried), tuple(refused), unheld)
 
         return database.run(work)

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import psycopg2
 
+from examsend.db import due
 from examsend.db.revision import HEAD
 
 
-def nothing_in(url: str, *states: str) -> bool:
-    """Given a server's URL and states, return True if it answers, has this schema, and no batch is in one of them.
+def nothing_to_finalize(url: str) -> bool:
+    """Given a server's URL, return True if it answers, has this schema, and no PENDING batch is complete by its rule.
 
-    Asked without the toolkit, whose import takes longer than everything else an idle pass does. Whatever else is the case,
-    False: the ordinary way then finds out what it is, and says so.
+    In every other case False: the ordinary pass then finds out what it is, and says so.
     """
-    # States are constants of ours.
-    empty = " AND ".join(f"NOT EXISTS (SELECT 1 FROM exam_batches WHERE status = '{s}')" for s in states)  # noqa: S608
-    question = f"SELECT (SELECT version_num FROM alembic_version) = %s AND {empty}"  # noqa: S608
+    return _nothing(url, due.TO_FINALIZE)
+
+
+def nothing_to_send(url: str) -> bool:
+    """Likewise for ``send``: no batch of an enabled destination that is not held is due, none is to go FAILED."""
+    return _nothing(url, due.TO_SEND)
+
+
+def _nothing(url: str, condition: str) -> bool:
+    # The conditions are constants of ours.
+    question = (
+        "SELECT (SELECT version_num FROM alembic_version) = %s AND NOT EXISTS"
+        f" (SELECT 1 FROM storage_backend_configs d WHERE d.removed_at IS NULL AND ({condition}))"
+    )
     try:
         connection = psycopg2.connect(
             url.replace("postgresql+psycopg2:", "postgresql:", 1), connect_timeout=10, application_name="examsend"

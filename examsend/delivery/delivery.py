@@ -13,6 +13,7 @@ from examsend.config import Settings
 from examsend.db.engine import Connection, Database
 from examsend.delivery import next_state
 from examsend.delivery.associations import Associations
+from examsend.delivery.identification import identify
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.watcher import Progress
 from examsend.queue import instances
@@ -94,7 +95,10 @@ class Delivery:
         could not be written (the lease runs out, and the batch is claimed again).
         """
         began = time.monotonic()
-        destination, unsent = self._database.run(self._read)
+        destination, unread, unsent = self._database.run(self._read)
+        if unread:
+            identify(self._database, self._claim, unread)
+            destination, _, unsent = self._database.run(self._read)
         total = sum(u.item.file_size for u in unsent)
         observer = self._observer
         progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()
@@ -132,8 +136,12 @@ class Delivery:
         progress.ended(delivered)
         return delivered
 
-    def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unsent]]:
-        return get_destination_by_id(tx, self._claim.destination_id), instances.to_send(tx, self._claim.batch_id)
+    def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unread], list[instances.Unsent]]:
+        return (
+            get_destination_by_id(tx, self._claim.destination_id),
+            instances.unread(tx, self._claim.batch_id),
+            instances.to_send(tx, self._claim.batch_id),
+        )
 
 
 def _log(delivered: Delivered) -> None:

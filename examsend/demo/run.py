@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from examsend import config
-from examsend.commands import destination, finalize, ingest, send
-from examsend.db import access, embedded
+from examsend.commands import destination, finalize, ingest, send, status
+from examsend.db import access, embedded, migrate
 from examsend.demo import receiver, samples
 from examsend.errors import UsageError
 from examsend.queue import views
+from examsend.report.text import amount, rendered, table
 
 _NAME = "demo"
 
@@ -57,8 +58,6 @@ class DemoResult:
 
     def rendered(self) -> list[Any]:
         """Return what people read."""
-        from examsend.report.text import amount, table
-
         rows = [
             (
                 s.study_instance_uid,
@@ -121,8 +120,6 @@ def _settings() -> Iterator[config.Settings]:
     with embedded.scratch_directory() as scratch, embedded.running(scratch, unsafe_fast=True) as url:
         made = config.Settings(database_url=url, settle=0)
         with access.opened(made, check=False) as database:
-            from examsend.db import migrate
-
             migrate.upgrade(database)
         yield made
 
@@ -134,8 +131,6 @@ def _chain(
     receiving: receiver.Receiver | None,
     say: Callable[[str], None],
 ) -> DemoResult:
-    from examsend.report.text import rendered
-
     def told(command: str, result: object) -> None:
         say(f"$ examsend {command}")
         for part in rendered(result):
@@ -150,7 +145,7 @@ def _chain(
     sent = send.run(settings)
     seconds = time.monotonic() - began
     told("send", sent)
-    shown = views.run(settings, most=10_000)
+    shown = status.run(settings, most=10_000)
     deliveries = {d.batch_id: d for d in sent.delivered}
     studies = tuple(
         Study(
@@ -183,7 +178,8 @@ def _verify(settings: config.Settings, receiving: receiver.Receiver | None) -> t
     """Compare digests at the receiver with those of the ingest; return (instances alike, their bytes, differing)."""
     if receiving is None:
         return None, 0, 0
-    wanted = views.stored_digests(settings)
+    with access.opened(settings) as database:
+        wanted = database.run(views.stored_digests)
     got = {entry.sop_instance_uid: entry for entry in receiving.stored()}
     alike = {uid for uid, digest in wanted.items() if uid in got and got[uid].sha256 == digest}
     return len(alike), sum(got[uid].size for uid in alike), len(wanted) - len(alike)

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, exc, text
 
+from examsend.db import due
 from examsend.errors import ForbiddenTransition, LostClaim
 from examsend.states import BatchState
 
@@ -160,23 +161,19 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
 
 # --- claimed ----------------------------------------------------------------------------------------------------------
 
-_DUE_DESTINATIONS = text("""
-    SELECT d.id, least(ready.due, lost.due) AS due
-    FROM storage_backend_configs d
-    LEFT JOIN LATERAL (SELECT min(b.next_attempt_at) AS due FROM exam_batches b
-                       WHERE b.destination_id = d.id AND b.status = 'READY') ready ON true
-    LEFT JOIN LATERAL (SELECT min(b.lease_expires_at) AS due FROM exam_batches b
-                       WHERE b.destination_id = d.id AND b.status = 'SENDING') lost ON true
-    WHERE d.enabled AND (d.held_until IS NULL OR d.held_until <= clock_timestamp())
-      AND (CAST(:only AS bigint) IS NULL OR d.id = :only)
-      AND least(ready.due, lost.due) <= clock_timestamp()
-    ORDER BY due
+_DUE_DESTINATIONS = text(f"""
+    SELECT due.id FROM (
+        SELECT d.id, least({due.NEXT_ATTEMPT}, {due.NEXT_LEASE}) AS at
+        FROM storage_backend_configs d
+        WHERE {due.SENDABLE} AND (CAST(:only AS bigint) IS NULL OR d.id = :only) OFFSET 0) due
+    WHERE due.at <= {due.NOW}
+    ORDER BY due.at
 """)
 
 # Claims of one destination take turns on its row: without, two of them would both see room for one more association.
-_LOCK_DESTINATION = text("""
+_LOCK_DESTINATION = text(f"""
     SELECT d.association_limit, d.associations_per_study, d.consecutive_failures FROM storage_backend_configs d
-    WHERE d.id = :destination AND d.enabled AND (d.held_until IS NULL OR d.held_until <= clock_timestamp())
+    WHERE d.id = :destination AND {due.SENDABLE}
     FOR NO KEY UPDATE
 """)
 
@@ -197,9 +194,9 @@ _CLAIM = text("""
                  SELECT 1 FROM exam_batches s WHERE s.study_instance_uid = c.study_instance_uid
                  AND s.destination_id = c.destination_id AND s.status = 'SENDING'))
           ORDER BY coalesce(c.lease_expires_at, c.next_attempt_at), c.id
-          LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) due
-    WHERE b.id = due.id
-    RETURNING b.id, b.study_instance_uid, b.destination_id, b.attempt_count, due.status AS was, due.attempt_id AS lost
+          LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) next
+    WHERE b.id = next.id
+    RETURNING b.id, b.study_instance_uid, b.destination_id, b.attempt_count, next.status AS was, next.attempt_id AS lost
 """)
 
 _CLOSE_LOST = text("""
@@ -284,19 +281,19 @@ _SENT = text(f"""
       AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome = 'STORED')
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
                       WHERE i.batch_id = :batch AND i.outcome NOT IN ('STORED', 'SUPERSEDED'))
-""")  # noqa: S608 (a constant of this module)
+""")
 
 _PUT_BACK = text(f"""
     UPDATE exam_batches
     SET status = 'READY', next_attempt_at = clock_timestamp() + make_interval(secs => :delay),
         attempt_count = attempt_count - :unused, failure_code = :code, failure = :reason, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
-""")  # noqa: S608
+""")
 
 _FAIL = text(f"""
     UPDATE exam_batches SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = :code, failure = :reason, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
-""")  # noqa: S608
+""")
 
 
 def sent(tx: Connection, claim: Claim) -> bool:
@@ -336,24 +333,23 @@ _GIVE_UP = text(f"""
     SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = 'ATTEMPTS_USED_UP',
         failure = 'its sender died ' || b.attempt_count || ' times', {_UNCLAIMED}
     FROM storage_backend_configs d
-    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND b.lease_expires_at <= clock_timestamp()
-      AND b.attempt_count >= d.max_attempts
+    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.TRIES_USED_UP}
     RETURNING b.id
-""")  # noqa: S608
+""")
 
 _CLOSE_OF_FAILED = text("""
     UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp()
     WHERE batch_id = ANY(CAST(:ids AS bigint[])) AND result = 'RUNNING'
 """)
 
-_EXPIRE = text("""
+_EXPIRE = text(f"""
     UPDATE exam_batches b
     SET status = 'FAILED', finished_at = clock_timestamp(), next_attempt_at = NULL, failure_code = 'EXPIRED',
         failure = 'not delivered within ' || round((d.expire_seconds / 3600)::numeric, 1) || ' hours'
                   || coalesce('; last: ' || b.failure, coalesce('; destination held: ' || d.held_reason, ''))
     FROM storage_backend_configs d
     WHERE d.id = b.destination_id AND b.status = 'READY'
-      AND b.ready_at < clock_timestamp() - make_interval(secs => d.expire_seconds)
+      AND {due.EXPIRED}
     RETURNING b.id
 """)
 

@@ -246,9 +246,9 @@ def _check_together(destination: Destination) -> None:
 
 _COLUMNS = ", ".join(f.name for f in fields(Destination))
 
-_GET = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE name = :name AND removed_at IS NULL")  # noqa: S608 (field names of ours)
-_GET_BY_ID = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE id = :id")  # noqa: S608
-_LIST = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE removed_at IS NULL ORDER BY name")  # noqa: S608
+_GET = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE name = :name AND removed_at IS NULL")
+_GET_BY_ID = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE id = :id")
+_LIST = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE removed_at IS NULL ORDER BY name")
 _UNSENT = text(
     "SELECT count(*) FROM exam_batches WHERE destination_id = :id AND status IN ('PENDING', 'READY', 'SENDING')"
 )
@@ -307,7 +307,7 @@ def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -
     columns, places = ", ".join(values), ", ".join(f":{k}" for k in values)
     try:
         with tx.begin_nested():
-            tx.execute(text(f"INSERT INTO storage_backend_configs ({columns}) VALUES ({places})"), values)  # noqa: S608
+            tx.execute(text(f"INSERT INTO storage_backend_configs ({columns}) VALUES ({places})"), values)
     except exc.IntegrityError as error:
         if "uq_storage_backend_configs_name" not in str(error.orig):
             raise
@@ -325,7 +325,7 @@ def change_destination(tx: Connection, name: str, settings: Mapping[str, object]
     destination = get_destination(tx, name)
     if values:
         changes = ", ".join(f"{k} = :{k}" for k in values)
-        statement = text(f"UPDATE storage_backend_configs SET {changes} WHERE id = :id")  # noqa: S608
+        statement = text(f"UPDATE storage_backend_configs SET {changes} WHERE id = :id")
         tx.execute(statement, {**values, "id": destination.id})
     changed = get_destination(tx, name)
     _check_together(changed)

@@ -1,4 +1,4 @@
-"""File paths in a database: text that names any path a file system can hold.
+"""Files in the database: their paths as text that can name any path a file system can hold.
 
 Paths are absolute, so they begin with a slash. One that is not valid UTF-8 (Linux allows any byte but NUL) is kept as a
 percent-encoded ``file:`` URI, which cannot be mistaken for one that is.
@@ -7,6 +7,8 @@ percent-encoded ``file:`` URI, which cannot be mistaken for one that is.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 
@@ -24,3 +26,20 @@ def from_text(text: str) -> str:
     if text.startswith("file:"):
         return os.fsdecode(unquote_to_bytes(text[5:]))
     return text
+
+
+class FileStat(NamedTuple):
+    """A file as its directory entry describes it: absolute path, size in bytes, modification time in nanoseconds."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def arrays(files: Sequence[FileStat]) -> dict[str, list[str] | list[int]]:
+    """Given files, return them as the arrays :paths, :sizes and :mtimes of a statement."""
+    return {
+        "paths": [to_text(f.path) for f in files],
+        "sizes": [f.size for f in files],
+        "mtimes": [f.mtime_ns for f in files],
+    }

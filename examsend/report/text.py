@@ -20,8 +20,9 @@ from examsend.commands.finalize import FinalizeResult
 from examsend.commands.ingest import IngestResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
+from examsend.commands.status import StatusResult
 from examsend.queue.destination import Destination
-from examsend.queue.views import BatchStatus, StatusResult, span
+from examsend.queue.views import BatchStatus
 from examsend.report.terminal import clean
 from examsend.senders.base import Capabilities
 
@@ -145,8 +146,7 @@ def _(result: FinalizeResult) -> list[Any]:
         for r in result.ready
     ]
     lines += [
-        f"batch {w.batch_id} waits for {w.destination}: {_some(w.instances, 'instance')}; quiet in {span(w.quiet_in)},"
-        f" goes in {span(w.longest_in)} at the latest (study {w.study_instance_uid})"
+        f"batch {w.id} waits for {w.destination}: {_some(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
         for w in result.waiting
     ]
     return lines or ["nothing is complete: no batch to make READY"]
@@ -181,8 +181,8 @@ def _(result: RetryResult) -> list[Any]:
         for r in result.retried
     ]
     lines += [r.sentence for r in result.refused]
-    if result.released:
-        lines.append(f"destination {result.released} released")
+    if result.unheld:
+        lines.append(f"destination {result.unheld} is no longer held")
     return lines or ["no FAILED batch: nothing to retry"]
 
 

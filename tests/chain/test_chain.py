@@ -13,11 +13,10 @@ from pathlib import Path
 import pydicom.data
 import pytest
 
-from examsend.commands import send
+from examsend.commands import send, status
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
-from examsend.queue import views
 from examsend.states import SenderName
 from tests.helpers import add, chain, cli, digests, one, prepare, rows, states
 from tests.peers import dcmtk, orthanc
@@ -62,7 +61,7 @@ def test_a_large_study_takes_exactly_one_association(
     chain(settings, tmp_path / "drop")
     assert peer.associations() == 1
     assert peer.digests() == digests(database)
-    [batch] = views.run(settings).batches
+    [batch] = status.run(settings).batches
     assert (batch.status, batch.stored, batch.instances) == ("SENT", 500, 500)
 
 

@@ -195,7 +195,7 @@ def test_retry_puts_a_failed_batch_back_and_refuses_a_sent_one(
     cli("destination", "set", "pacs", "--address", f"{receiving.aet}@127.0.0.1:{receiving.port}", url=database_url)
     said = cli("retry", "--all-failed", "--destination", "pacs", url=database_url)
     assert said.returncode == 0
-    assert "destination pacs released" in said.stdout
+    assert "destination pacs is no longer held" in said.stdout
     assert cli("send", url=database_url).returncode == 0
     assert states(database) == ["SENT"]
     refused = cli("retry", "1", url=database_url)

@@ -1,63 +1,163 @@
-"""The short question an idle pass asks instead of doing its work: never a yes that is not true."""
+"""The idle check: it says "nothing to do" only when that is true, and whenever nothing is due."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
+from examsend.commands import finalize, send
+from examsend.config import Settings
 from examsend.db import engine, probe
-from tests.helpers import execute
+from tests.helpers import cli, execute, rows
+
+_BATCHES = {
+    "PENDING": "last_instance_at, created_at",
+    "READY": "ready_at, next_attempt_at",
+    "SENDING": "ready_at, attempt_id, lease_expires_at, attempt_count",
+    "SENT": "ready_at, finished_at",
+    "FAILED": "ready_at, finished_at, failure_code",
+}
 
 
-@pytest.mark.parametrize("state", ["PENDING", "READY", "SENDING", "SENT", "FAILED"])
-def test_only_what_a_pass_would_work_on_keeps_it_from_being_idle(
-    database_url: str, database: engine.Database, state: str
+def _destination(database: engine.Database, **columns: str) -> None:
+    """Destination 1: nobody answers there; its first pause is long."""
+    values = {"name": "'d'", "host": "'127.0.0.1'", "port": "1", "called_aet": "'A'", "sender": "'native'", **columns}
+    execute(
+        database,
+        f"INSERT INTO storage_backend_configs ({', '.join(values)}) VALUES ({', '.join(values.values())})",
+    )
+
+
+def _batch(database: engine.Database, state: str, values: str, study: str = "'1.2'") -> None:
+    execute(
+        database,
+        f"INSERT INTO exam_batches (study_instance_uid, destination_id, status, {_BATCHES[state]})"
+        f" VALUES ({study}, 1, '{state}', {values})",
+    )
+
+
+_FUTURE = "now() + interval '1 h'"
+_PAST = "now() - interval '1 h'"
+
+
+@pytest.mark.parametrize(
+    ("destination", "state", "values", "finalizes", "sends"),
+    [
+        ({}, "PENDING", "now(), now()", False, False),
+        ({}, "PENDING", f"{_PAST}, {_PAST}", True, False),
+        ({"quiet_seconds": "9999", "longest_wait_seconds": "60"}, "PENDING", f"now(), {_PAST}", True, False),
+        ({"enabled": "false"}, "PENDING", f"{_PAST}, {_PAST}", True, False),
+        ({"removed_at": "now()", "enabled": "false"}, "PENDING", f"{_PAST}, {_PAST}", False, False),
+        ({}, "READY", f"now(), {_PAST}", False, True),
+        ({}, "READY", f"now(), {_FUTURE}", False, False),
+        ({"held_until": _FUTURE}, "READY", f"now(), {_PAST}", False, False),
+        ({"held_until": _PAST}, "READY", f"now(), {_PAST}", False, True),
+        ({"enabled": "false"}, "READY", f"now(), {_PAST}", False, False),
+        ({"removed_at": "now()", "enabled": "false"}, "READY", f"now(), {_PAST}", False, False),
+        ({"held_until": _FUTURE, "expire_seconds": "60"}, "READY", f"{_PAST}, {_FUTURE}", False, True),
+        ({}, "SENDING", f"now(), gen_random_uuid(), {_FUTURE}, 1", False, False),
+        ({}, "SENDING", f"now(), gen_random_uuid(), {_PAST}, 1", False, True),
+        ({"held_until": _FUTURE}, "SENDING", f"now(), gen_random_uuid(), {_PAST}, 1", False, False),
+        ({"held_until": _FUTURE}, "SENDING", f"now(), gen_random_uuid(), {_PAST}, 10", False, True),
+        ({}, "SENT", "now(), now()", False, False),
+        ({}, "FAILED", "now(), now(), 'X'", False, False),
+    ],
+)
+def test_the_idle_check_agrees_with_what_the_passes_do(
+    settings: Settings,
+    database: engine.Database,
+    destination: dict[str, str],
+    state: str,
+    values: str,
+    finalizes: bool,
+    sends: bool,
 ) -> None:
-    assert probe.nothing_in(database_url, "READY", "SENDING")
-    execute(
-        database,
-        "INSERT INTO storage_backend_configs (name, host, port, called_aet, sender) VALUES ('d', 'h', 1, 'A', 'native')",
-    )
-    columns = {
-        "PENDING": "NULL, NULL, NULL, NULL, NULL, NULL",
-        "READY": "now(), now(), NULL, NULL, NULL, NULL",
-        "SENDING": "now(), NULL, gen_random_uuid(), now(), NULL, NULL",
-        "SENT": "now(), NULL, NULL, NULL, now(), NULL",
-        "FAILED": "now(), NULL, NULL, NULL, now(), 'X'",
-    }[state]
-    execute(
-        database,
-        "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, next_attempt_at, attempt_id,"
-        f" lease_expires_at, finished_at, failure_code) VALUES ('1.2', 1, '{state}', {columns})",
-    )
-    assert probe.nothing_in(database_url, "READY", "SENDING") == (state not in {"READY", "SENDING"})
-    assert probe.nothing_in(database_url, "PENDING") == (state != "PENDING")
+    url = settings.database_url or ""
+    _destination(database, **destination)
+    _batch(database, state, values)
+    assert probe.nothing_to_finalize(url) == (not finalizes)
+    assert probe.nothing_to_send(url) == (not sends)
+    before = rows(database, "SELECT * FROM exam_batches")
+    sent = send.run(settings)
+    assert bool(sent.delivered or sent.expired) == sends
+    assert (rows(database, "SELECT * FROM exam_batches") != before) == sends
+    if not sends:
+        assert bool(finalize.run(settings).ready) == finalizes
 
 
-def test_a_database_without_the_schema_or_out_of_reach_is_not_idle(empty_database_url: str) -> None:
-    assert not probe.nothing_in(empty_database_url, "READY")
-    assert not probe.nothing_in("postgresql://nobody@127.0.0.1:1/x", "READY")
-    assert not probe.nothing_in("nonsense", "READY")
+@pytest.mark.parametrize("question", [probe.nothing_to_finalize, probe.nothing_to_send])
+def test_a_database_without_the_schema_or_out_of_reach_is_not_idle(
+    empty_database_url: str, question: Callable[[str], bool]
+) -> None:
+    assert not question(empty_database_url)
+    assert not question("postgresql://nobody@127.0.0.1:1/x")
+    assert not question("nonsense")
 
 
-def test_another_schema_is_not_idle(database_url: str, database: engine.Database) -> None:
+@pytest.mark.parametrize("question", [probe.nothing_to_finalize, probe.nothing_to_send])
+def test_another_schema_is_not_idle(
+    database_url: str, database: engine.Database, question: Callable[[str], bool]
+) -> None:
+    assert question(database_url)
     execute(database, "UPDATE alembic_version SET version_num = '9999'")
-    assert not probe.nothing_in(database_url, "READY")
+    assert not question(database_url)
 
 
-@pytest.mark.parametrize("command", ["send", "finalize"])
-def test_an_idle_pass_imports_neither_toolkit_nor_dicom_library(database_url: str, command: str) -> None:
-    probe = (
-        "import sys\n"
-        "from examsend.__main__ import main\n"
-        "try:\n    main()\n"
-        "except SystemExit as end:\n"
-        "    print(end.code, [m for m in ('sqlalchemy', 'pynetdicom', 'pydicom', 'rich') if m in sys.modules])"
-    )
+_MODULES = """
+import sys
+from examsend.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, [m for m in ('sqlalchemy', 'pynetdicom', 'pydicom', 'rich') if m in sys.modules])
+"""
+
+
+def _imported(url: str, *command: str) -> str:
+    """Run a command as its entry point does; return its exit code and which heavy packages it imported."""
     said = subprocess.run(
-        [sys.executable, "-c", probe, command, "-q", "--database-url", database_url],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert said.stdout == "0 []\n"
+        [sys.executable, "-c", _MODULES, *command, "--database-url", url], capture_output=True, text=True, check=True
+    )
+    return said.stdout
+
+
+@pytest.mark.parametrize("many", [1, 100_000])
+def test_a_pass_with_nothing_due_imports_nothing_and_says_nothing(
+    settings: Settings, database_url: str, database: engine.Database, many: int
+) -> None:
+    """One destination with a study that waits, one held with READY batches, one removed."""
+    _destination(database, quiet_seconds="9999")
+    _batch(database, "PENDING", "now(), now()")
+    execute(
+        database,
+        "INSERT INTO storage_backend_configs (name, host, port, called_aet, sender, held_until, held_reason)"
+        " VALUES ('held', '127.0.0.1', 1, 'A', 'native', now() + interval '1 h', 'refused')",
+    )
+    execute(
+        database,
+        "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, next_attempt_at)"
+        f" SELECT '1.2.' || n, 2, 'READY', now(), now() FROM generate_series(1, {many}) n",
+    )
+    _destination(database, name="'gone'", removed_at="now()", enabled="false")
+    for command in ("send", "finalize"):
+        assert _imported(database_url, command, "-q") == "0 []\n"
+        said = cli(command, "-q", url=database_url)
+        assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    execute(database, "UPDATE storage_backend_configs SET held_until = NULL")
+    assert "sqlalchemy" in _imported(database_url, "send", "-q", "--limit", "1")
+
+
+def test_a_named_destination_json_or_an_ordinary_pass_is_run_in_any_case(
+    database_url: str, database: engine.Database
+) -> None:
+    _destination(database)
+    for words in (
+        ("send", "-q", "--destination", "d"),
+        ("send", "--json", "-q"),
+        ("finalize", "-q", "--dry-run"),
+        ("send",),
+    ):
+        assert "sqlalchemy" in _imported(database_url, *words)

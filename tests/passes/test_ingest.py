@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from examsend.commands import finalize, ingest
+from examsend.commands import finalize, ingest, status
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.demo import samples
+from examsend.dicom import identity
 from examsend.errors import UsageError
-from examsend.queue import views
 from tests.helpers import add, execute, one, rows, states
 
 
@@ -39,8 +39,8 @@ def test_a_known_file_is_not_opened_again(pacs: Settings, tmp_path: Path, monkey
     samples.make(tmp_path / "drop")
     ingest.run(pacs, [tmp_path / "drop"])
     opened: list[str] = []
-    real = ingest.identity.inspect
-    monkeypatch.setattr(ingest.identity, "inspect", lambda path, **kw: opened.append(path) or real(path, **kw))
+    real = identity.inspect
+    monkeypatch.setattr(identity, "inspect", lambda path, **kw: opened.append(path) or real(path, **kw))
     ingest.run(pacs, [tmp_path / "drop"])
     assert [Path(p).name for p in opened] == ["README.txt"]
 
@@ -52,7 +52,7 @@ def test_a_copy_elsewhere_is_known_and_then_not_opened_again(
     ingest.run(pacs, [tmp_path / "drop"])
     shutil.copy(files[0], tmp_path / "drop" / "copy.dcm")
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 3
-    monkeypatch.setattr(ingest.identity, "inspect", lambda *_a, **_k: pytest.fail("opened"))
+    monkeypatch.setattr(identity, "inspect", lambda *_a, **_k: pytest.fail("opened"))
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 3
 
 
@@ -85,11 +85,11 @@ def test_a_truncated_file_is_deferred_while_young_then_rejected_then_taken_once_
     assert ingest.run(young, [tmp_path / "drop"]).deferred == 1
     old = Settings(database_url=database_url, settle=0, incomplete_after=0)
     assert ingest.run(old, [tmp_path / "drop"]).rejected == 1
-    [rejected] = views.run(old, rejected=True).rejected
+    [rejected] = status.run(old, rejected=True).rejected
     assert "says 512 bytes, 412 are there" in rejected.reason
     file.write_bytes(whole)
     assert ingest.run(old, [tmp_path / "drop"]).new == 1
-    assert views.run(old).rejected_count == 0
+    assert status.run(old).rejected_count == 0
 
 
 def test_an_operator_may_take_what_there_is(pacs: Settings, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_file_that_disappears_between_walk_and_open(
     def gone(path: str, **_kw: object) -> None:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(ingest.identity, "inspect", gone)
+    monkeypatch.setattr(identity, "inspect", gone)
     assert ingest.run(pacs, [tmp_path / "drop"]).vanished == 1
 
 

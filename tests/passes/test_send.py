@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from examsend.commands import ingest, retry, send
+from examsend.commands import ingest, retry, send, status
 from examsend.config import Settings
 from examsend.db import engine
 from examsend.demo import samples
-from examsend.queue import views
 from tests.helpers import add, chain, execute, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
@@ -57,7 +56,7 @@ def test_a_refusal_for_good_is_tried_once_more_and_fails_just_its_instance(
         assert _until_done(settings, database) == ["READY", "FAILED"]
         assert peer.offered.count(bad[0]) == 2
         assert len(peer.offered) == 6, "what is stored is not sent again"
-    [batch] = views.run(settings).batches
+    [batch] = status.run(settings).batches
     assert batch.waiting_for == "1 of 5 failed: C000 cannot understand"
     assert (batch.stored, batch.failed) == (4, 1)
 
@@ -70,7 +69,7 @@ def test_out_of_resources_ends_the_association_and_holds_the_destination(
         add(settings, peer.address, backoff_seconds=60.0, backoff_max_seconds=600.0)
         chain(settings, tmp_path / "drop")
         assert len(peer.offered) == 3
-        [batch] = views.run(settings).batches
+        [batch] = status.run(settings).batches
         assert "destination held: A700 out of resources" in (batch.waiting_for or "")
         assert batch.attempts == 1
         _wait(database)
@@ -92,7 +91,7 @@ def test_a_rejection_holds_the_destination_and_uses_no_attempt(
     assert one(database, "SELECT attempt_count FROM exam_batches") == 0
     held = one(database, "SELECT extract(epoch FROM held_until - now()) FROM storage_backend_configs")
     assert (held > 400) == (reject[0] == 1)
-    assert "rejected" in (views.run(settings).batches[0].waiting_for or "")
+    assert "rejected" in (status.run(settings).batches[0].waiting_for or "")
     assert rows(database, "SELECT result, result_code, source_code, reason_code FROM send_attempts") == [
         ("REJECTED", *reject)
     ]
@@ -152,7 +151,7 @@ def test_attempts_are_used_up(settings: Settings, database: engine.Database, tmp
         add(settings, peer.address, max_attempts=3)
         prepare(settings, tmp_path / "drop")
         assert _until_done(settings, database) == ["READY", "READY", "FAILED"]
-    assert "3 attempts used up; last: 0110 processing failure" in (views.run(settings).batches[0].waiting_for or "")
+    assert "3 attempts used up; last: 0110 processing failure" in (status.run(settings).batches[0].waiting_for or "")
 
 
 def test_a_duplicate_is_success_unless_other_bytes_went_there(
@@ -286,7 +285,7 @@ def test_expired_and_abandoned_batches_fail_without_an_attempt(
     execute(database, "UPDATE exam_batches SET ready_at = now() - interval '6 days'")
     result = send.run(settings)
     assert result.expired == (1,)
-    assert "not delivered within 120.0 hours" in (views.run(settings).batches[0].waiting_for or "")
+    assert "not delivered within 120.0 hours" in (status.run(settings).batches[0].waiting_for or "")
     assert retry.run(settings, [1]).retried[0].instances == 1
     assert states(database) == ["READY"]
 

@@ -1,0 +1,75 @@
+"""What stands where, and why. Reads only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from examsend.config import Settings
+from examsend.db import access
+from examsend.db.engine import Connection
+from examsend.errors import UsageError
+from examsend.queue import rejected as rejected_files
+from examsend.queue import views
+from examsend.queue.destination import get_destination
+from examsend.queue.rejected import RejectedFile
+from examsend.queue.views import AttemptStatus, BatchStatus, DestinationStatus, InstanceGroup
+from examsend.states import BatchState
+
+
+@dataclass(frozen=True, slots=True)
+class StatusResult:
+    """What ``status`` shows; parts that were not asked for are empty."""
+
+    destinations: tuple[DestinationStatus, ...] = ()
+    batches: tuple[BatchStatus, ...] = ()
+    more: bool = False
+    """There are more batches than are listed."""
+    groups: tuple[InstanceGroup, ...] = ()
+    attempts: tuple[AttemptStatus, ...] = ()
+    rejected: tuple[RejectedFile, ...] = ()
+    rejected_count: int = 0
+
+
+def run(
+    settings: Settings,
+    *,
+    batch_id: int | None = None,
+    study: str | None = None,
+    destination: str | None = None,
+    failed: bool = False,
+    rejected: bool = False,
+    most: int = 50,
+) -> StatusResult:
+    """Return what stands where: everything alive and what was sent lately, or one batch, one study, the rejected files.
+
+    Raises UsageError for a batch, study or destination that does not exist.
+    """
+
+    def read(tx: Connection) -> StatusResult:
+        count = rejected_files.count(tx)
+        if rejected:
+            return StatusResult(rejected=tuple(rejected_files.recent(tx, most)), rejected_count=count)
+        if batch_id is not None:
+            return _one(tx, batch_id, count)
+        only = get_destination(tx, destination).id if destination is not None else None
+        state = BatchState.FAILED if failed else None
+        found = views.batches(tx, study=study, destination_id=only, state=state, most=most + 1)
+        if study is not None and not found:
+            raise UsageError(f"there is no batch of study {study}")
+        shown = tuple(d for d in views.destinations(tx) if destination is None or d.name == destination)
+        return StatusResult(shown, tuple(found[:most]), len(found) > most, rejected_count=count)
+
+    with access.opened(settings) as database:
+        return database.run(read)
+
+
+def _one(tx: Connection, batch_id: int, rejected_count: int) -> StatusResult:
+    found = views.batches(tx, ids=[batch_id], most=1)
+    if not found:
+        raise UsageError(f"there is no batch {batch_id}")
+    return StatusResult(
+        batches=tuple(found),
+        groups=views.groups(tx, batch_id),
+        attempts=views.attempts(tx, batch_id),
+        rejected_count=rejected_count,
+    )

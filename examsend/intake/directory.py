@@ -1,0 +1,93 @@
+"""The walk of a drop directory, and the mount points its files are on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from examsend.errors import UsageError
+from examsend.queue.paths import FileStat
+
+
+def root_of(directory: Path) -> str:
+    """Given a directory an operator names, return its absolute path. Raises UsageError unless it is a directory."""
+    path = os.path.abspath(directory)  # noqa: PTH100 (keeps the path that every host mounts it at: resolve() would not)
+    if not os.path.lexists(path):
+        raise UsageError(f"there is no directory {directory}")
+    if not os.path.isdir(path):  # noqa: PTH112
+        raise UsageError(f"{directory} is not a directory")
+    return path
+
+
+class Walk:
+    """Lists the regular files below directories. Symbolic links to directories are not followed, those to files only where
+    they stay below the directory: a drop directory must not be a way to read the rest of the machine."""
+
+    def __init__(self, *, recursive: bool, unreadable: Callable[[str, OSError], None]) -> None:
+        """``unreadable`` is called for each directory that cannot be read."""
+        self._recursive = recursive
+        self._unreadable = unreadable
+        self.seen = 0
+        """Files listed so far, of every kind."""
+        self.ignored = 0
+        """Of those, links that lead out of the directory."""
+        self.vanished = 0
+        """Of those, files that were gone before their size could be read."""
+
+    def files(self, root: str) -> Iterator[FileStat]:
+        """Yield every regular file below ``root``, directory by directory, in the order of names."""
+        real_root = os.path.realpath(root)
+        stack = [root]
+        while stack:
+            directory = stack.pop()
+            try:
+                with os.scandir(directory) as listing:
+                    entries = sorted(listing, key=lambda entry: entry.name)
+            except OSError as error:
+                if directory == root or not isinstance(error, FileNotFoundError):
+                    self._unreadable(directory, error)
+                continue
+            below: list[str] = []
+            for entry in entries:
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(entry.path)
+                        continue
+                    if entry.is_symlink() and not _stays(entry.path, real_root):
+                        self.seen += 1
+                        self.ignored += 1
+                        continue
+                    if not entry.is_file():
+                        continue
+                    stat = entry.stat()
+                except OSError:
+                    self.seen += 1
+                    self.vanished += 1
+                    continue
+                self.seen += 1
+                yield FileStat(entry.path, stat.st_size, stat.st_mtime_ns)
+            if self._recursive:
+                stack.extend(reversed(below))
+
+
+def _stays(link: str, real_root: str) -> bool:
+    target = os.path.realpath(link)
+    return os.path.isfile(target) and os.path.commonpath([target, real_root]) == real_root  # noqa: PTH113
+
+
+class Mounts:
+    """The mount point above a file; looked up once for each directory."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, str | None] = {}
+
+    def above(self, path: str) -> str | None:
+        """Given a file's absolute path, return the mount point above it, None for the root file system."""
+        directory = os.path.dirname(path)  # noqa: PTH120
+        if directory not in self._of:
+            place = directory
+            while place != "/" and not os.path.ismount(place):
+                place = os.path.dirname(place)  # noqa: PTH120
+            self._of[directory] = None if place == "/" else place
+        return self._of[directory]

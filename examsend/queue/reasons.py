@@ -1,0 +1,108 @@
+"""Why a batch is where it is: the seconds it still waits, computed by the database, and the sentence people read. Once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from examsend import outcomes
+from examsend.db import due
+from examsend.states import BatchState
+
+WAITS = f"""
+    extract(epoch FROM b.last_instance_at - {due.NOW})::float + d.quiet_seconds AS quiet_in,
+    extract(epoch FROM b.created_at - {due.NOW})::float + d.longest_wait_seconds AS longest_in,
+    extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
+    extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
+    extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for
+"""
+"""Columns of a SELECT over exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the sentence about a batch is made of. Times in seconds from now; None where they do not apply."""
+
+    status: BatchState
+    instances: int
+    stored: int
+    enabled: bool
+    held_reason: str | None
+    held_for: float | None
+    quiet_in: float
+    longest_in: float
+    due_in: float | None
+    lease_for: float | None
+    claimed_by: str | None
+    attempts: int
+    max_attempts: int
+    failure_code: str | None
+    failure: str | None
+    warned: int
+    """Instances stored with a warning."""
+    warned_status: int | None
+    """The lowest DIMSE status of those."""
+
+
+def why(batch: Standing) -> str | None:
+    """Given how a batch stands, return why it is where it is; None where there is nothing to say (SENT without warnings)."""
+    match batch.status:
+        case BatchState.PENDING:
+            return _pending(batch)
+        case BatchState.READY:
+            return _ready(batch)
+        case BatchState.SENDING:
+            return _sending(batch)
+        case BatchState.FAILED:
+            return batch.failure or batch.failure_code
+        case BatchState.SENT:
+            if batch.warned_status is None:
+                return None
+            return f"{batch.warned} stored with a warning: {outcomes.words(batch.warned_status)}"
+
+
+def _pending(batch: Standing) -> str:
+    wait = min(batch.quiet_in, batch.longest_in)
+    if wait <= 0:
+        return "complete: goes with the next finalize"
+    if batch.longest_in < batch.quiet_in:
+        return f"longest wait over in {span(batch.longest_in)}"
+    return f"quiet in {span(batch.quiet_in)}, goes in {span(batch.longest_in)} at the latest"
+
+
+def _ready(batch: Standing) -> str:
+    after = f" after {batch.failure} (attempt {batch.attempts} of {batch.max_attempts})" if batch.failure else ""
+    if not batch.enabled:
+        return disabled(batch.held_reason)
+    if batch.held_for is not None and batch.held_for > 0:
+        return f"destination {held(batch.held_reason, batch.held_for)}"
+    if batch.due_in is not None and batch.due_in > 0:
+        return f"due again in {span(batch.due_in)}{after}"
+    return f"due: goes with the next send{after}"
+
+
+def _sending(batch: Standing) -> str:
+    if batch.lease_for is not None and batch.lease_for <= 0:
+        return f"its sender ({batch.claimed_by}) is gone: goes with the next send"
+    return f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored"
+
+
+def disabled(reason: str | None) -> str:
+    """Given why a destination is disabled (None: an operator did it), return the sentence."""
+    return f"destination disabled: {reason}" if reason else "destination disabled"
+
+
+def held(reason: str | None, seconds: float) -> str:
+    """Given why a destination is held and for how many seconds more, return the words."""
+    return f"held: {reason}; tried again in {span(seconds)}"
+
+
+def span(seconds: float) -> str:
+    """Given seconds, return them as people say them: "41 s", "4 min", "2.5 h", "3 days"."""
+    seconds = max(seconds, 0.0)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172800:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"

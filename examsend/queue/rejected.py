@@ -1,0 +1,99 @@
+"""Files that were seen and could not be registered, each with its reason. Nothing that was seen is skipped silently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from examsend.queue.paths import FileStat, arrays, from_text, to_text
+
+_SEEN_AGAIN = text("""
+    UPDATE rejected_files r SET last_seen_at = clock_timestamp()
+    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
+         WITH ORDINALITY w (path, size, mtime, n)
+    WHERE md5(r.file_path) = md5(w.path) AND r.file_path = w.path AND r.file_size = w.size AND r.file_mtime_ns = w.mtime
+      AND r.reason_code <> 'UNREADABLE'
+    RETURNING w.n
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A file that cannot be registered, and why: a code for machines, a sentence for people."""
+
+    file: FileStat
+    code: str
+    sentence: str
+
+
+_RECORD = text("""
+    INSERT INTO rejected_files AS r (file_path, file_size, file_mtime_ns, reason_code, reason)
+    SELECT DISTINCT ON (w.path) w.path, w.size, w.mtime, w.code, w.reason
+    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:codes AS text[]),
+                CAST(:reasons AS text[])) w (path, size, mtime, code, reason)
+    ORDER BY w.path
+    ON CONFLICT (md5(file_path)) DO UPDATE
+    SET file_size = excluded.file_size, file_mtime_ns = excluded.file_mtime_ns, reason_code = excluded.reason_code,
+        reason = excluded.reason, last_seen_at = clock_timestamp()
+""")
+
+_FORGET = text("""
+    DELETE FROM rejected_files WHERE md5(file_path) = ANY(SELECT md5(p) FROM unnest(CAST(:paths AS text[])) p)
+      AND file_path = ANY(CAST(:paths AS text[]))
+""")
+
+
+def record(tx: Connection, rejections: Sequence[Rejection]) -> None:
+    """Record files that cannot be registered; one that was rejected before keeps when it was first seen."""
+    if rejections:
+        codes = {"codes": [r.code for r in rejections], "reasons": [r.sentence[:500] for r in rejections]}
+        tx.execute(_RECORD, {**arrays([r.file for r in rejections]), **codes})
+
+
+def forget(tx: Connection, paths: Sequence[str]) -> None:
+    """Forget earlier rejections of files that have been registered since."""
+    if paths:
+        tx.execute(_FORGET, {"paths": [to_text(p) for p in paths]})
+
+
+def seen_again(tx: Connection, files: Sequence[FileStat]) -> set[FileStat]:
+    """Given files, return those that were rejected before and are unchanged since, and record that they were seen again."""
+    return {files[n - 1] for n in tx.scalars(_SEEN_AGAIN, arrays(files))} if files else set()
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedFile:
+    """A file that could not be registered."""
+
+    path: str
+    size: int
+    code: str
+    reason: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+_RECENT = text("""
+    SELECT file_path, file_size, reason_code, reason, first_seen_at, last_seen_at FROM rejected_files
+    ORDER BY last_seen_at DESC LIMIT :most
+""")
+
+_COUNT = text("SELECT count(*) FROM rejected_files")
+
+
+def recent(tx: Connection, most: int) -> list[RejectedFile]:
+    """Return rejected files, at most ``most``, the last seen first."""
+    return [
+        RejectedFile(
+            from_text(row.file_path), row.file_size, row.reason_code, row.reason, row.first_seen_at, row.last_seen_at
+        )
+        for row in tx.execute(_RECENT, {"most": most})
+    ]
+
+
+def count(tx: Connection) -> int:
+    """Return how many rejected files are on record."""
+    return int(tx.execute(_COUNT).scalar_one())
