@@ -58,7 +58,7 @@ def _one(place: Path, url: str, drop: Path, parallel: int, repeats: int) -> floa
                 "add",
                 name,
                 f"S@127.0.0.1:{port}",
-                "--quiet",
+                "--quiet-period",
                 "0",
                 "--associations",
                 str(parallel),

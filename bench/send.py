@@ -211,7 +211,7 @@ def ours(
         "add",
         name,
         f"{aet}@127.0.0.1:{port}",
-        "--quiet",
+        "--quiet-period",
         "0",
         "--sender",
         kind,

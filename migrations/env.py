@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from examsend.config.settings import load
 from examsend.db.tables import Base
 
 
@@ -18,8 +19,7 @@ handed_over = context.config.attributes.get("connection")
 if handed_over is not None:
     _migrate(handed_over)
 else:
-    from examsend import config
     from examsend.db import access
 
-    with access.opened(config.load(), check=False) as database, database.transaction() as connection:
+    with access.opened(load(), check=False) as database, database.transaction() as connection:
         _migrate(connection)

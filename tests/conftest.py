@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import access, embedded, engine, migrate
 from examsend.demo import receiver
 from tests.peers import dcmtk, orthanc

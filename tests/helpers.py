@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import text
 
 from examsend.commands import destination, finalize, ingest, send
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import engine
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from examsend import __version__, config
+from examsend import __version__
 from examsend.cli import app
+from examsend.config.settings import Settings
 from tests.helpers import cli
 
 TOP = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ def test_every_command_has_help_and_is_in_the_readme(words: tuple[str, ...]) -> 
 
 
 def test_every_setting_is_in_the_readme_with_its_default() -> None:
-    for setting in fields(config.Settings):
+    for setting in fields(Settings):
         row = re.search(rf"^\| `{setting.name}` \| (.+?) \|", README, re.MULTILINE)
         assert row, setting.name
         if isinstance(setting.default, float | int):

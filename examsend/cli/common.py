@@ -14,14 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
-from examsend import __version__, config
+from examsend import __version__
+from examsend.config.settings import Settings, load
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """One run of a command: its settings and how it may speak."""
 
-    settings: config.Settings
+    settings: Settings
     json: bool
     quiet: bool
     verbose: int
@@ -56,21 +57,18 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
-_SHORT_QUIET = {"quiet": (Annotated[bool, typer.Option("-q", help="Say only what needs a person.")], False)}
-
-
 def command(
-    app: typer.Typer, name: str | None = None, *, own_quiet: bool = False, **options: Any
+    app: typer.Typer, name: str | None = None, **options: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function ``(session, ...) -> result`` as a command: the common options are added to its own, its result
-    is reported, its exit code returned. ``own_quiet``: the command has a ``--quiet`` of its own, ours is ``-q`` alone."""
+    is reported, its exit code returned."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
         common = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for n, (annotation, default) in (_OPTIONS | (_SHORT_QUIET if own_quiet else {})).items()
+            for n, (annotation, default) in _OPTIONS.items()
         ]
 
         @functools.wraps(function)
@@ -92,7 +90,7 @@ def command(
 def _session(
     *, config_file: Path | None, database_url: str | None, as_json: bool, verbose: int, quiet: bool
 ) -> Session:
-    settings = config.load(config_file, options={"database_url": database_url})
+    settings = load(config_file, options={"database_url": database_url})
     session = Session(settings, as_json, quiet, verbose)
     level = logging.WARNING if quiet or (session.live and not verbose) else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import access, migrate
 from examsend.db.revision import HEAD
 

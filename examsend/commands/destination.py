@@ -1,4 +1,4 @@
-"""Destinations as an operator handles them: add, list, show, set, enable, disable, remove, release, echo."""
+"""Destinations as an operator handles them: add, list, show, set, enable, disable, remove, unhold, echo."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from examsend import senders
-from examsend.config import Settings
+from examsend.config.destination import label, parse_address
+from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.queue.destination import (
     Destination,
     add_destination,
     change_destination,
+    end_hold,
     get_destination,
     list_destinations,
-    parse_address,
     remove_destination,
-    unhold,
 )
 from examsend.senders.base import Capabilities
 
@@ -63,8 +63,6 @@ class Echoed:
 def add(settings: Settings, name: str, address: str, values: Mapping[str, object]) -> Changed:
     """Add a destination. Raises UsageError."""
     wanted = {**parse_address(address), **values}
-    wanted["sender"] = wanted.get("sender") or senders.DEFAULT
-    senders.check(str(wanted["sender"]))
     with access.opened(settings) as database:
         made = database.run(lambda tx: add_destination(tx, name, wanted))
     return Changed(name, f"destination {name} added: {made.called_aet}@{made.host}:{made.port}, sender {made.sender}")
@@ -75,11 +73,9 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
     wanted = {k: v for k, v in values.items() if v is not None}
     if address is not None:
         wanted |= parse_address(address)
-    if "sender" in wanted:
-        senders.check(str(wanted["sender"]))
     with access.opened(settings) as database:
         database.run(lambda tx: change_destination(tx, name, wanted))
-    return Changed(name, f"destination {name}: {', '.join(sorted(wanted)) or 'nothing'} changed")
+    return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed")
 
 
 def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:
@@ -96,11 +92,11 @@ def remove(settings: Settings, name: str) -> Changed:
     return Changed(name, f"destination {name} removed")
 
 
-def release(settings: Settings, name: str) -> Changed:
-    """Release a held destination now. Raises UsageError."""
+def unhold(settings: Settings, name: str) -> Changed:
+    """End a destination's hold now. Raises UsageError."""
     with access.opened(settings) as database:
-        was = database.run(lambda tx: unhold(tx, get_destination(tx, name).id))
-    return Changed(name, f"destination {name} {'released' if was else 'was not held'}")
+        was = database.run(lambda tx: end_hold(tx, get_destination(tx, name).id))
+    return Changed(name, f"destination {name} {'is no longer held' if was else 'was not held'}")
 
 
 def show_all(settings: Settings) -> Destinations:

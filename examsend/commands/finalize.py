@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from examsend.completion import rules
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import Refused, UsageError

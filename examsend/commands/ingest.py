@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.intake.directory import root_of
 from examsend.intake.intake import Intake, Noted, Progress

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import ForbiddenTransition, UsageError
 from examsend.queue import batches
-from examsend.queue.destination import get_destination, unhold
+from examsend.queue.destination import end_hold, get_destination
 from examsend.queue.lookup import failed_batches, named_batches
 from examsend.states import BatchState
 
@@ -95,7 +95,7 @@ def run(
                     refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {sentence}"))
                 else:
                     retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
-            unheld = named.name if named and unhold(tx, named.id) else None
+            unheld = named.name if named and end_hold(tx, named.id) else None
             return RetryResult(tuple(retried), tuple(refused), unheld)
 
         return database.run(work)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import access, engine
 from examsend.delivery.delivery import Delivered, Delivery, Observer
 from examsend.errors import LostClaim

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import migrate
 from examsend.db.engine import Database, make_engine, revision_of
 from examsend.db.revision import HEAD

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 
 
 @contextmanager

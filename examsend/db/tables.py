@@ -6,14 +6,18 @@ check`` and the tests read them. No patient name, id, birth date or accession nu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    Column,
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
@@ -22,14 +26,17 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Table,
     Text,
+    TextClause,
     UniqueConstraint,
     Uuid,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import Double
+from sqlalchemy.types import Double, TypeEngine
 
+from examsend.config.destination import DestinationSettings
 from examsend.states import (
     BatchState,
     ExpectationSource,
@@ -76,65 +83,51 @@ class Base(DeclarativeBase):
 _NOW = text("clock_timestamp()")
 
 
+_SQL_TYPES: dict[str, type[TypeEngine[Any]]] = {
+    "str": Text, "SenderName": Text, "float": Double, "int": Integer, "bool": Boolean
+}  # fmt: skip
+
+
+def _setting_columns() -> Iterator[Column[Any]]:
+    """Yield a column for each declared setting of a destination: its type, its default, NULL where it may be not set."""
+    for setting in fields(DestinationSettings):
+        kind = str(setting.type)
+        default = None if setting.default in {None, MISSING} else _literal(setting.default)
+        sql_type = _SQL_TYPES[kind.removesuffix(" | None")]
+        yield Column(setting.name, sql_type, nullable=kind.endswith(" | None"), server_default=default)
+
+
+def _literal(value: object) -> str | TextClause:
+    if isinstance(value, bool):
+        return text(str(value).lower())
+    return text(f"{value:g}") if isinstance(value, int | float) else str(value)
+
+
 class StorageBackendConfig(Base):
     """A destination."""
 
-    __tablename__ = "storage_backend_configs"
-
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    kind: Mapped[str] = mapped_column(server_default="dimse")
-    host: Mapped[str]
-    port: Mapped[int] = mapped_column(Integer)
-    called_aet: Mapped[str]
-    calling_aet: Mapped[str] = mapped_column(server_default="EXAMSEND")
-    sender: Mapped[str]
-    enabled: Mapped[bool] = mapped_column(server_default=text("true"))
-    is_default: Mapped[bool] = mapped_column(server_default=text("true"))
-
-    quiet_seconds: Mapped[float] = mapped_column(server_default=text("60"))
-    longest_wait_seconds: Mapped[float] = mapped_column(server_default=text("5400"))
-    grace_seconds: Mapped[float] = mapped_column(server_default=text("2"))
-    on_incomplete: Mapped[str] = mapped_column(server_default="send")
-    late_policy: Mapped[str] = mapped_column(server_default="new-only")
-    expect_from: Mapped[str | None]
-
-    association_limit: Mapped[int] = mapped_column(Integer, server_default=text("1"))
-    associations_per_study: Mapped[int] = mapped_column(Integer, server_default=text("1"))
-    async_window: Mapped[int] = mapped_column(Integer, server_default=text("1"))
-    priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    transcode: Mapped[str] = mapped_column(server_default="never")
-
-    max_attempts: Mapped[int] = mapped_column(Integer, server_default=text("10"))
-    backoff_seconds: Mapped[float] = mapped_column(server_default=text("30"))
-    backoff_max_seconds: Mapped[float] = mapped_column(server_default=text("600"))
-    expire_seconds: Mapped[float] = mapped_column(server_default=text("432000"))
-
-    connect_timeout: Mapped[float] = mapped_column(server_default=text("10"))
-    accept_timeout: Mapped[float] = mapped_column(server_default=text("30"))
-    answer_timeout: Mapped[float] = mapped_column(server_default=text("60"))
-    stall_timeout: Mapped[float] = mapped_column(server_default=text("60"))
-
-    tls: Mapped[bool] = mapped_column(server_default=text("false"))
-    tls_ca_file: Mapped[str | None]
-    tls_cert_file: Mapped[str | None]
-    tls_key_file: Mapped[str | None]
-    tls_server_name: Mapped[str | None]
-    tls_pin_sha256: Mapped[str | None]
-    user_identity_kind: Mapped[int | None] = mapped_column(Integer)
-    user_identity_name: Mapped[str | None]
-    user_identity_file: Mapped[str | None]
-
-    held_until: Mapped[datetime | None]
-    held_code: Mapped[str | None]
-    held_reason: Mapped[str | None]
-    consecutive_failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    last_success_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-    # Set when removed: what it was sent stays on record, its name is free again.
-    removed_at: Mapped[datetime | None]
-
-    __table_args__ = (
+    __table__ = Table(
+        "storage_backend_configs",
+        Base.metadata,
+        Column("id", BigInteger, Identity(always=True), primary_key=True),
+        Column("name", Text, nullable=False, unique=True),
+        Column("kind", Text, nullable=False, server_default="dimse"),
+        *_setting_columns(),
+        # For what is to come: not settings yet.
+        Column("grace_seconds", Double, nullable=False, server_default=text("2")),
+        Column("on_incomplete", Text, nullable=False, server_default=OnIncomplete.SEND),
+        Column("late_policy", Text, nullable=False, server_default=LatePolicy.NEW_ONLY),
+        Column("expect_from", Text),
+        Column("transcode", Text, nullable=False, server_default="never"),
+        # How it fares.
+        Column("held_until", DateTime(timezone=True)),
+        Column("held_code", Text),
+        Column("held_reason", Text),
+        Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
+        Column("last_success_at", DateTime(timezone=True)),
+        Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+        # Set when removed: what it was sent stays on record, its name is free again.
+        Column("removed_at", DateTime(timezone=True)),
         CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
         CheckConstraint("length(called_aet) BETWEEN 1 AND 16 AND length(calling_aet) BETWEEN 1 AND 16", name="aet"),
         CheckConstraint("length(name) BETWEEN 1 AND 64 OR removed_at IS NOT NULL", name="name"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from examsend import senders
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.delivery import next_state
 from examsend.delivery.associations import Associations

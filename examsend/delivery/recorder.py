@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db.engine import Database
 from examsend.errors import DatabaseUnavailable, LostClaim
 from examsend.queue import attempts, instances

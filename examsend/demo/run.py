@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examsend import config
 from examsend.commands import destination, finalize, ingest, send, status
+from examsend.config.settings import Settings
 from examsend.db import access, embedded, migrate
 from examsend.demo import receiver, samples
 from examsend.errors import UsageError
@@ -114,18 +114,18 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
 
 
 @contextmanager
-def _settings() -> Iterator[config.Settings]:
+def _settings() -> Iterator[Settings]:
     """Settings of a database of its own, kept running from the first pass to the last."""
 
     with embedded.scratch_directory() as scratch, embedded.running(scratch, unsafe_fast=True) as url:
-        made = config.Settings(database_url=url, settle=0)
+        made = Settings(database_url=url, settle=0)
         with access.opened(made, check=False) as database:
             migrate.upgrade(database)
         yield made
 
 
 def _chain(
-    settings: config.Settings,
+    settings: Settings,
     directory: Path,
     to: str,
     receiving: receiver.Receiver | None,
@@ -136,7 +136,7 @@ def _chain(
         for part in rendered(result):
             say(f"  {part}") if isinstance(part, str) else None
 
-    told(f"destination add {_NAME} {to} --quiet 0", destination.add(settings, _NAME, to, {"quiet_seconds": 0.0}))
+    told(f"destination add {_NAME} {to} --quiet-period 0", destination.add(settings, _NAME, to, {"quiet_seconds": 0.0}))
     told(f"destination echo {_NAME}", destination.echo(settings, _NAME))
     began = time.monotonic()
     ingested = ingest.run(settings, [directory])
@@ -174,7 +174,7 @@ def _chain(
     )
 
 
-def _verify(settings: config.Settings, receiving: receiver.Receiver | None) -> tuple[int | None, int, int]:
+def _verify(settings: Settings, receiving: receiver.Receiver | None) -> tuple[int | None, int, int]:
     """Compare digests at the receiver with those of the ingest; return (instances alike, their bytes, differing)."""
     if receiving is None:
         return None, 0, 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom

@@ -21,6 +21,7 @@ from examsend.commands.ingest import IngestResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
 from examsend.commands.status import StatusResult
+from examsend.config.destination import DECLARED, label
 from examsend.queue.destination import Destination
 from examsend.queue.views import BatchStatus
 from examsend.report.terminal import clean
@@ -336,7 +337,11 @@ def _(result: Destinations) -> list[Any]:
 @rendered.register
 def _(result: Shown) -> list[Any]:
 
-    rows = [(f.name.replace("_", "-"), getattr(result.destination, f.name)) for f in dataclasses.fields(Destination)]
+    names = [
+        (f.name, label(f.name) if f.name in DECLARED else f.name.replace("_", "-"))
+        for f in dataclasses.fields(Destination)
+    ]
+    rows = [(shown, getattr(result.destination, name)) for name, shown in names]
     can = [
         f.name.replace("_", " ")
         for f in dataclasses.fields(Capabilities)

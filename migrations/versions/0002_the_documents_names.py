@@ -58,6 +58,7 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_storage_backend_configs_sender"), "storage_backend_configs", "sender IN ('native', 'pynetdicom')"
     )
+    op.alter_column("storage_backend_configs", "sender", server_default="native")
     for column in ("priority", "user_identity_kind"):
         op.alter_column("storage_backend_configs", column, type_=sa.Integer())
 
@@ -65,6 +66,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for column in ("priority", "user_identity_kind"):
         op.alter_column("storage_backend_configs", column, type_=sa.SmallInteger())
+    op.alter_column("storage_backend_configs", "sender", server_default=None)
     op.drop_constraint(op.f("ck_storage_backend_configs_sender"), "storage_backend_configs", type_="check")
     op.create_check_constraint(
         op.f("ck_storage_backend_configs_sender"),

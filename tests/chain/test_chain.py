@@ -14,7 +14,7 @@ import pydicom.data
 import pytest
 
 from examsend.commands import send, status
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
 from examsend.states import SenderName

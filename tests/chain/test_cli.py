@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
 from tests.helpers import cli, execute, one, states
@@ -26,7 +26,7 @@ def test_a_stranger_goes_from_files_to_sent(database_url: str, receiving: receiv
         "add",
         "pacs",
         f"{receiving.aet}@{receiving.host}:{receiving.port}",
-        "--quiet",
+        "--quiet-period",
         "0",
         url=database_url,
     )
@@ -69,9 +69,20 @@ def test_an_idle_pass_with_q_says_nothing(database_url: str) -> None:
         (("ingest", "/tmp"), 2, "there is no destination to route to"),
         (("destination", "add", "x", "nonsense"), 2, "is not AET@HOST:PORT"),
         (("destination", "add", "x", "A" * 17 + "@h:104"), 2, "1 to 16 characters"),
-        (("destination", "add", "x y", "A@h:104"), 2, "cannot be a destination's name"),
-        (("destination", "add", "x", "A@h:104", "--quiet", "-1"), 2, "quiet-seconds must be"),
-        (("destination", "add", "x", "A@h:104", "--sender", "pigeon"), 78, "not part of this examsend"),
+        (("destination", "add", "x y", "A@h:104"), 2, "the name 'x y' cannot be"),
+        (("destination", "add", "x", "A@h:104", "--quiet-period", "-1"), 2, "--quiet-period must be between 0"),
+        (("destination", "add", "x", "A@h:104", "--backoff", "1000"), 2, "--backoff-max cannot be less than --backoff"),
+        (
+            ("destination", "add", "x", "A@h:104", "--user-identity-kind", "3"),
+            2,
+            "--user-identity-kind must be one of 1, 2, 5",
+        ),
+        (
+            ("destination", "add", "x", "A@h:104", "--tls-ca-file", "ca.pem"),
+            2,
+            "--tls-ca-file must be an absolute path",
+        ),
+        (("destination", "add", "x", "A@h:104", "--sender", "pigeon"), 2, "'pigeon' is not one of"),
         (("destination", "show", "x"), 2, "no destination is called"),
         (("status", "7"), 2, "there is no batch 7"),
         (("status", "--study", "1.2"), 2, "there is no batch of study"),
@@ -158,7 +169,7 @@ def test_sigterm_ends_a_send_in_good_order(
 
     samples.ct_study(tmp_path / "drop", 50, size=8)
     with scripted(Script(delay=0.2)) as peer:
-        cli("destination", "add", "pacs", peer.address, "--quiet", "0", url=database_url)
+        cli("destination", "add", "pacs", peer.address, "--quiet-period", "0", url=database_url)
         cli("ingest", tmp_path / "drop", url=database_url)
         cli("finalize", url=database_url)
         process = subprocess.Popen(
@@ -182,7 +193,7 @@ def test_retry_puts_a_failed_batch_back_and_refuses_a_sent_one(
 ) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
     port = free_port()
-    cli("destination", "add", "pacs", f"A@127.0.0.1:{port}", "--quiet", "0", url=database_url)
+    cli("destination", "add", "pacs", f"A@127.0.0.1:{port}", "--quiet-period", "0", url=database_url)
     cli("ingest", tmp_path / "drop", url=database_url)
     cli("finalize", url=database_url)
     assert cli("send", url=database_url).returncode == 0, "put back in line is a completed pass"
@@ -212,7 +223,7 @@ def test_a_destination_with_unsent_batches_is_not_removed(database_url: str, tmp
 
 def test_finalize_dry_run_says_why_the_others_wait(database_url: str, tmp_path: Path) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
-    cli("destination", "add", "pacs", "A@127.0.0.1:104", "--quiet", "600", url=database_url)
+    cli("destination", "add", "pacs", "A@127.0.0.1:104", "--quiet-period", "600", url=database_url)
     cli("ingest", tmp_path / "drop", url=database_url)
     assert "quiet in 10 min" in cli("finalize", "--dry-run", url=database_url).stdout
     assert "quiet in 10 min" in cli("status", url=database_url).stdout

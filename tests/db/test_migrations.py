@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from examsend.commands import db
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import access, engine, migrate
 from examsend.db.revision import HEAD
 from examsend.db.tables import Base

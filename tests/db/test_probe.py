@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from examsend.commands import finalize, send
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import engine, probe
 from tests.helpers import cli, execute, rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from examsend.commands import finalize, ingest, status
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from examsend.dicom import identity

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from examsend.commands import ingest, retry, send, status
-from examsend.config import Settings
+from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from tests.helpers import add, chain, execute, one, prepare, rows, states

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examsend import config
+from examsend.config.destination import parse_address
+from examsend.config.settings import load
 from examsend.dicom import uids
 from examsend.dimse import contexts, words
 from examsend.errors import ConfigError, UsageError
 from examsend.queue import paths
-from examsend.queue.destination import parse_address
 from examsend.report import terminal
 
 
@@ -23,7 +23,7 @@ def test_option_beats_environment_beats_file_beats_default(tmp_path: Path) -> No
     file = tmp_path / "examsend.toml"
     file.write_text("settle = 1\nlease = 2\ndatabase_wait = 3\n")
     environ = {"EXAMSEND_LEASE": "20", "EXAMSEND_DATABASE_WAIT": "30"}
-    made = config.load(file, environ=environ, options={"database_wait": 300})
+    made = load(file, environ=environ, options={"database_wait": 300})
     assert (made.settle, made.lease, made.database_wait, made.ingest_chunk) == (1, 20, 300, 500)
 
 
@@ -40,12 +40,12 @@ def test_a_wrong_file_of_settings_is_named(tmp_path: Path, content: str, said: s
     file = tmp_path / "examsend.toml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=said):
-        config.load(file, environ={})
+        load(file, environ={})
 
 
 def test_a_file_of_settings_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        config.load(tmp_path / "none.toml", environ={})
+        load(tmp_path / "none.toml", environ={})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""What a setting may be. Each check takes a value from a file, the environment or the command line and returns it in its
+type; it raises ValueError with the words that follow the setting's name: "must be a number"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+Check = Callable[[object], Any]
+E = TypeVar("E", bound=StrEnum)
+
+
+def text(value: object) -> str:
+    """Text, not empty."""
+    if not isinstance(value, str) or not value or "\x00" in value:
+        raise ValueError("must be text, and not empty")
+    return value
+
+
+def directory(value: object) -> Path:
+    """An absolute path; ``~`` is expanded."""
+    path = Path(text(value)).expanduser()
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def file(value: object) -> str:
+    """The absolute path of a file, as text."""
+    if not Path(text(value)).is_absolute():
+        raise ValueError(f"must be an absolute path, not {value!r}")
+    return text(value)
+
+
+def number(least: float, most: float) -> Callable[[object], float]:
+    """A number in a range, both ends included."""
+
+    def check(value: object) -> float:
+        try:
+            found = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise ValueError("must be a number") from None
+        if isinstance(value, bool) or not least <= found <= most:
+            raise ValueError(f"must be between {least:g} and {most:g}")
+        return found
+
+    return check
+
+
+def whole(least: int, most: int) -> Callable[[object], int]:
+    """A whole number in a range, both ends included."""
+    in_range = number(least, most)
+
+    def check(value: object) -> int:
+        found = in_range(value)
+        if found != int(found):
+            raise ValueError("must be a whole number")
+        return int(found)
+
+    return check
+
+
+def one_of(*values: int) -> Callable[[object], int]:
+    """One of a few numbers."""
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or value not in values:
+            raise ValueError(f"must be one of {', '.join(map(str, values))}, not {value!r}")
+        return int(str(value))
+
+    return check
+
+
+def member(of: type[E]) -> Callable[[object], E]:
+    """A member of an enumeration, by its text."""
+
+    def check(value: object) -> E:
+        try:
+            return of(str(value))
+        except ValueError:
+            raise ValueError(f"must be one of {', '.join(of)}, not {str(value)!r}") from None
+
+    return check
+
+
+def flag(value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 (every check raises ValueError)
+    return value
+
+
+def ae_title(value: object) -> str:
+    """An AE title: 1 to 16 characters of the default repertoire without backslash and control characters; leading and
+    trailing spaces are not significant (PS3.5 6.2, VR AE)."""
+    title = str(value).strip(" ")
+    if not 1 <= len(title) <= 16:
+        raise ValueError(f"must be an AE title of 1 to 16 characters; {str(value)!r} has {len(title)}")
+    if any(not 0x20 <= ord(c) <= 0x7E or c == "\\" for c in title):
+        raise ValueError(
+            f"must be an AE title: only ASCII characters, no backslash and no control characters, unlike {title!r}"
+        )
+    return title
+
+
+def host(value: object) -> str:
+    """A host's name or address."""
+    name = str(value).strip()
+    if not name or any(c.isspace() or not c.isprintable() for c in name):
+        raise ValueError(f"must be a host that can be looked up, not {str(value)!r}")
+    return name
+
+
+def sha256(value: object) -> str:
+    """A SHA-256 in hexadecimal digits, with or without colons."""
+    digits = str(value).replace(":", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        raise ValueError("must be a SHA-256: 64 hexadecimal digits")
+    return digits
+
+
+def destination_name(value: object) -> str:
+    """A destination's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", str(value)):
+        raise ValueError("cannot be: letters, digits, '.', '_' and '-', at most 64, and a letter or digit first")
+    return str(value)

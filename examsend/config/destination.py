@@ -1,0 +1,211 @@
+"""The settings of a destination, each declared once: type, default, check, command-line option and help.
+
+The columns of storage_backend_configs, the options of ``examsend destination add`` and ``set``, the checks and the rows of
+``destination show`` are made from this; the migrations and the operator's guide are tested against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from examsend.config import checks
+from examsend.errors import UsageError
+from examsend.states import SenderName
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """How one setting is given and shown."""
+
+    check: checks.Check
+    help: str
+    option: str | None
+    """Its command-line option; "--a/--no-a" for a flag; None: it is part of the address, or has a command of its own."""
+    metavar: str | None
+
+
+_SECONDS = "SECONDS"
+_REQUIRED = object()
+
+
+def _setting(
+    default: Any, check: checks.Check, about: str, option: str | None = None, metavar: str | None = None
+) -> Any:
+    metadata = {"declared": Declared(check, about, option, metavar)}
+    return field(metadata=metadata) if default is _REQUIRED else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationSettings:
+    """Where a destination is, how it is sent to, and when a study for it is complete. Times in seconds."""
+
+    host: str = _setting(_REQUIRED, checks.host, "Host name or address.")
+    port: int = _setting(_REQUIRED, checks.whole(1, 65535), "TCP port.")
+    called_aet: str = _setting(_REQUIRED, checks.ae_title, "Called AE title.")
+    calling_aet: str = _setting("EXAMSEND", checks.ae_title, "Our AE title.", "--calling-aet", "AET")
+    sender: SenderName = _setting(
+        SenderName.NATIVE, checks.member(SenderName), f"Who sends: {', '.join(SenderName)}.", "--sender", "NAME"
+    )
+    enabled: bool = _setting(True, checks.flag, "Whether files are routed and batches sent to it.")
+    is_default: bool = _setting(
+        True, checks.flag, "Whether ingest without --to routes to it.", "--default/--no-default"
+    )
+
+    quiet_seconds: float = _setting(
+        60.0,
+        checks.number(0, 1e9),
+        "A study is complete so long after its last new instance.",
+        "--quiet-period",
+        _SECONDS,
+    )
+    longest_wait_seconds: float = _setting(
+        5400.0,
+        checks.number(0, 1e9),
+        "A study is complete so long after its batch was opened, at the latest.",
+        "--longest-wait",
+        _SECONDS,
+    )
+
+    association_limit: int = _setting(1, checks.whole(1, 1000), "Associations at once.", "--associations", "N")
+    associations_per_study: int = _setting(
+        1,
+        checks.whole(1, 64),
+        "Split a large study over so many associations at once, for a distant receiver that grants no window.",
+        "--associations-per-study",
+        "N",
+    )
+    async_window: int = _setting(
+        1,
+        checks.whole(0, 65535),
+        "C-STORE requests outstanding (PS3.7 D.3.3.3): 1 proposes nothing, 0 asks for no limit.",
+        "--async-window",
+        "N",
+    )
+    priority: int = _setting(0, checks.whole(0, 2), "Priority: 0 medium, 1 high, 2 low.", "--priority", "N")
+
+    max_attempts: int = _setting(
+        10, checks.whole(1, 10_000), "Attempts before a batch goes FAILED.", "--max-attempts", "N"
+    )
+    backoff_seconds: float = _setting(
+        30.0, checks.number(0.01, 1e9), "First pause after a failure; it doubles.", "--backoff", _SECONDS
+    )
+    backoff_max_seconds: float = _setting(
+        600.0, checks.number(0.01, 1e9), "Longest pause after a failure.", "--backoff-max", _SECONDS
+    )
+    expire_seconds: float = _setting(
+        432000.0, checks.number(1, 1e9), "A batch that is READY for so long goes FAILED.", "--expire", _SECONDS
+    )
+
+    connect_timeout: float = _setting(
+        10.0, checks.number(0.1, 1e9), "To connect, TLS handshake included.", "--connect-timeout", _SECONDS
+    )
+    accept_timeout: float = _setting(
+        30.0, checks.number(0.1, 1e9), "For the answer to A-ASSOCIATE.", "--accept-timeout", _SECONDS
+    )
+    answer_timeout: float = _setting(
+        60.0,
+        checks.number(0.1, 1e9),
+        "For the answer to a C-STORE, from when its last byte left.",
+        "--answer-timeout",
+        _SECONDS,
+    )
+    stall_timeout: float = _setting(
+        60.0,
+        checks.number(0.1, 1e9),
+        "Without one byte accepted; a slow peer that moves is fine.",
+        "--stall-timeout",
+        _SECONDS,
+    )
+
+    tls: bool = _setting(False, checks.flag, "Use TLS 1.2 or later, never plain TCP instead.", "--tls/--no-tls")
+    tls_ca_file: str | None = _setting(None, checks.file, "CA certificates (PEM).", "--tls-ca-file", "FILE")
+    tls_cert_file: str | None = _setting(None, checks.file, "Our certificate (PEM).", "--tls-cert-file", "FILE")
+    tls_key_file: str | None = _setting(None, checks.file, "Our certificate's key (PEM).", "--tls-key-file", "FILE")
+    tls_server_name: str | None = _setting(
+        None, checks.host, "The name in the peer's certificate, if not the host.", "--tls-server-name", "NAME"
+    )
+    tls_pin_sha256: str | None = _setting(
+        None,
+        checks.sha256,
+        "SHA-256 of the peer's certificate, checked instead of chain and name.",
+        "--tls-pin",
+        "HEX",
+    )
+    user_identity_kind: int | None = _setting(
+        None,
+        checks.one_of(1, 2, 5),
+        "User identity (PS3.7 D.3.3.7): 1 username, 2 username and passcode, 5 JSON Web Token.",
+        "--user-identity-kind",
+        "N",
+    )
+    user_identity_name: str | None = _setting(None, checks.text, "The username.", "--user-identity-name", "NAME")
+    user_identity_file: str | None = _setting(
+        None, checks.file, "File that holds the passcode or the token.", "--user-identity-file", "FILE"
+    )
+
+
+DECLARED: Mapping[str, Declared] = {f.name: f.metadata["declared"] for f in fields(DestinationSettings)}
+"""How each setting is given and shown, by field name."""
+
+
+def label(name: str) -> str:
+    """Given a setting's field name, return the name people know: its option without dashes, else the field name."""
+    option = DECLARED[name].option
+    return option.split("/")[0].removeprefix("--") if option else name.replace("_", "-")
+
+
+def option_of(name: str) -> str:
+    """Given a setting's field name, return its option, or the name it is shown by where it has none."""
+    option = DECLARED[name].option
+    return option.split("/")[0] if option else name.replace("_", "-")
+
+
+def check_settings(values: Mapping[str, object]) -> dict[str, Any]:
+    """Given settings by field name, return them checked and in their types; None is kept (not set).
+
+    Raises UsageError, naming the option.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            checked[name] = None if value is None else DECLARED[name].check(value)
+        except ValueError as error:
+            raise UsageError(f"{option_of(name)} {error}") from None
+    return checked
+
+
+def check_together(settings: DestinationSettings) -> None:
+    """Raise UsageError where settings contradict each other."""
+    if settings.backoff_max_seconds < settings.backoff_seconds:
+        raise UsageError("--backoff-max cannot be less than --backoff")
+    certificates = (settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file, settings.tls_pin_sha256)
+    if not settings.tls and any(certificates):
+        raise UsageError("certificates are given but TLS is off: add --tls")
+    if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
+        raise UsageError("a client certificate needs its key, and a key its certificate: give both")
+
+
+def check_name(value: str) -> str:
+    """Given a destination's name, return it: 1 to 64 letters, digits, ``.``, ``_`` and ``-``. Raises UsageError."""
+    try:
+        return checks.destination_name(value)
+    except ValueError as error:
+        raise UsageError(f"the name {value!r} {error}") from None
+
+
+_ADDRESS = re.compile(r"(?P<aet>.+)@(?:\[(?P<six>[^\]]+)\]|(?P<host>[^@:\[\]]+)):(?P<port>\d{1,5})", re.DOTALL)
+
+
+def parse_address(value: str) -> dict[str, Any]:
+    """Given ``AET@HOST:PORT`` (an IPv6 address in brackets), return called_aet, host and port. Raises UsageError."""
+    match = _ADDRESS.fullmatch(value.strip())
+    if match is None:
+        raise UsageError(f"{value!r} is not AET@HOST:PORT, as in ARCHIVE@10.0.0.5:104 or ARCHIVE@[fe80::1]:104")
+    parts = {"called_aet": match["aet"], "host": match["six"] or match["host"], "port": int(match["port"])}
+    try:
+        return check_settings(parts)
+    except UsageError as error:
+        raise UsageError(f"{value!r} is not AET@HOST:PORT: {error}") from None
