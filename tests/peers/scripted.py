@@ -104,7 +104,7 @@ class Peer:
     longest_pdu: int = 0
     """Longest P-DATA-TF variable field received, in bytes."""
     blocked_writes: int = 0
-    """Times that the sender's system accepted no more of the responses held back by ``answer_during``."""
+    """Times that it had to wait while it wrote the responses held back by ``answer_during``."""
 
     @property
     def address(self) -> str:

@@ -9,7 +9,9 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,21 @@ def test_after_an_abort_every_outstanding_instance_is_unknown(tmp_path: Path) ->
     assert [i.id for i in end.in_flight][:6] == [0, 1, 2, 3, 4, 5]
 
 
+@dataclass
+class WaitsUntilThePeerBlocks(Watch):
+    """A watcher that holds the sender up, once it has sent more than ``after`` bytes, until the peer blocks in a write."""
+
+    receiver: scripted.Peer | None = None
+    after: int = 0
+
+    def progressed(self, sent: int) -> None:
+        super().progressed(sent)
+        deadline = time.monotonic() + 5
+        while self.sent > self.after and self.receiver and not self.receiver.blocked_writes:
+            assert time.monotonic() < deadline, "the peer never blocked"
+            time.sleep(0.01)
+
+
 def test_responses_are_read_while_a_data_set_is_sent(tmp_path: Path) -> None:
     """The peer writes seven long responses and reads on only when they are read: a sender that only writes would stall.
 
@@ -70,9 +87,10 @@ def test_responses_are_read_while_a_data_set_is_sent(tmp_path: Path) -> None:
     items = items_of(
         samples.write_series(tmp_path, [*images, samples.Image(samples.CT, "1.2", "1.3", 1, 8, 4000, 4000)])
     )
-    script = Script(window=(0, 1), comment="x" * 60_000, answer_during=8, socket_buffer=8192, max_pdu=131072)
+    script = Script(window=(0, 1), comment="x" * 60_000, answer_during=8, socket_buffer=8192, max_pdu=4096)
     with scripted.scripted(script) as receiver:
-        end, watch = sent(SENDER, receiver, items, async_window=0, stall_timeout=5.0, answer_timeout=20.0)
+        watch = WaitsUntilThePeerBlocks(receiver=receiver, after=sum(i.file_size for i in items[:7]) + 10_000)
+        end, _ = sent(SENDER, receiver, items, watch, async_window=0, stall_timeout=5.0, answer_timeout=20.0)
     assert end.end is End.RELEASED, end.sentence
     assert sorted(a.item.id for a in watch.answers) == list(range(8))
     assert {len(a.error_comment or "") for a in watch.answers} == {1024}
