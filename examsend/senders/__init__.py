@@ -23,7 +23,7 @@ DEFAULT = SenderName.NATIVE.value
 def check(name: str) -> None:
     """Given a name, raise ConfigError unless there is a sender of this name."""
     if name not in _KNOWN:
-        raise ConfigError(f"there is no sender {name!r}; the senders are {', '.join(_KNOWN)}")
+        raise ConfigError(f"sender {name!r} is not part of this examsend; the senders are {', '.join(_KNOWN)}")
 
 
 def get(name: str) -> Sender:
