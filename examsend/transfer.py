@@ -1,6 +1,6 @@
-"""What passes between a delivery and a sender: items and a peer in, answers and the association's end out.
+"""The types that a delivery and a sender exchange: a peer and items in, answers and the end of the association out.
 
-These are plain facts: ``outcomes`` says what they mean, ``queue`` writes them. Nothing here knows of a socket or a database.
+``outcomes`` decides what they mean, and ``queue`` records them. Nothing here uses a socket or a database.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS for a peer: paths and names only, never key material (PS3.15 B.9, BCP 195)."""
+    """TLS settings for a peer (PS3.15 B.9, BCP 195): paths and names, no key material."""
 
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
     server_name: str | None = None
-    """The name the certificate must carry; None: the host that is dialled."""
+    """The host name in the peer's certificate; None: the host that is connected to."""
     pin_sha256: str | None = None
-    """SHA-256 of the peer's DER certificate in hex; where given it replaces the check of chain and name."""
+    """SHA-256 of the peer's certificate (DER), in hex. Where given, it is checked instead of chain and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +28,31 @@ class UserIdentity:
     """User Identity Negotiation (PS3.7 D.3.3.7). ``secret_file`` holds the passcode or the JWT itself."""
 
     kind: int
-    """1 username, 2 username and passcode, 5 JSON Web Token."""
+    """User-Identity-Type: 1 username, 2 username and passcode, 5 JSON Web Token."""
     name: str | None = None
     secret_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Whom to dial and how. Times in seconds, lengths in bytes."""
+    """The application entity to send to, and how. Times in seconds, lengths in bytes."""
 
     host: str
     port: int
     called_aet: str
     calling_aet: str
     connect_timeout: float = 10.0
+    """For the TCP connection and the TLS handshake together."""
     accept_timeout: float = 30.0
+    """For the answer to A-ASSOCIATE-RQ."""
     answer_timeout: float = 60.0
-    """From the last byte of a data set leaving until its C-STORE-RSP."""
+    """From the last byte of a data set, or the last C-STORE-RSP, to the next C-STORE-RSP."""
     stall_timeout: float = 60.0
-    """Without one byte accepted by the peer. Progress, not total time: a slow peer that moves is fine."""
+    """Longest time in which the peer accepts no byte. It restarts with each byte, so that a slow peer is no error."""
     max_pdu: int = 65536
-    """The longest P-DATA-TF variable field we take from the peer (PS3.8 D.1); 0 would mean no limit."""
+    """Longest P-DATA-TF variable field that the peer may send (PS3.8 D.1); 0: no limit."""
     async_window: int = 1
-    """C-STORE-RQ outstanding at once that we propose (PS3.7 D.3.3.3): 1 proposes nothing, 0 means unlimited."""
+    """C-STORE-RQs outstanding at once, as proposed to the peer (PS3.7 D.3.3.3). 1: nothing is proposed; 0: no limit."""
     priority: int = 0
     """Priority (0000,0700): 0 medium, 1 high, 2 low (PS3.7 9.3.1.1)."""
     tls: Tls | None = None
@@ -59,10 +61,10 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One instance to deliver, as it was ingested."""
+    """One instance to send, as it was ingested. Sizes and offsets in bytes."""
 
     id: int
-    """The instance's row; returned in every fact about it."""
+    """Primary key of the instance."""
     path: str
     sop_class_uid: str
     sop_instance_uid: str
@@ -70,22 +72,22 @@ class Item:
     file_size: int
     file_mtime_ns: int
     dataset_offset: int
-    """Where the data set begins in the file: after preamble and file meta information (PS3.10 7.1)."""
+    """Where the data set begins in the file, after preamble and file meta information (PS3.10 7.1)."""
     content_sha256: bytes
-    """SHA-256 of the file from ``dataset_offset`` to its end: the bytes a C-STORE carries."""
+    """SHA-256 (32 bytes) of the file from ``dataset_offset`` to its end, which is what a C-STORE sends."""
 
 
 class Problem(StrEnum):
-    """Why an item could not be offered to the peer at all. The values are instance outcomes or lead to one."""
+    """Why an item was not sent. ``outcomes`` maps each to the outcome of the instance."""
 
     CHANGED = "CHANGED"
-    """The file's size or digest is not what was ingested. Nothing of it was stored under its UID by us."""
+    """The size or digest of the file differs from what was ingested. The peer never received the whole data set."""
     MISSING = "MISSING"
     UNREADABLE = "UNREADABLE"
     CONTEXT_REJECTED = "CONTEXT_REJECTED"
-    """The peer accepted no presentation context that could carry it."""
+    """The peer accepted no presentation context for its SOP class and transfer syntax."""
     UNCONVERTIBLE = "UNCONVERTIBLE"
-    """Only another transfer syntax was accepted and the file could not be converted to it."""
+    """The peer accepted only another transfer syntax, and the file could not be converted to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +96,18 @@ class Answer:
 
     item: Item
     status: int
+    """Status (0000,0900)."""
     bytes_sent: int = 0
-    """Data set bytes that went out for it."""
+    """Length of the data set as sent."""
     error_comment: str | None = None
-    """(0000,0902), untrusted text of the peer."""
+    """Error Comment (0000,0902); untrusted."""
     offending_elements: tuple[int, ...] = ()
-    """(0000,0901)."""
+    """Offending Element (0000,0901), as tags."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotOffered:
-    """The item was not offered: ``problem`` and a sentence about it."""
+    """An item that was not sent: ``problem`` and a sentence about it."""
 
     item: Item
     problem: Problem
@@ -112,74 +115,80 @@ class NotOffered:
 
 
 class Next(StrEnum):
-    """What the sender does next, as the watcher answers to each fact."""
+    """What the sender is to do next; returned by the watcher."""
 
     GO_ON = "go on"
     RELEASE = "release"
-    """Offer nothing more; wait for the answers of what is outstanding, then release."""
+    """Send no further item; wait for outstanding responses, then release."""
 
 
 class End(StrEnum):
     """How an association ended."""
 
     RELEASED = "RELEASED"
-    """Everything was offered (or ``Next.RELEASE`` / ``stopping()`` was obeyed) and A-RELEASE done."""
+    """Every item was sent or reported, or the watcher asked to stop; then A-RELEASE (PS3.8 7.2)."""
     REJECTED = "REJECTED"
-    """A-ASSOCIATE-RJ (PS3.8 9.3.4): see result, source, reason."""
+    """A-ASSOCIATE-RJ (PS3.8 9.3.4); see result, source and reason."""
     UNREACHABLE = "UNREACHABLE"
-    """No TCP connection: refused, no route, no such name, time-out of connect."""
+    """No TCP connection: refused, no route, unknown host name, time-out. Also where a secret cannot be read."""
     TLS_FAILED = "TLS_FAILED"
+    """The TLS handshake failed, a certificate was not accepted, or a TLS file cannot be used."""
     NO_CONTEXT = "NO_CONTEXT"
-    """Accepted, but not one presentation context was."""
+    """The association was accepted without any presentation context."""
     ABORTED = "ABORTED"
-    """A-ABORT by the peer (source 0 or 2, reason: PS3.8 9.3.8)."""
+    """The peer sent A-ABORT (PS3.8 9.3.8); see source and reason."""
     CLOSED = "CLOSED"
-    """Reset, or closed without A-ABORT."""
+    """The peer closed or reset the connection without A-ABORT, or released the association before it had answered."""
     TIMED_OUT = "TIMED_OUT"
-    """One of the time-outs after the connection stood; the sentence says which. We sent A-ABORT."""
+    """A time-out expired after the connection was established; the sentence says which. The sender aborted."""
     PROTOCOL_ERROR = "PROTOCOL_ERROR"
-    """The peer sent what PS3.7/PS3.8 does not allow. We sent A-ABORT."""
+    """The peer sent what PS3.7 or PS3.8 does not allow. The sender aborted."""
     FILE_CHANGED = "FILE_CHANGED"
-    """We aborted in mid data set because the file is not what was ingested; reported as NotOffered(CHANGED)."""
+    """The sender aborted while it sent a data set, since the file could not be read or differs from what was ingested.
+
+    The item was also reported as ``NotOffered``.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class AssociationEnd:
-    """How one association went."""
+    """How one association ended, and what was sent over it."""
 
     end: End
     sentence: str = ""
-    """One sentence for people; untrusted where it quotes the peer."""
+    """One sentence for the operator; untrusted where it quotes the peer."""
     established: bool = False
     """A-ASSOCIATE-AC was received."""
     result: int | None = None
     source: int | None = None
     reason: int | None = None
-    """A-ASSOCIATE-RJ's result/source/reason, or A-ABORT's source/reason, as numbers."""
+    """Result, source and reason of an A-ASSOCIATE-RJ, or source and reason of an A-ABORT, as numbers."""
     seconds: float = 0.0
-    """From connect to the end of the association (monotonic)."""
+    """From connect to the end of the association."""
     bytes_sent: int = 0
-    """Data set bytes that left."""
+    """Data set bytes that were sent."""
     in_flight: tuple[Item, ...] = ()
-    """Offered (wholly or partly) and never answered: their outcome is unknown."""
+    """Items that were sent, wholly or in part, and not answered: whether they are stored is unknown."""
     window: int = 1
-    """The asynchronous operations window that was granted; 0: unlimited."""
+    """C-STORE-RQs that the peer allowed to be outstanding at once (PS3.7 D.3.3.3); 0: no limit."""
     peer_implementation: str = ""
-    """Implementation version name (or class UID) the peer gave; untrusted."""
+    """The peer's implementation version name, or class UID where it gives no name; untrusted."""
 
 
 class Watcher(Protocol):
-    """Receives facts on the sending thread. Any method may raise (``LostClaim`` above all): the sender then aborts the
-    association and re-raises."""
+    """Receives what happens during an association, on the sending thread.
+
+    Any method may raise, for instance ``LostClaim``. The sender then aborts the association and raises it again.
+    """
 
     def answered(self, answer: Answer) -> Next:
-        """Given a C-STORE-RSP, return whether to go on."""
+        """Given a C-STORE-RSP, return whether to send further items."""
 
     def not_offered(self, fact: NotOffered) -> Next:
-        """Given an item that could not be offered, return whether to go on."""
+        """Given an item that was not sent, return whether to send further items."""
 
     def progressed(self, sent: int) -> None:
-        """``sent`` more bytes were accepted by the transport. Called often; cheap."""
+        """Given the number of bytes sent since the last call. Called often, so that it must be fast."""
 
     def stopping(self) -> bool:
-        """Whether the pass has been asked to end: offer nothing more, finish what is in flight, release."""
+        """Return whether the pass is asked to stop: no further item is sent, outstanding ones are awaited, then release."""

@@ -1,1 +1,1 @@
-"""The wire: presentation contexts, PDUs, the association's data path, TLS. Knows nothing of the database."""
+"""DICOM networking: presentation contexts, PDUs, C-STORE over an association, C-ECHO, TLS. No access to the database."""

@@ -1,7 +1,7 @@
-"""One association's C-STOREs: as many outstanding as were agreed, bytes straight from the file, every answer told at once.
+"""Send instances over one association; report each response as it arrives (PS3.7 9.3.1, PS3.8 7).
 
-What is sent, what is read and what is waited for stand in one place and one thread. Beside it one more takes digests: they
-cost as much as sending does, and while they are taken the loop sends, waits and reads the next files.
+One thread sends, receives and waits. A second one computes digests, which cost as much time as sending; meanwhile the first
+sends, waits and reads the next files.
 """
 
 from __future__ import annotations
@@ -21,48 +21,49 @@ from examsend.errors import ConfigError
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
 
 _BUFFER = 4 << 20
-"""Bytes of a file held at once: most instances whole."""
+"""Bytes of a file that are held in memory at once. Most instances are shorter."""
 
 _AHEAD = 3
-"""Files read and proved ahead of the wire."""
+"""Files that are read, and their digests computed, before it is their turn."""
 
-_WORTH_A_THREAD = 1 << 16
-"""Bytes whose digest takes longer than handing it over."""
+_DIGEST_IN_THREAD = 1 << 16
+"""From this many bytes on the digest is computed in the second thread; for fewer the hand-over takes longer."""
 
 _LONGEST_PDU = 1 << 17
-"""Bytes of a P-DATA-TF of ours, however long the peer lets them be."""
+"""Longest P-DATA-TF variable field that is sent, in bytes, even where the peer accepts longer ones."""
 
 _RELEASE_SECONDS = 10.0
-_STOP_SECONDS = 7.0
-"""How long what is in flight may take to end once the pass is asked to."""
+"""How long to wait for A-RELEASE-RP."""
 
-_OTHER_PDU = 1 << 10
-"""Bytes of an A-ABORT, A-RELEASE or A-ASSOCIATE-RJ; they have four."""
+_STOP_SECONDS = 7.0
+"""How long outstanding instances may take once the pass is asked to stop."""
 
 
 @dataclass(slots=True)
-class _Flight:
-    """A C-STORE-RQ on its way, or here and unanswered."""
+class _Outstanding:
+    """A C-STORE-RQ that is sent, wholly or in part, and not yet answered."""
 
     item: Item
     length: int
+    """Of its data set, in bytes."""
 
 
 @dataclass(slots=True)
 class _Ready:
-    """An item about to go: its payload opened, its first bytes read, their digest on its way."""
+    """The next item to send, or one of those after it: its file is open and its first bytes are read."""
 
     item: Item
     context_id: int
     payload: Payload
     buffer: memoryview
     count: int
-    proof: Future[None] | None
-    """None: the digest has been taken (and, if those bytes were all, was right)."""
+    """Bytes of the data set in ``buffer``."""
+    digest: Future[None] | None
+    """Done when those bytes are in the digest; None where they already are."""
 
 
 class Association:
-    """One association, from connect to release or abort."""
+    """One association, from connect to release or abort. Used once."""
 
     def __init__(self, peer: Peer, watcher: Watcher) -> None:
         self._peer = peer
@@ -71,7 +72,7 @@ class Association:
         self._accepted = negotiation.Accepted({}, 0, 1, "")
         self._established = False
         self._reader = messages.ResponseReader()
-        self._flying: dict[int, _Flight] = {}
+        self._outstanding: dict[int, _Outstanding] = {}
         self._message_id = 0
         self._bytes_sent = 0
         self._verdict = Next.GO_ON
@@ -81,23 +82,26 @@ class Association:
         self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
     def run(self, items: Sequence[Item]) -> AssociationEnd:
-        """Offer items in order, release, and return how it went. Raises only what ``watcher`` raised, after an A-ABORT."""
+        """Send items in order, release, and return how the association ended.
+
+        Raises only what the watcher raised, after an A-ABORT.
+        """
         began = time.monotonic()
-        last_words = b""
+        last_pdu = b""
         try:
             self._open(items)
             self._store(items)
             sentence = self._release()
             end = self._end(End.RELEASED, sentence, began)
         except Ended as ended:
-            last_words = messages.ABORT if ended.ours else b""
+            last_pdu = messages.ABORT if ended.abort else b""
             end = self._end(ended.end, ended.sentence, began, ended)
         except BaseException:
-            last_words = messages.ABORT
+            last_pdu = messages.ABORT
             raise
         finally:
             if self._wire is not None:
-                self._wire.close(last_words)
+                self._wire.close(last_pdu)
             self._digests.shutdown(cancel_futures=True)
         return end
 
@@ -111,7 +115,7 @@ class Association:
             None if ended is None else ended.reason,
             time.monotonic() - began,
             self._bytes_sent,
-            tuple(flight.item for flight in self._flying.values()),
+            tuple(request.item for request in self._outstanding.values()),
             self._accepted.window,
             self._accepted.implementation,
         )
@@ -125,13 +129,13 @@ class Association:
             request = negotiation.request(peer, proposals)
         except ConfigError as error:
             raise Ended(End.UNREACHABLE, str(error)) from None
-        wire = self._wire = connect(peer, self._tick)
+        wire = self._wire = connect(peer, self._check_stop)
         wire.send([request], lambda _bytes_sent: None)
         deadline = time.monotonic() + peer.accept_timeout
         found = wire.pdu(limit=negotiation.MAX_ACCEPT, deadline=deadline)
         if found is None:
             raise Ended(
-                End.TIMED_OUT, f"the peer did not answer A-ASSOCIATE within {peer.accept_timeout:g} s", ours=True
+                End.TIMED_OUT, f"the peer did not answer A-ASSOCIATE within {peer.accept_timeout:g} s", abort=True
             )
         kind, body = found
         if kind == messages.A_ASSOCIATE_RJ and len(body) >= 4:
@@ -139,13 +143,13 @@ class Association:
             sentence = words.rejection(result, source, reason)
             raise Ended(End.REJECTED, sentence, result=result, source=source, reason=reason)
         if kind != messages.A_ASSOCIATE_AC:
-            self._unasked(kind, body)
+            self._raise_unexpected(kind, body)
         self._accepted = negotiation.accepted(body, peer, proposals)
         self._established = True
         if not self._accepted.contexts:
             for item in items:
-                self._refused(item)
-            raise Ended(End.NO_CONTEXT, "the peer accepted no presentation context", ours=True)
+                self._report_refused(item)
+            raise Ended(End.NO_CONTEXT, "the peer accepted no presentation context", abort=True)
 
     # --- storing ---
 
@@ -154,28 +158,28 @@ class Association:
         waiting = iter(items)
         ahead: deque[_Ready] = deque()
         try:
-            self._look_ahead(waiting, ahead)
+            self._read_ahead(waiting, ahead)
             while ahead and self._verdict is Next.GO_ON and not self._watcher.stopping():
                 current = ahead.popleft()
                 with current.payload:
                     self._offer(current)
                 self._buffers.append(current.buffer)
-                # The next files are read and proved while the peer is busy with this one.
-                self._look_ahead(waiting, ahead)
-                while len(self._flying) >= window:
-                    self._answers(block=True)
+                # The next files are read while the peer stores this instance.
+                self._read_ahead(waiting, ahead)
+                while len(self._outstanding) >= window:
+                    self._read_responses(block=True)
                 if window > 1:
-                    self._answers(block=False)
+                    self._read_responses(block=False)
         finally:
             for ready in ahead:
-                if ready.proof is not None:
-                    ready.proof.cancel()
-                    wait([ready.proof])
+                if ready.digest is not None:
+                    ready.digest.cancel()
+                    wait([ready.digest])
                 ready.payload.close()
-        while self._flying:
-            self._answers(block=True)
+        while self._outstanding:
+            self._read_responses(block=True)
 
-    def _look_ahead(self, waiting: Iterator[Item], ahead: deque[_Ready]) -> None:
+    def _read_ahead(self, waiting: Iterator[Item], ahead: deque[_Ready]) -> None:
         while len(ahead) < _AHEAD:
             ready = self._next(waiting)
             if ready is None:
@@ -183,16 +187,16 @@ class Association:
             ahead.append(ready)
 
     def _next(self, waiting: Iterator[Item]) -> _Ready | None:
-        """The next item that can be offered; those that cannot are told on the way."""
+        """Return the next item that can be sent, or None. Report those before it that cannot."""
         for item in waiting:
             carrier = contexts.choose(item, self._accepted.contexts)
             if carrier is None:
-                self._take(self._refused(item))
+                self._obey(self._report_refused(item))
                 continue
             try:
                 return self._prepare(item, carrier)
             except Unusable as unusable:
-                self._take(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
+                self._obey(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
         return None
 
     def _prepare(self, item: Item, carrier: contexts.Carrier) -> _Ready:
@@ -203,38 +207,43 @@ class Association:
         except BaseException:
             payload.close()
             raise
-        proof = None
-        if count >= _WORTH_A_THREAD:
-            proof = self._digests.submit(payload.digest, buffer[:count])
+        digest = None
+        if count >= _DIGEST_IN_THREAD:
+            digest = self._digests.submit(payload.digest, buffer[:count])
         else:
             payload.digest(buffer[:count])
-        return _Ready(item, carrier.context_id, payload, buffer, count, proof)
+        return _Ready(item, carrier.context_id, payload, buffer, count, digest)
 
-    def _refused(self, item: Item) -> Next:
+    def _report_refused(self, item: Item) -> Next:
         sentence = f"the peer accepts no presentation context for {item.sop_class_uid} in {item.transfer_syntax_uid}"
         return self._watcher.not_offered(NotOffered(item, Problem.CONTEXT_REJECTED, sentence))
 
-    def _take(self, verdict: Next) -> None:
+    def _obey(self, verdict: Next) -> None:
+        """Given what the watcher returned, remember whether to release."""
         if verdict is Next.RELEASE:
             self._verdict = verdict
 
     def _new_id(self) -> int:
-        """Message ids run from 1 to 65535 and around; one that is outstanding is passed over."""
+        """Return the next message id, from 1 to 65535 and then from 1 again, without those that are outstanding."""
         while True:
             self._message_id = self._message_id % 65535 + 1
-            if self._message_id not in self._flying:
+            if self._message_id not in self._outstanding:
                 return self._message_id
 
     def _offer(self, ready: _Ready) -> None:
-        """Send one C-STORE-RQ: its command set and its first bytes in one write, the last only once the digest is right."""
+        """Send one C-STORE-RQ. The command set and the first bytes go in one write.
+
+        The last bytes are sent only once the digest is known to be right, so that the peer never has the whole of a file
+        that was changed.
+        """
         item, payload, buffer, count = ready.item, ready.payload, ready.buffer, ready.count
         try:
-            if ready.proof is not None:
-                ready.proof.result()
+            if ready.digest is not None:
+                ready.digest.result()
             if count == payload.length:
                 payload.verify()
         except Unusable as unusable:
-            self._take(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
+            self._obey(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
             return
         limit = self._accepted.max_length
         longest = min(limit, _LONGEST_PDU) if limit else _LONGEST_PDU
@@ -243,22 +252,22 @@ class Association:
         command = messages.store_request(message_id, item.sop_class_uid, item.sop_instance_uid, self._peer.priority)
         pieces: list[Any] = messages.command_pieces(command, ready.context_id, room)
         full = messages.header(room, ready.context_id, command=False, last=False)
-        self._flying[message_id] = _Flight(item, payload.length)
+        self._outstanding[message_id] = _Outstanding(item, payload.length)
         assert self._wire is not None
         sent = 0
-        proof: Future[None] | None = None
+        digest: Future[None] | None = None
         try:
             while True:
                 last = sent + count >= payload.length
-                # Whole PDUs now; what is left over goes to the front of the next read, or is the last.
+                # Send whole PDUs. The remaining bytes go before those of the next read; the last PDU is sent below.
                 whole = max(count - 1, 0) // room * room if last else count // room * room
                 for at in range(0, whole, room):
                     pieces += (full, buffer[at : at + room])
                 if last:
-                    if proof is not None:
+                    if digest is not None:
                         self._wire.send(pieces, self._watcher.progressed)
                         pieces = []
-                        proof.result()
+                        digest.result()
                         payload.verify()
                     value = buffer[whole:count]
                     pieces += (messages.header(len(value), ready.context_id, command=False, last=True), value)
@@ -266,27 +275,27 @@ class Association:
                     self._bytes_sent += count
                     break
                 self._wire.send(pieces, self._watcher.progressed)
-                if proof is not None:
-                    proof.result()
+                if digest is not None:
+                    digest.result()
                 self._bytes_sent += whole
                 sent += whole
                 left = count - whole
                 buffer[:left] = bytes(buffer[whole:count])
                 count = payload.fill(buffer[left:])
-                proof = self._digests.submit(payload.digest, buffer[left : left + count])
+                digest = self._digests.submit(payload.digest, buffer[left : left + count])
                 count += left
                 pieces = []
         except Unusable as unusable:
-            # The peer has a part of it and must not keep it.
-            del self._flying[message_id]
+            # The peer has part of the data set. It discards it when the association is aborted.
+            del self._outstanding[message_id]
             self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable)))
-            raise Ended(End.FILE_CHANGED, f"we ended the association: {unusable}", ours=True) from None
+            raise Ended(End.FILE_CHANGED, f"association aborted: {unusable}", abort=True) from None
         self._answer_timer = time.monotonic()
 
     # --- answers ---
 
-    def _answers(self, *, block: bool) -> None:
-        """Take what has been answered; with ``block``, at least one answer."""
+    def _read_responses(self, *, block: bool) -> None:
+        """Read and report the responses that have arrived; with ``block``, wait for at least one."""
         assert self._wire is not None
         while True:
             found = self._wire.pdu(
@@ -295,53 +304,62 @@ class Association:
             if found is None:
                 if not block:
                     return
-                self._late()
+                self._check_answer_time()
                 continue
             kind, body = found
             if kind != messages.P_DATA_TF:
-                self._unasked(kind, body)
+                self._raise_unexpected(kind, body)
             responses = self._reader.feed(body)
             for response in responses:
-                self._answer(response)
+                self._report(response)
             block = block and not responses
 
-    def _answer(self, response: messages.StoreResponse) -> None:
-        flight = self._flying.get(response.message_id)
-        if flight is None:
-            raise protocol_error(f"an answer to message {response.message_id}, which is not outstanding")
-        if response.sop_instance_uid not in {None, flight.item.sop_instance_uid}:
-            raise protocol_error("a C-STORE-RSP that names another SOP Instance UID")
-        del self._flying[response.message_id]
+    def _report(self, response: messages.StoreResponse) -> None:
+        request = self._outstanding.get(response.message_id)
+        if request is None:
+            raise protocol_error(f"a response to message {response.message_id}, which is not outstanding")
+        if response.sop_instance_uid not in {None, request.item.sop_instance_uid}:
+            raise protocol_error("a C-STORE-RSP with another SOP Instance UID")
+        del self._outstanding[response.message_id]
         self._answer_timer = time.monotonic()
-        self._take(
+        self._obey(
             self._watcher.answered(
-                Answer(flight.item, response.status, flight.length, response.error_comment, response.offending_elements)
+                Answer(
+                    request.item, response.status, request.length, response.error_comment, response.offending_elements
+                )
             )
         )
 
-    def _late(self) -> None:
-        """No answer for a second: from when the last byte left, or the last answer came, there is a limit to it."""
+    def _check_answer_time(self) -> None:
+        """Called when no response came for a second: raise Ended where the answer time-out has expired.
+
+        It runs from the last byte sent or the last response.
+        """
         assert self._wire is not None
-        self._tick()
+        self._check_stop()
         if not self._wire.drained():
-            # Bytes are still on their way: the stall time-out watches over those.
+            # Not all bytes are acknowledged: the stall time-out applies.
             self._answer_timer = time.monotonic()
             if time.monotonic() - self._wire.moved_at > self._peer.stall_timeout:
-                raise Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s", ours=True)
+                raise Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s", abort=True)
             return
         if time.monotonic() - self._answer_timer > self._peer.answer_timeout:
-            raise Ended(End.TIMED_OUT, f"no answer to a C-STORE for {self._peer.answer_timeout:g} s", ours=True)
+            raise Ended(End.TIMED_OUT, f"no answer to a C-STORE for {self._peer.answer_timeout:g} s", abort=True)
 
-    def _tick(self) -> None:
-        """At least once a second, whatever is waited for."""
+    def _check_stop(self) -> None:
+        """Called at least once a second while waiting: raise Ended where a stopping pass has waited long enough."""
         if self._watcher.stopping():
             now = time.monotonic()
             self._stopping_since = self._stopping_since or now
             if now - self._stopping_since > _STOP_SECONDS:
-                raise Ended(End.TIMED_OUT, "the pass was asked to end and the instance in flight did not", ours=True)
+                raise Ended(
+                    End.TIMED_OUT,
+                    f"the pass is stopping, and the peer did not answer within {_STOP_SECONDS:g} s",
+                    abort=True,
+                )
 
-    def _unasked(self, kind: int, body: bytes) -> None:
-        """A PDU that is no answer: abort, release, or nothing that may come now. Always raises."""
+    def _raise_unexpected(self, kind: int, body: bytes) -> None:
+        """Given a PDU other than the expected ones, raise the Ended that it means."""
         if kind == messages.A_ABORT:
             source, reason = (body[2], body[3]) if len(body) >= 4 else (0, 0)
             raise Ended(End.ABORTED, words.abort(source, reason), source=source, reason=reason)
@@ -349,12 +367,15 @@ class Association:
             assert self._wire is not None
             self._wire.send([messages.RELEASE_RP], lambda _bytes_sent: None)
             raise Ended(End.CLOSED, "the peer released the association before it had answered")
-        raise protocol_error(f"a PDU of type {kind} that may not come now")
+        raise protocol_error(f"an unexpected PDU of type {kind}")
 
     # --- ending ---
 
     def _release(self) -> str:
-        """A-RELEASE (PS3.8 7.2); return a sentence where the peer did not take part. Everything is answered by now."""
+        """Do A-RELEASE (PS3.8 7.2); return "", or a sentence where it failed.
+
+        All requests are answered by now, so that a failure changes no outcome.
+        """
         assert self._wire is not None
         deadline = time.monotonic() + _RELEASE_SECONDS
         try:
@@ -367,14 +388,14 @@ class Association:
                 if kind == messages.A_RELEASE_RP:
                     return ""
                 if kind == messages.A_RELEASE_RQ:
-                    # Both ends asked at once: the requestor answers and goes on waiting (PS3.8 7.2.2.7).
+                    # A-RELEASE collision: the requestor answers and goes on waiting (PS3.8 7.2.2.7).
                     self._wire.send([messages.RELEASE_RP], lambda _bytes_sent: None)
                 elif kind != messages.P_DATA_TF:
-                    self._unasked(kind, body)
+                    self._raise_unexpected(kind, body)
         except Ended as ended:
-            return f"at its release: {ended.sentence}"
+            return f"A-RELEASE failed: {ended.sentence}"
 
 
 def run(peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
-    """Given a peer and items, deliver them over one association."""
+    """Given a peer and items, send them over one association and return how it ended. See ``senders.base.Sender.send``."""
     return Association(peer, watcher).run(items)

@@ -1,9 +1,9 @@
-"""Which presentation contexts a set of instances needs (PS3.8 9.3.2.2, PS3.5 10.1).
+"""The presentation contexts that a set of instances needs (PS3.8 9.3.2.2, PS3.5 10.1).
 
-One context for each (SOP class, transfer syntax of the files), offering just that syntax, so that bytes go out
-unchanged. For a class whose files are in a native (uncompressed) syntax, Implicit VR Little Endian is offered too, in a
-context of its own, and used, by re-encoding, only where the file's own syntax is refused: PS3.5 10.1 makes it the
-syntax that every receiver must take.
+Each pair of SOP class and transfer syntax of the files gets one context with just that syntax, so that data sets are sent
+unchanged. For classes with files in a native (uncompressed) syntax, a separate context proposes Implicit VR Little Endian,
+which every receiver must support (PS3.5 10.1). It is used only where the file's own syntax is not accepted; the data set is
+then re-encoded.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Protocol, TypeVar
 from examsend.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, NATIVE
 
 MAX_CONTEXTS = 128
-"""Presentation context ids are the odd numbers 1-255 (PS3.8 Table 9-18)."""
+"""Of one association: presentation context ids are the odd numbers from 1 to 255 (PS3.8 Table 9-18)."""
 
 
 class HasSyntax(Protocol):
-    """What is needed of an instance here."""
+    """The attributes of an instance that decide its presentation context."""
 
     @property
     def sop_class_uid(self) -> str:
@@ -27,7 +27,7 @@ class HasSyntax(Protocol):
 
     @property
     def transfer_syntax_uid(self) -> str:
-        """Transfer syntax of the file."""
+        """Transfer Syntax UID (0002,0010) of the file."""
 
 
 T = TypeVar("T", bound=HasSyntax)
@@ -35,7 +35,7 @@ T = TypeVar("T", bound=HasSyntax)
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One presentation context: an abstract syntax with exactly one transfer syntax."""
+    """A proposed presentation context: one abstract syntax with one transfer syntax."""
 
     context_id: int
     sop_class_uid: str
@@ -50,9 +50,9 @@ def _pairs(instance: HasSyntax) -> list[tuple[str, str]]:
 
 
 def propose(instances: Iterable[HasSyntax]) -> tuple[Proposal, ...]:
-    """Given instances, return the contexts they need: ids 1, 3, 5, ... in the order of first use.
+    """Given instances, return the contexts they need, with ids 1, 3, 5, ... in order of first use.
 
-    Raises ValueError where they need more than 128: partition first.
+    Raises ValueError where they need more than 128; see ``partition``.
     """
     pairs = dict.fromkeys(pair for instance in instances for pair in _pairs(instance))
     if len(pairs) > MAX_CONTEXTS:
@@ -61,9 +61,9 @@ def propose(instances: Iterable[HasSyntax]) -> tuple[Proposal, ...]:
 
 
 def partition(instances: Sequence[T]) -> list[list[T]]:
-    """Given instances in their order, return lists that each fit into one association's 128 contexts.
+    """Given instances in order, return them as lists that each need at most 128 contexts.
 
-    Nearly always that is one list. Order is kept within a list; a class's contexts stay together.
+    Usually one list. Order is kept within each list. Instances of one SOP class and transfer syntax share a list.
     """
     groups: list[tuple[dict[tuple[str, str], None], list[T]]] = []
     home: dict[tuple[str, str], list[T]] = {}
@@ -84,15 +84,16 @@ def partition(instances: Sequence[T]) -> list[list[T]]:
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """The accepted context an instance goes out in."""
+    """The accepted context in which an instance is sent."""
 
     context_id: int
     transfer_syntax_uid: str
-    """What the bytes must be in; the file's own syntax unless it was refused."""
+    """The syntax of the data set as sent: the file's own, or Implicit VR Little Endian where that was not accepted."""
 
 
 def choose(instance: HasSyntax, accepted: dict[tuple[str, str], int]) -> Carrier | None:
-    """Given an instance and the accepted {(SOP class, transfer syntax): context id}, return its carrier or None."""
+    """Given an instance and the accepted {(SOP class, transfer syntax): context id}, return the context to
+    send it in, or None where none was accepted."""
     for sop_class_uid, syntax in _pairs(instance):
         context_id = accepted.get((sop_class_uid, syntax))
         if context_id is not None:

@@ -1,4 +1,4 @@
-"""C-ECHO (PS3.7 9.1.5): is anybody there, and who do they say they are."""
+"""C-ECHO (PS3.7 9.1.5): check that a peer accepts an association and answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from examsend.dimse import implementation, tls, words
+from examsend.dimse import implementation, tls, wire, words
 from examsend.errors import ConfigError
 from examsend.transfer import Peer
 
@@ -15,21 +15,22 @@ _VERIFICATION = "1.2.840.10008.1.1"
 
 @dataclass(frozen=True, slots=True)
 class EchoResult:
-    """What a peer made of a C-ECHO."""
+    """The result of a C-ECHO."""
 
     ok: bool
     milliseconds: float | None
-    """Round trip of the C-ECHO itself."""
+    """Round trip of the C-ECHO itself; None where none was answered."""
     sentence: str
-    """Why not, or what else there is to say."""
+    """Why it failed; where it did not, the peer's implementation version name in parentheses, or nothing."""
 
 
 def echo(peer: Peer) -> EchoResult:
-    """Given a peer, associate, send one C-ECHO, release. Every wait is bounded."""
+    """Given a peer, associate, send one C-ECHO and release. Every wait has a time-out. Raises nothing for what the peer
+    does."""
     from pynetdicom import AE, evt
     from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ
 
-    said: list[Any] = []
+    received: list[Any] = []
     connected: list[bool] = []
     ae = AE(ae_title=peer.calling_aet)
     ae.connection_timeout, ae.acse_timeout = peer.connect_timeout, peer.accept_timeout
@@ -40,7 +41,7 @@ def echo(peer: Peer) -> EchoResult:
     try:
         secure = None if peer.tls is None else (tls.context(peer.tls), peer.tls.server_name or peer.host)
         handlers: list[Any] = [
-            (evt.EVT_PDU_RECV, lambda event: said.append(event.pdu)),
+            (evt.EVT_PDU_RECV, lambda event: received.append(event.pdu)),
             (evt.EVT_CONN_OPEN, lambda _event: connected.append(True)),
         ]
         association = ae.associate(
@@ -51,16 +52,16 @@ def echo(peer: Peer) -> EchoResult:
     except OSError as error:
         return EchoResult(False, None, f"cannot connect: {error.strerror or error}")
     if not association.is_established:
-        for pdu in said:
+        for pdu in received:
             if isinstance(pdu, A_ASSOCIATE_RJ):
                 return EchoResult(False, None, words.rejection(pdu.result, pdu.source, pdu.reason_diagnostic))
             if isinstance(pdu, A_ABORT_RQ):
                 return EchoResult(False, None, words.abort(pdu.source, pdu.reason_diagnostic))
-        if said:
+        if received:
             return EchoResult(False, None, "the association was accepted, C-ECHO (Verification SOP class) was not")
         if connected:
             return EchoResult(False, None, f"connected, but no answer to A-ASSOCIATE within {peer.accept_timeout:g} s")
-        return EchoResult(False, None, _unreachable(peer))
+        return EchoResult(False, None, wire.connect_again(peer).sentence)
     try:
         began = time.perf_counter()
         answer = association.send_c_echo()
@@ -73,23 +74,3 @@ def echo(peer: Peer) -> EchoResult:
     if answer.Status != 0:
         return EchoResult(False, took, f"C-ECHO answered with status {answer.Status:04X}")
     return EchoResult(True, took, f" ({version})" if version else "")
-
-
-def _unreachable(peer: Peer) -> str:
-    """Why there is no connection: the library keeps no reason, so the system is asked once more."""
-    import socket
-    import ssl
-
-    try:
-        with socket.create_connection((peer.host, peer.port), peer.connect_timeout) as probe:
-            if peer.tls is not None:
-                name = peer.tls.server_name or peer.host
-                with tls.context(peer.tls).wrap_socket(probe, server_hostname=name):
-                    pass
-    except ssl.SSLError as error:
-        return tls.words(error)
-    except TimeoutError:
-        return f"cannot connect to {peer.host}:{peer.port}: no answer within {peer.connect_timeout:g} s"
-    except OSError as error:
-        return f"cannot connect to {peer.host}:{peer.port}: {error.strerror or error}"
-    return f"cannot connect to {peer.host}:{peer.port}"

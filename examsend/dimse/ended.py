@@ -1,4 +1,4 @@
-"""How an association came to its end before its time, as an exception."""
+"""The exception that ends an association early."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from examsend.transfer import End
 
 
 class Ended(Exception):
-    """The association is over. ``ours``: the peer has not been told yet, so it gets an A-ABORT."""
+    """The association is over.
+
+    ``end`` and ``sentence`` say how. ``result``, ``source`` and ``reason`` are the numbers of an A-ASSOCIATE-RJ or A-ABORT
+    (PS3.8 9.3.4, 9.3.8). ``abort``: the peer still considers the association open, so an A-ABORT must be sent.
+    """
 
     def __init__(
         self,
@@ -16,7 +20,7 @@ class Ended(Exception):
         result: int | None = None,
         source: int | None = None,
         reason: int | None = None,
-        ours: bool = False,
+        abort: bool = False,
     ) -> None:
         super().__init__(sentence)
         self.end = end
@@ -24,9 +28,9 @@ class Ended(Exception):
         self.result = result
         self.source = source
         self.reason = reason
-        self.ours = ours
+        self.abort = abort
 
 
 def protocol_error(sentence: str) -> Ended:
-    """The peer sent what PS3.7 or PS3.8 does not allow."""
-    return Ended(End.PROTOCOL_ERROR, f"the peer broke the protocol: {sentence}", ours=True)
+    """Given what the peer sent that PS3.7 or PS3.8 does not allow, return the Ended that aborts the association."""
+    return Ended(End.PROTOCOL_ERROR, f"protocol error by the peer: {sentence}", abort=True)

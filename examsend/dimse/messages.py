@@ -1,4 +1,4 @@
-"""The hot messages of an association, as bytes: P-DATA-TF (PS3.8 9.3.5), C-STORE-RQ and -RSP (PS3.7 9.3.1)."""
+"""Encode and decode what a C-STORE needs: P-DATA-TF (PS3.8 9.3.5), C-STORE-RQ and C-STORE-RSP (PS3.7 9.3.1)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ _COMMAND, _LAST = 1, 2
 """Bits of a message control header (PS3.8 E.2)."""
 
 _HEADER = struct.Struct(">BxLLBB")
-HEADER_LENGTH = _HEADER.size
-"""Bytes before a single presentation data value: PDU header, item length, context id, message control header."""
+"""PDU type and length, then length, context id and message control header of a presentation data value (PS3.8 9.3.5.1)."""
 
 
 def header(length: int, context_id: int, *, command: bool, last: bool) -> bytes:
-    """Given the length of a value, return the header of a P-DATA-TF that carries it alone."""
+    """Given the length of a value in bytes, return the header (12 bytes) of a P-DATA-TF that holds just this value.
+
+    ``command``: the value is part of a command set, else of a data set. ``last``: it is the last part (PS3.8 E.2).
+    """
     control = (_COMMAND if command else 0) | (_LAST if last else 0)
     return _HEADER.pack(P_DATA_TF, length + 6, length + 2, context_id, control)
 
@@ -38,7 +40,7 @@ def _uid(uid: str) -> bytes:
 
 
 def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, priority: int) -> bytes:
-    """Return the command set of a C-STORE-RQ, Implicit VR Little Endian (PS3.7 9.3.1.1)."""
+    """Return the command set of a C-STORE-RQ with a data set, in Implicit VR Little Endian (PS3.7 9.3.1.1)."""
     body = b"".join(
         (
             _element(0x0002, _uid(sop_class_uid)),
@@ -53,7 +55,7 @@ def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, pr
 
 
 def command_pieces(command: bytes, context_id: int, room: int) -> list[bytes]:
-    """Return a command set framed: one P-DATA-TF, or several where the peer takes very short ones."""
+    """Given a command set, return it as P-DATA-TFs: headers and values in turn, each value at most ``room`` bytes."""
     pieces: list[bytes] = []
     for at in range(0, len(command), room):
         value = command[at : at + room]
@@ -66,24 +68,29 @@ class StoreResponse:
     """A C-STORE-RSP (PS3.7 9.3.1.2)."""
 
     message_id: int
+    """Message ID Being Responded To (0000,0120)."""
     status: int
+    """Status (0000,0900)."""
     sop_instance_uid: str | None
+    """Affected SOP Instance UID (0000,1000); None where the peer gave none."""
     error_comment: str | None
+    """Error Comment (0000,0902), at most 1024 characters; untrusted."""
     offending_elements: tuple[int, ...]
+    """Offending Element (0000,0901), as tags."""
 
 
-MAX_COMMAND = 1 << 16
-"""Bytes of a response's command set: a good one has some two hundred."""
+_MAX_COMMAND = 1 << 16
+"""Longest command set that is accepted, in bytes. A valid C-STORE-RSP has about 200."""
 
 
 class ResponseReader:
-    """Puts C-STORE-RSPs together from P-DATA-TF bodies, which may hold several values or a part of one."""
+    """Assembles C-STORE-RSPs from P-DATA-TF bodies. A body may hold several presentation data values or part of one."""
 
     def __init__(self) -> None:
         self._command = bytearray()
 
     def feed(self, body: bytes) -> list[StoreResponse]:
-        """Given a P-DATA-TF's body, return the responses it completes. Raises Ended where it is none."""
+        """Given a P-DATA-TF's body, return the responses it completes, in order. Raises Ended where it is not valid."""
         found = []
         at = 0
         while at < len(body):
@@ -93,10 +100,10 @@ class ResponseReader:
             if length < 2 or at + 4 + length > len(body):
                 raise protocol_error("a presentation data value does not fit its PDU")
             if not control & _COMMAND:
-                raise protocol_error("a data set where a response was due")
+                raise protocol_error("a data set instead of a C-STORE-RSP")
             self._command += body[at + 6 : at + 4 + length]
-            if len(self._command) > MAX_COMMAND:
-                raise protocol_error("a command set without end")
+            if len(self._command) > _MAX_COMMAND:
+                raise protocol_error(f"a command set of more than {_MAX_COMMAND} bytes")
             if control & _LAST:
                 found.append(_response(bytes(self._command)))
                 self._command.clear()
@@ -116,12 +123,12 @@ def _response(command: bytes) -> StoreResponse:
         fields[element] = command[at + 8 : at + 8 + length]
         at += 8 + length
     if _number(fields, 0x0100) != 0x8001:
-        raise protocol_error("something else than a C-STORE-RSP")
+        raise protocol_error("a command that is not a C-STORE-RSP")
     if _number(fields, 0x0800) != 0x0101:
         raise protocol_error("a C-STORE-RSP with a data set")
     message_id, status = _number(fields, 0x0120), _number(fields, 0x0900)
     if message_id is None:
-        raise protocol_error("a C-STORE-RSP that answers no message")
+        raise protocol_error("a C-STORE-RSP without Message ID Being Responded To (0000,0120)")
     if status is None:
         raise protocol_error("a C-STORE-RSP without Status (0000,0900)")
     uid = fields.get(0x1000)

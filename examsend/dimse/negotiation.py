@@ -1,7 +1,7 @@
-"""A-ASSOCIATE: what we ask for and what a peer grants (PS3.8 9.3.2 to 9.3.4, PS3.7 annex D.3).
+"""Encode an A-ASSOCIATE-RQ and decode an A-ASSOCIATE-AC (PS3.8 9.3.2 and 9.3.3, PS3.7 D.3).
 
-By hand, as the command sets are: importing a DICOM library would cost a short pass more time than its study takes, and what
-a peer says is held against what was proposed, byte by byte.
+No DICOM library is used: importing one takes longer than sending a small study. Each field of the answer is checked against
+what was proposed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from examsend.dimse import implementation
-from examsend.dimse.contexts import MAX_CONTEXTS, Proposal
+from examsend.dimse.contexts import Proposal
 from examsend.dimse.ended import protocol_error
 from examsend.transfer import Peer
 
@@ -31,17 +31,17 @@ _IMPLEMENTATION_VERSION_NAME = 0x55
 _USER_IDENTITY = 0x58
 
 MAX_ACCEPT = 1 << 20
-"""Bytes of an A-ASSOCIATE-AC: 128 contexts take some ten thousand."""
+"""Longest A-ASSOCIATE-AC that is accepted, in bytes. One with 128 contexts has about 10,000."""
 
 MAX_WINDOW = 4096
-"""C-STORE-RQ outstanding where the window is unlimited: message ids must not run out, nor memory."""
+"""C-STORE-RQs outstanding where the granted window is unlimited. It limits memory, and there are only 65535 message ids."""
 
 _FIXED_PART = 68
-"""Protocol version, AE titles and reserved bytes before the items (PS3.8 Table 9-11)."""
+"""Bytes before the items: protocol version, AE titles and reserved fields (PS3.8 Table 9-11)."""
 _SHORTEST_PDU = 8
-"""Six bytes of a presentation data value's header, two of data."""
-_UNSAID_PDU = 16384
-"""Where a peer names no maximum length although it must (PS3.8 D.1.1)."""
+"""Bytes: six of a presentation data value's header, two of data."""
+_DEFAULT_MAX_PDU = 16384
+"""Bytes; used where a peer gives no maximum length, which PS3.8 D.1.1 requires."""
 
 
 def request(peer: Peer, proposals: Sequence[Proposal]) -> bytes:
@@ -77,11 +77,11 @@ def _user_information(peer: Peer) -> bytes:
     items = _item(_MAXIMUM_LENGTH, struct.pack(">L", peer.max_pdu))
     items += _item(_IMPLEMENTATION_CLASS_UID, implementation.IMPLEMENTATION_CLASS_UID.encode())
     if peer.async_window != 1:
-        # We invoke so many, and perform one (PS3.7 D.3.3.3.1).
+        # Maximum number of operations invoked, then performed (PS3.7 D.3.3.3.1).
         items += _item(_ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", min(peer.async_window, 0xFFFF), 1))
     items += _item(_IMPLEMENTATION_VERSION_NAME, implementation.IMPLEMENTATION_VERSION_NAME.encode())
     if peer.user_identity is not None:
-        primary, secondary = implementation.fields(peer.user_identity)
+        primary, secondary = implementation.identity_fields(peer.user_identity)
         secondary = secondary or b""
         value = bytes((peer.user_identity.kind, 0)) + struct.pack(">H", len(primary)) + primary
         items += _item(_USER_IDENTITY, value + struct.pack(">H", len(secondary)) + secondary)
@@ -93,26 +93,29 @@ class Accepted:
     """What an A-ASSOCIATE-AC grants."""
 
     contexts: dict[tuple[str, str], int]
-    """{(SOP class, transfer syntax): context id} of the accepted ones."""
+    """{(SOP class UID, transfer syntax UID): context id} of the accepted contexts."""
     max_length: int
-    """The longest P-DATA-TF the peer takes; 0: any."""
+    """The longest P-DATA-TF variable field the peer accepts, in bytes (PS3.8 D.1); 0: no limit."""
     window: int
-    """C-STORE-RQ that may be outstanding at once; 0: any number."""
+    """C-STORE-RQs that may be outstanding at once (PS3.7 D.3.3.3); 0: no limit."""
     implementation: str
-    """Implementation version name, else class UID; untrusted."""
+    """The peer's implementation version name, or class UID where it gives no name; untrusted."""
 
 
 def accepted(body: bytes, peer: Peer, proposals: Sequence[Proposal]) -> Accepted:
-    """Given an A-ASSOCIATE-AC's body (PS3.8 Table 9-17), return what it grants of what was proposed. Raises Ended."""
+    """Given an A-ASSOCIATE-AC's body (PS3.8 Table 9-17), the peer and the proposed contexts, return what is granted.
+
+    Raises Ended where the body is malformed or answers a context that was not proposed.
+    """
     if len(body) < _FIXED_PART:
-        raise protocol_error("an A-ASSOCIATE-AC that is too short")
+        raise protocol_error(f"an A-ASSOCIATE-AC of {len(body)} bytes; it has at least {_FIXED_PART}")
     proposed = {p.context_id: p for p in proposals}
     contexts: dict[tuple[str, str], int] = {}
     seen: set[int] = set()
     user: dict[int, bytes] = {}
     for kind, value in _items(body[_FIXED_PART:]):
         if kind == _ANSWERED_CONTEXT:
-            _take_context(value, proposed, seen, contexts)
+            _accept_context(value, proposed, seen, contexts)
         elif kind == _USER_INFORMATION:
             user.update(_items(value))
     max_pdu = _max_pdu(user)
@@ -123,35 +126,33 @@ def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at < len(data):
         if at + 4 > len(data):
-            raise protocol_error("an A-ASSOCIATE-AC that ends within an item")
+            raise protocol_error("an A-ASSOCIATE-AC that ends inside an item header")
         kind, length = struct.unpack_from(">BxH", data, at)
         end = at + 4 + length
         if end > len(data):
-            raise protocol_error(f"an A-ASSOCIATE-AC with an item of {length} bytes that it cannot hold")
+            raise protocol_error(f"an A-ASSOCIATE-AC with an item of {length} bytes that is longer than what follows")
         yield kind, data[at + 4 : end]
         at = end
 
 
-def _take_context(
+def _accept_context(
     value: bytes, proposed: dict[int, Proposal], seen: set[int], contexts: dict[tuple[str, str], int]
 ) -> None:
     if len(value) < 4:
-        raise protocol_error("a presentation context answered in too few bytes")
+        raise protocol_error(f"an answer to a presentation context of {len(value)} bytes; it has at least 4")
     context_id, result = value[0], value[2]
-    if len(seen) >= MAX_CONTEXTS:
-        raise protocol_error(f"more than {MAX_CONTEXTS} presentation contexts answered")
     if context_id in seen:
         raise protocol_error(f"presentation context {context_id} answered twice")
     seen.add(context_id)
     proposal = proposed.get(context_id)
     if proposal is None:
-        raise protocol_error(f"presentation context {context_id} answered, which was not proposed")
+        raise protocol_error(f"presentation context {context_id} answered but not proposed")
     if result != 0:
-        # What else a rejected context says has no meaning (PS3.8 9.3.3.2).
+        # The transfer syntax of a rejected context is not significant (PS3.8 9.3.3.2).
         return
     syntaxes = [_text(v) for kind, v in _items(value[4:]) if kind == _TRANSFER_SYNTAX]
+    # A context accepted with a syntax that was not proposed for it is not used.
     if syntaxes == [proposal.transfer_syntax_uid]:
-        # With another syntax than the one proposed for it, it carries nothing of ours.
         contexts[proposal.sop_class_uid, proposal.transfer_syntax_uid] = context_id
 
 
@@ -162,22 +163,22 @@ def _text(value: bytes) -> str:
 def _max_pdu(user: dict[int, bytes]) -> int:
     value = user.get(_MAXIMUM_LENGTH)
     if value is None:
-        return _UNSAID_PDU
+        return _DEFAULT_MAX_PDU
     if len(value) != 4:
-        raise protocol_error(f"a Maximum Length of {len(value)} bytes; it has 4")
+        raise protocol_error(f"a Maximum Length item of {len(value)} bytes; it has 4")
     found = int.from_bytes(value, "big")
     if 0 < found < _SHORTEST_PDU:
-        raise protocol_error(f"a maximum length of {found} bytes, into which no data fits")
+        raise protocol_error(f"a maximum PDU length of {found} bytes, too short for data")
     return found
 
 
 def _window(proposed: int, user: dict[int, bytes]) -> int:
-    """The number of operations we may invoke (PS3.7 D.3.3.3.2): never more than was proposed, and 1 where it is unsaid."""
+    """Return the number of operations that may be invoked (PS3.7 D.3.3.3.2): at most what was proposed, 1 where not given."""
     value = user.get(_ASYNCHRONOUS_OPERATIONS)
     if value is None or proposed == 1:
         return 1
     if len(value) != 4:
-        raise protocol_error(f"an Asynchronous Operations Window of {len(value)} bytes; it has 4")
+        raise protocol_error(f"an Asynchronous Operations Window item of {len(value)} bytes; it has 4")
     invoked = int.from_bytes(value[:2], "big")
     return min(proposed, invoked) if proposed and invoked else proposed or invoked
 

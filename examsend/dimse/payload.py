@@ -1,7 +1,7 @@
-"""A file's data set as bytes for the wire, proved to be what was ingested before its last byte leaves.
+"""Read a file's data set for sending, and check its digest before the last byte is sent.
 
-Read with ``preadv`` into a buffer of the caller's, never mapped: a mapped file that is cut short under a reader ends the
-process (SIGBUS).
+Files are read with ``preadv`` into a buffer of the caller, never mapped: where a mapped file is truncated while it is read,
+the process is killed (SIGBUS).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from examsend.transfer import Item, Problem
 
 
 class Unusable(Exception):
-    """The item cannot be offered: ``problem`` and a sentence."""
+    """The item cannot be sent: ``problem`` and a sentence about it."""
 
     def __init__(self, problem: Problem, sentence: str) -> None:
         super().__init__(sentence)
@@ -25,9 +25,9 @@ class Unusable(Exception):
 
 
 class Payload:
-    """An open data set: ``length`` bytes, read in order. Raises Unusable from everything it does.
+    """An open data set of ``length`` bytes, read in order. Every method but ``close`` may raise Unusable.
 
-    Where ``target`` is not the file's own transfer syntax the data set is re-encoded first (native syntaxes only).
+    Where ``target`` is not the file's own transfer syntax, the data set is first re-encoded (native syntaxes only).
     """
 
     def __init__(self, item: Item, target: str) -> None:
@@ -36,7 +36,7 @@ class Payload:
         self._digest = hashlib.sha256()
         self._pos = item.dataset_offset
         self._recoded: bytes | None = None
-        self._taken = 0
+        self._recoded_pos = 0
         self.length = item.file_size - item.dataset_offset
         try:
             if os.fstat(self._fd).st_size != item.file_size:
@@ -56,28 +56,31 @@ class Payload:
         self.close()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file. May be called more than once."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as there is data and take its digest; return the bytes read, 0 at the end."""
+        """Fill a buffer as ``fill`` does and add the bytes to the digest; return the number of bytes read, 0 at the end."""
         count = self.fill(buffer)
         self.digest(buffer[:count])
         return count
 
     def digest(self, data: memoryview) -> None:
-        """Take the digest of bytes that ``fill`` gave, in their order. Lets other threads run meanwhile."""
+        """Add bytes that ``fill`` read to the digest, in order. Releases the interpreter lock for large buffers."""
         if self._recoded is None:
             self._digest.update(data)
 
     def fill(self, buffer: memoryview) -> int:
-        """Fill a buffer as far as there is data; return the bytes read, 0 at the end. Their digest is the caller's to take."""
+        """Read into a buffer until it is full or the data ends; return the number of bytes read, 0 at the end.
+
+        The caller must pass the bytes to ``digest``.
+        """
         if self._recoded is not None:
-            piece = self._recoded[self._taken : self._taken + len(buffer)]
+            piece = self._recoded[self._recoded_pos : self._recoded_pos + len(buffer)]
             buffer[: len(piece)] = piece
-            self._taken += len(piece)
+            self._recoded_pos += len(piece)
             return len(piece)
         wanted = min(len(buffer), self._item.file_size - self._pos)
         done = 0
@@ -93,12 +96,12 @@ class Payload:
         return done
 
     def verify(self) -> None:
-        """After the last byte was read: raise Unusable unless they were what was ingested."""
+        """Once all bytes are read and in the digest: raise Unusable (CHANGED) unless it is the digest of the ingested file."""
         if self._recoded is None and self._digest.digest() != self._item.content_sha256:
             raise _changed()
 
     def _recode(self, target: str) -> None:
-        """Prove the source first, then convert it: one object in memory, as large as its file."""
+        """Check the digest of the file, then convert it. Holds the whole data set in memory."""
         from examsend.dicom import recode
 
         buffer = memoryview(bytearray(1 << 20))
@@ -119,14 +122,14 @@ def _open(item: Item) -> int:
     try:
         return os.open(item.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        # A file or a directory above it that is gone is missing; anything else may pass.
+        # Other errors may be temporary; a file that does not exist is MISSING.
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            raise Unusable(Problem.MISSING, "the file is gone") from None
+            raise Unusable(Problem.MISSING, "the file does not exist") from None
         raise _unreadable(error) from None
 
 
 def _changed() -> Unusable:
-    return Unusable(Problem.CHANGED, "the file is not what was ingested: its size or digest has changed")
+    return Unusable(Problem.CHANGED, "the file was changed after it was ingested: its size or digest differs")
 
 
 def _unreadable(error: OSError) -> Unusable:

@@ -1,4 +1,4 @@
-"""TLS for associations: 1.2 and later, the cipher suites of BCP 195, never a fall-back to plain (PS3.15 B.9)."""
+"""TLS for associations (PS3.15 B.9): version 1.2 or later, cipher suites of BCP 195."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from examsend.errors import ConfigError
 from examsend.transfer import Tls
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
-"""For TLS 1.2; those of 1.3 are all of BCP 195's kind."""
+"""For TLS 1.2. BCP 195 allows all cipher suites of TLS 1.3."""
 
 
 def context(tls: Tls) -> ssl.SSLContext:
-    """Given a peer's TLS settings, return a client's context. Raises ConfigError for files that cannot be used."""
+    """Given a peer's TLS settings, return a client's context. Raises ConfigError where a file cannot be used."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_ciphers(_CIPHERS)
     try:
         if tls.pin_sha256 is not None:
-            # The pin is the whole proof: neither chain nor name is asked for.
+            # The pinned certificate is checked after the handshake (check_pin), in place of chain and name.
             made.check_hostname = False
             made.verify_mode = ssl.CERT_NONE
         elif tls.ca_file is not None:
@@ -36,7 +36,10 @@ def context(tls: Tls) -> ssl.SSLContext:
 
 
 def check_pin(tls: Tls, certificate: bytes | None) -> None:
-    """Given the peer's certificate (DER), raise ssl.SSLCertVerificationError unless it is the pinned one."""
+    """Given the peer's certificate (DER), raise ssl.SSLCertVerificationError unless it is the pinned one.
+
+    Does nothing where none is pinned.
+    """
     if tls.pin_sha256 is None:
         return
     found = hashlib.sha256(certificate or b"").hexdigest()
@@ -51,7 +54,7 @@ def _reason(error: Exception) -> str:
 
 
 def words(error: ssl.SSLError) -> str:
-    """Given what went wrong with TLS, return a sentence."""
+    """Given an error of TLS, return a sentence about it."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS: the peer's certificate is refused: {getattr(error, 'verify_message', '') or error.args[-1]}"
+        return f"TLS: the peer's certificate is not accepted: {getattr(error, 'verify_message', '') or error.args[-1]}"
     return f"TLS: {_reason(error)}"

@@ -1,4 +1,4 @@
-"""The standard's words for rejections and aborts (PS3.8 Tables 9-21 and 9-26)."""
+"""Sentences for A-ASSOCIATE-RJ and A-ABORT, in the terms of the standard (PS3.8 Tables 9-21 and 9-26)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _ABORT_REASONS = {
 
 
 def rejection(result: int, source: int, reason: int) -> str:
-    """Given an A-ASSOCIATE-RJ's numbers, return its sentence."""
+    """Given result, source and reason of an A-ASSOCIATE-RJ, return a sentence."""
     what = _REASONS.get((source, reason), f"reason {reason}")
     how = f"{_RESULTS.get(result, f'result {result}')}, {_SOURCES.get(source, f'source {source}')}"
     return f"association rejected: {what} ({how})"
 
 
 def abort(source: int, reason: int) -> str:
-    """Given an A-ABORT's numbers, return its sentence."""
+    """Given source and reason of an A-ABORT, return a sentence."""
     if source == 0:
         return "the peer aborted the association"
     return f"the peer's service provider aborted the association: {_ABORT_REASONS.get(reason, f'reason {reason}')}"

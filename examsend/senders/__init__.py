@@ -1,4 +1,4 @@
-"""How a batch's instances reach a destination: several senders behind one protocol (``base``)."""
+"""The senders that deliver the instances of a batch, by name. All implement ``base.Sender``."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import importlib
 from typing import TYPE_CHECKING, cast
 
 from examsend.errors import ConfigError
+from examsend.states import SenderName
 
 if TYPE_CHECKING:
     from examsend.senders.base import Sender
 
 _KNOWN = {
-    "native": ("examsend.senders.native", "NativeSender"),
-    "pynetdicom": ("examsend.senders.pynetdicom", "PynetdicomSender"),
+    SenderName.NATIVE: ("examsend.senders.native", "NativeSender"),
+    SenderName.PYNETDICOM: ("examsend.senders.pynetdicom.sender", "PynetdicomSender"),
 }
+"""{name: (module, class)}. A module is imported only when its sender is used: importing pynetdicom is slow."""
 
-DEFAULT = "native"
+DEFAULT = SenderName.NATIVE.value
 
 
 def check(name: str) -> None:
-    """Raise ConfigError where no sender of this name can work here."""
+    """Given a name, raise ConfigError unless there is a sender of this name."""
     if name not in _KNOWN:
-        raise ConfigError(f"sender {name!r} is not part of this examsend; there is {', '.join(_KNOWN)}")
+        raise ConfigError(f"sender {name!r} is not part of this examsend; the senders are {', '.join(_KNOWN)}")
 
 
 def get(name: str) -> Sender:
-    """Given a name, return the sender. Raises ConfigError."""
+    """Given a name, return a new sender. Raises ConfigError where there is none of this name."""
     check(name)
-    module, kind = _KNOWN[name]
+    module, kind = _KNOWN[SenderName(name)]
     return cast("Sender", getattr(importlib.import_module(module), kind)())

@@ -1,7 +1,7 @@
-"""The protocol every sender speaks: a peer and items in, facts out. Nothing here decides what a fact means.
+"""The interface of a sender, which sends instances to a peer over one association.
 
-A sender delivers a list of items over **one** association. It reports every fact the moment it is known through a
-``Watcher``, and how the association ended as its return value. ``outcomes`` judges facts, ``batches`` writes them.
+A sender reports each response and each instance that it cannot send to a ``transfer.Watcher`` as it happens, and returns how
+the association ended. It decides nothing about the instances: ``outcomes`` does, and ``queue`` records it.
 """
 
 from __future__ import annotations
@@ -15,27 +15,32 @@ from examsend.transfer import AssociationEnd, Item, Peer, Watcher
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a sender can do; shown by ``destination show``, checked at ``destination add``."""
+    """The features that a sender supports, as ``destination show`` lists them."""
 
     tls: bool = True
     async_window: bool = False
+    """More than one C-STORE outstanding (PS3.7 D.3.3.3)."""
     user_identity: bool = False
+    """User Identity Negotiation (PS3.7 D.3.3.7)."""
     live_progress: bool = True
+    """``Watcher.progressed`` is called while a data set is sent."""
     converts_byte_order: bool = False
-    """Re-encodes native syntaxes to Implicit VR Little Endian where only that is accepted."""
+    """Re-encodes native transfer syntaxes to Implicit VR Little Endian where only that is accepted."""
     notes: tuple[str, ...] = field(default=())
 
 
 class Sender(Protocol):
-    """One association, one call."""
+    """Sends instances to a peer. Keeps nothing from one call to the next."""
 
     name: str
+    """The value of its ``states.SenderName``."""
     capabilities: Capabilities
 
     def send(self, peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
-        """Given a peer and items (at most 128 presentation contexts' worth, see ``dimse.contexts.partition``), deliver
-        them in order over one association and return how it ended.
+        """Given a peer and items, send them in order over one association and return how it ended.
 
-        Never raises for what the peer or a file does: that is a fact or an ``AssociationEnd``. Raises only what the
-        watcher raised, after aborting the association. Always ends: every wait has a time-out.
+        The items need at most 128 presentation contexts; see ``dimse.contexts.partition``.
+
+        Raises only what the watcher raised, after aborting the association: errors of the peer or of a file are reported
+        to the watcher or returned. Every wait has a time-out.
         """

@@ -1,11 +1,12 @@
-"""A receiver that does what a test says, byte by byte: statuses by the k-th instance, half answers, silence, garbage.
+"""A receiver that does what a test tells it to: a status for the k-th instance, half a response, no response, invalid bytes.
 
-A real TCP server on loopback; PDUs are taken apart and made by hand (PS3.8 9.3, PS3.7 6.3), so that it can break every rule.
+A TCP server on loopback. It encodes and decodes PDUs itself (PS3.8 9.3, PS3.7 6.3), so that it can violate any rule.
 """
 
 from __future__ import annotations
 
 import hashlib
+import select
 import socket
 import ssl
 import struct
@@ -18,42 +19,55 @@ from dataclasses import dataclass, field
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 
 
+THREADS = "scripted-receiver"
+"""How the names of a receiver's threads begin."""
+
+
 @dataclass
 class Script:
     """What the receiver does. ``k`` counts C-STOREs from 1 over all associations."""
 
     status: Callable[[int, str], int | None] = lambda _k, _uid: 0x0000
-    """Given k and the SOP Instance UID, the status; None: a response without one."""
+    """Given k and the SOP Instance UID, return the status; None: a response without one."""
     reject: tuple[int, int, int] | None = None
+    """Result, source and reason of an A-ASSOCIATE-RJ to send."""
     accept: Callable[[str, str], bool] = lambda _sop_class, _syntax: True
     max_pdu: int = 16384
     window: tuple[int, int] | None = None
     """The asynchronous operations window to grant."""
     reverse: int = 0
-    """Answer only once so many are here, the last one first."""
+    """Answer only once this many requests are received, the last one first."""
+    quiet: float | None = None
+    """Hold responses back until nothing arrives for so many seconds, then answer the newer half, the last one first.
+    The sender thus fills its window, and ``max_outstanding`` is the window that it uses."""
+    answer_during: int | None = None
+    """Hold all responses back until the first bytes of the k-th data set; then write them before reading on. From then on
+    answer at once."""
+    socket_buffer: int | None = None
+    """Bytes of the receiver's own socket buffers, so that it blocks early when it writes."""
     delay: float = 0.0
     """Seconds before each answer."""
     comment: str | None = None
+    """Error Comment of each response."""
     at: dict[int, str] = field(default_factory=dict)
     """k -> what to do instead of answering: abort, p-abort, reset, close, silence, garbage, half, release, unknown-id,
-    wrong-uid, huge, unexpected, wait-then-close."""
+    wrong-uid, huge, unexpected."""
     during: dict[int, str] = field(default_factory=dict)
     """k -> what to do after the first bytes of its data set: abort, reset, stop-reading."""
     poison: str | None = None
-    """Abort whenever this SOP Instance UID has arrived."""
+    """Abort each time an instance with this SOP Instance UID is received."""
     on_accept: str | None = None
     """Instead of A-ASSOCIATE-AC: silence, garbage, close, huge, half, abort."""
     collide: bool = False
-    """Ask for a release of its own when it is asked for one."""
+    """Answer A-RELEASE-RQ with an A-RELEASE-RQ of its own (PS3.8 7.2.2.7)."""
     bytes_per_second: float | None = None
+    """How fast to read."""
     tls: ssl.SSLContext | None = None
-    raw_answer: Callable[[bytes], bytes] | None = None
-    """Given the bytes of a good answer, the bytes to send instead."""
 
 
 @dataclass
 class Received:
-    """One data set as it came."""
+    """One data set as it was received."""
 
     sop_instance_uid: str
     sha256: str
@@ -65,7 +79,7 @@ class Received:
 
 @dataclass
 class Peer:
-    """A running receiver and what it saw."""
+    """A running receiver and what it has received."""
 
     port: int
     script: Script
@@ -78,16 +92,23 @@ class Peer:
     requests: int = 0
     """A-ASSOCIATE-RQs."""
     aborts: int = 0
-    collisions: int = 0
+    """A-ABORTs received."""
     releases: int = 0
+    """A-RELEASE-RQs received."""
+    collisions: int = 0
+    """A-RELEASE-RPs received in a release collision."""
     proposed: list[list[tuple[int, str, tuple[str, ...]]]] = field(default_factory=list)
     user_information: list[dict[int, bytes]] = field(default_factory=list)
     max_outstanding: int = 0
+    """Largest number of C-STORE-RQs received and not answered."""
     longest_pdu: int = 0
+    """Longest P-DATA-TF variable field received, in bytes."""
+    blocked_writes: int = 0
+    """Times that it had to wait while it wrote the responses held back by ``answer_during``."""
 
     @property
     def address(self) -> str:
-        """What a destination is added with."""
+        """The address to pass to ``destination add``."""
         return f"SCRIPTED@127.0.0.1:{self.port}"
 
 
@@ -97,8 +118,12 @@ class Gone(Exception):
 
 @contextmanager
 def scripted(script: Script | None = None) -> Iterator[Peer]:
-    """A receiver by a script, on a free port."""
+    """Run a receiver on a free port. Its threads' names begin with THREADS."""
     listener = socket.create_server(("127.0.0.1", 0))
+    if script is not None and script.socket_buffer is not None:
+        # A connection inherits these from the listener; the receive buffer must be set before it is made.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, script.socket_buffer)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, script.socket_buffer)
     peer = Peer(listener.getsockname()[1], script or Script())
     stop = threading.Event()
     threads: list[threading.Thread] = []
@@ -115,11 +140,13 @@ def scripted(script: Script | None = None) -> Iterator[Peer]:
                 return
             connection.settimeout(None)
             connections.append(connection)
-            thread = threading.Thread(target=Session(peer, connection, stop).run, daemon=True)
+            thread = threading.Thread(
+                target=Session(peer, connection, stop).run, name=f"{THREADS}-session", daemon=True
+            )
             threads.append(thread)
             thread.start()
 
-    server = threading.Thread(target=serve, daemon=True)
+    server = threading.Thread(target=serve, name=THREADS, daemon=True)
     server.start()
     try:
         yield peer
@@ -137,12 +164,12 @@ def scripted(script: Script | None = None) -> Iterator[Peer]:
 
 
 def pdu(kind: int, body: bytes) -> bytes:
-    """A PDU of a type with a body."""
+    """Given a type and a body, return the PDU (PS3.8 9.3.1)."""
     return struct.pack(">BBL", kind, 0, len(body)) + body
 
 
 def element(tag: int, value: bytes) -> bytes:
-    """An element in Implicit VR Little Endian."""
+    """Given a tag and a value, return the element in Implicit VR Little Endian (PS3.5 7.1.3)."""
     value += b"\0" * (len(value) % 2)
     return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
 
@@ -150,7 +177,7 @@ def element(tag: int, value: bytes) -> bytes:
 def response(
     message_id: int, status: int | None, sop_class: bytes, uid: bytes, comment: str | None = None, command: int = 0x8001
 ) -> bytes:
-    """The command set of a C-STORE-RSP (PS3.7 9.3.1.2)."""
+    """Return the command set of a C-STORE-RSP (PS3.7 9.3.1.2)."""
     body = element(0x00000002, sop_class) + element(0x00000100, struct.pack("<H", command))
     body += element(0x00000120, struct.pack("<H", message_id)) + element(0x00000800, b"\1\1")
     if status is not None:
@@ -162,7 +189,7 @@ def response(
 
 
 def data_pdu(context_id: int, data: bytes, control: int = 3) -> bytes:
-    """A P-DATA-TF with one presentation data value."""
+    """Return a P-DATA-TF with one presentation data value (PS3.8 9.3.5)."""
     return pdu(P_DATA, struct.pack(">LBB", len(data) + 2, context_id, control) + data)
 
 
@@ -176,6 +203,7 @@ class Session:
         self._stop = stop
         self._contexts: dict[int, tuple[str, str]] = {}
         self._waiting: list[bytes] = []
+        """Responses that are held back."""
         self._number = 0
 
     def run(self) -> None:
@@ -222,7 +250,7 @@ class Session:
     def associate(self) -> None:
         _, body = self.next_pdu()
         self._peer.requests += 1
-        proposed, user = _take_apart(body[68:])
+        proposed, user = _parse_request(body[68:])
         self._peer.proposed.append(proposed)
         self._peer.user_information.append(user)
         script = self._script
@@ -233,12 +261,12 @@ class Session:
             raise Gone
         items = b"\x10\0" + struct.pack(">H", 21) + b"1.2.840.10008.3.1.1.1"
         for context_id, sop_class, syntaxes in proposed:
-            taken = next((s for s in syntaxes if script.accept(sop_class, s)), None)
-            if taken is not None:
-                self._contexts[context_id] = (sop_class, taken)
-            name = (taken or syntaxes[0]).encode()
+            syntax = next((s for s in syntaxes if script.accept(sop_class, s)), None)
+            if syntax is not None:
+                self._contexts[context_id] = (sop_class, syntax)
+            name = (syntax or syntaxes[0]).encode()
             sub = struct.pack(">BBH", 0x40, 0, len(name)) + name
-            items += struct.pack(">BBHBBBB", 0x21, 0, len(sub) + 4, context_id, 0, 0 if taken else 3, 0) + sub
+            items += struct.pack(">BBHBBBB", 0x21, 0, len(sub) + 4, context_id, 0, 0 if syntax else 3, 0) + sub
         info = struct.pack(">BBHL", 0x51, 0, 4, script.max_pdu) + b"\x52\0" + struct.pack(">H", 5) + b"1.2.3"
         if script.window is not None:
             info += struct.pack(">BBHHH", 0x53, 0, 4, *script.window)
@@ -266,6 +294,9 @@ class Session:
                     digest.update(value)
                     size += len(value)
                     last = bool(control & 2)
+                    if k == self._script.answer_during:
+                        self._script.answer_during = None
+                        self._write_blocking(self._take_waiting(len(self._waiting)))
                     if k in self._script.during:
                         self._misbehave(self._script.during.pop(k), 0, b"", b"", context_id)
         self._answer(bytes(command), digest.hexdigest(), size, context_id)
@@ -289,13 +320,31 @@ class Session:
             syntax = self._contexts[context_id][1]
             self._peer.stored.append(Received(name, sha256, size, self._number, context_id, syntax))
         answer = data_pdu(context_id, response(message_id, status, sop_class, uid, script.comment))
-        if script.raw_answer is not None:
-            answer = script.raw_answer(answer)
         self._waiting.append(answer)
         self._peer.max_outstanding = max(self._peer.max_outstanding, len(self._waiting))
-        if len(self._waiting) >= script.reverse:
-            self._wire.sendall(b"".join(reversed(self._waiting)))
-            self._waiting = []
+        if script.quiet is not None:
+            while self._waiting and not select.select([self._wire], [], [], script.quiet)[0]:
+                self._wire.sendall(self._take_waiting((len(self._waiting) + 1) // 2))
+        elif script.answer_during is None and len(self._waiting) >= script.reverse:
+            self._wire.sendall(self._take_waiting(len(self._waiting)))
+
+    def _take_waiting(self, count: int) -> bytes:
+        """Remove the newest ``count`` held-back responses; return them, the last one first."""
+        newest = self._waiting[len(self._waiting) - count :]
+        del self._waiting[len(self._waiting) - count :]
+        return b"".join(reversed(newest))
+
+    def _write_blocking(self, data: bytes) -> None:
+        """Write bytes and read nothing meanwhile, as a receiver with one thread does; count each time that it must wait."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._wire.send(rest, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                self._peer.blocked_writes += 1
+                while not select.select([], [self._wire], [], 0.1)[1]:
+                    if self._stop.is_set():
+                        raise Gone from None
 
     def _misbehave(self, how: str, message_id: int, sop_class: bytes, uid: bytes, context_id: int) -> None:
         wire = self._wire
@@ -332,8 +381,8 @@ class Session:
         raise Gone
 
 
-def _take_apart(items: bytes) -> tuple[list[tuple[int, str, tuple[str, ...]]], dict[int, bytes]]:
-    """The proposed presentation contexts and user information items of an A-ASSOCIATE-RQ."""
+def _parse_request(items: bytes) -> tuple[list[tuple[int, str, tuple[str, ...]]], dict[int, bytes]]:
+    """Return the proposed presentation contexts and the user information items of an A-ASSOCIATE-RQ (PS3.8 Table 9-11)."""
     proposed: list[tuple[int, str, tuple[str, ...]]] = []
     user: dict[int, bytes] = {}
     for kind, value in _items(items):

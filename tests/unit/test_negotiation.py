@@ -1,7 +1,8 @@
-"""A-ASSOCIATE as we write and read it, against the library's own reading and writing."""
+"""A-ASSOCIATE-RQ as pynetdicom decodes it, and A-ASSOCIATE-AC as decoded here, valid and not."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from examsend.dimse import negotiation
 from examsend.dimse.contexts import Proposal
 from examsend.dimse.ended import Ended
-from examsend.transfer import Peer, UserIdentity
-from tests.peers.scripted import pdu
+from examsend.transfer import End, Peer, UserIdentity
 
 PROPOSALS = (
     Proposal(1, "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"),
@@ -19,20 +19,21 @@ PROPOSALS = (
 )
 
 
-def test_the_library_reads_what_we_ask_for(tmp_path: Path) -> None:
+def test_pynetdicom_decodes_the_request(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("passcode")
     peer = Peer(
         "h", 104, "ARCHIVE", "EXAMSEND", async_window=5, user_identity=UserIdentity(2, "name", str(tmp_path / "secret"))
     )
     read = A_ASSOCIATE_RQ()
     read.decode(negotiation.request(peer, PROPOSALS))
-    asked = read.to_primitive()
-    assert (asked.called_ae_title, asked.calling_ae_title) == ("ARCHIVE", "EXAMSEND")
+    primitive = read.to_primitive()
+    assert (primitive.called_ae_title, primitive.calling_ae_title) == ("ARCHIVE", "EXAMSEND")
     found = [
-        (c.context_id, c.abstract_syntax, tuple(c.transfer_syntax)) for c in asked.presentation_context_definition_list
+        (c.context_id, c.abstract_syntax, tuple(c.transfer_syntax))
+        for c in primitive.presentation_context_definition_list
     ]
     assert found == [(p.context_id, p.sop_class_uid, (p.transfer_syntax_uid,)) for p in PROPOSALS]
-    items = {type(i).__name__: i for i in asked.user_information}
+    items = {type(i).__name__: i for i in primitive.user_information}
     assert items["MaximumLengthNotification"].maximum_length_received == peer.max_pdu
     assert items["AsynchronousOperationsWindowNegotiation"].maximum_number_operations_invoked == 5
     identity = items["UserIdentityNegotiation"]
@@ -54,7 +55,7 @@ def _body(*items: bytes) -> bytes:
 PEER = Peer("h", 104, "A", "B", async_window=0)
 
 
-def test_what_is_granted() -> None:
+def test_contexts_window_and_names_of_an_accept() -> None:
     user = _item(0x50, _item(0x51, b"\0\0\x40\0") + _item(0x53, b"\0\7\0\1") + _item(0x55, b"ARCHIVE_1"))
     found = negotiation.accepted(
         _body(_context(1, 0, "1.2.840.10008.1.2.1"), _context(3, 3, ""), user), PEER, PROPOSALS
@@ -63,26 +64,26 @@ def test_what_is_granted() -> None:
     assert (found.max_length, found.window, found.implementation) == (16384, 7, "ARCHIVE_1")
 
 
-def test_a_context_accepted_with_another_syntax_carries_nothing() -> None:
+def test_a_context_accepted_with_another_syntax_is_not_used() -> None:
     assert negotiation.accepted(_body(_context(1, 0, "1.2.840.10008.1.2.4.50")), PEER, PROPOSALS).contexts == {}
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "sentence"),
     [
-        b"",
-        b"\0" * 67,
-        _body(b"\x21\0\0\7abc"),
-        _body(b"\x21\0"),
-        _body(_item(0x21, b"\1")),
-        _body(_context(5, 0, "1.2")),
-        _body(_context(1, 0, "1.2"), _context(1, 0, "1.2")),
-        _body(_item(0x50, _item(0x51, b"\0"))),
-        _body(_item(0x50, _item(0x51, b"\0\0\0\7"))),
-        _body(_item(0x50, _item(0x53, b"\0"))),
+        (b"", "an A-ASSOCIATE-AC of 0 bytes; it has at least 68"),
+        (b"\0" * 67, "an A-ASSOCIATE-AC of 67 bytes; it has at least 68"),
+        (_body(b"\x21\0\0\7abc"), "an A-ASSOCIATE-AC with an item of 7 bytes that is longer than what follows"),
+        (_body(b"\x21\0"), "an A-ASSOCIATE-AC that ends inside an item header"),
+        (_body(_item(0x21, b"\1")), "an answer to a presentation context of 1 bytes; it has at least 4"),
+        (_body(_context(5, 0, "1.2")), "presentation context 5 answered but not proposed"),
+        (_body(_context(1, 0, "1.2"), _context(1, 0, "1.2")), "presentation context 1 answered twice"),
+        (_body(_item(0x50, _item(0x51, b"\0"))), "a Maximum Length item of 1 bytes; it has 4"),
+        (_body(_item(0x50, _item(0x51, b"\0\0\0\7"))), "a maximum PDU length of 7 bytes, too short for data"),
+        (_body(_item(0x50, _item(0x53, b"\0"))), "an Asynchronous Operations Window item of 1 bytes; it has 4"),
     ],
 )
-def test_an_answer_that_breaks_the_rules_is_said_to(body: bytes) -> None:
-    with pytest.raises(Ended):
+def test_an_invalid_accept_is_a_protocol_error(body: bytes, sentence: str) -> None:
+    with pytest.raises(Ended, match=f"^protocol error by the peer: {re.escape(sentence)}$") as caught:
         negotiation.accepted(body, PEER, PROPOSALS)
-    assert pdu(2, body)
+    assert (caught.value.end, caught.value.abort) == (End.PROTOCOL_ERROR, True)
