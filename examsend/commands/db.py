@@ -51,5 +51,5 @@ def check(settings: Settings) -> SchemaResult:
     with access.opened(settings, check=False) as database:
         with database.transaction() as tx:
             revision = migrate.current(tx)
-        found = tuple(d.what for d in migrate.differences(database)) if revision else ()
+        found = tuple(migrate.differences(database)) if revision else ()
         return SchemaResult(revision, revision, HEAD, database.version(), database.embedded, found)

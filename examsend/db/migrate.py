@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 
@@ -74,15 +73,9 @@ def downgrade(database: Database, revision: str) -> None:
         command.downgrade(_config(connection), revision)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One thing in which the database's schema is not what the models say."""
-
-    what: str
-
-
-def differences(database: Database) -> list[Difference]:
-    """Compare the database's schema with the models; an empty list is agreement."""
+def differences(database: Database) -> list[str]:
+    """Compare the database's schema with the models; return what it lacks or has otherwise, empty for agreement. Tables,
+    columns and indexes beyond that are not examsend's concern."""
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -90,5 +83,17 @@ def differences(database: Database) -> list[Difference]:
 
     with database.transaction() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": False})
-        found = compare_metadata(context, Base.metadata)
-    return [Difference(str(entry[0] if isinstance(entry, tuple) else entry)) for entry in found]
+        compared = [
+            entry if isinstance(entry, tuple) else entry[0] for entry in compare_metadata(context, Base.metadata)
+        ]
+        trigger = connection.scalar(text("SELECT count(*) FROM pg_trigger WHERE tgname = 'exam_batches_touch'"))
+    found = [_in_words(entry) for entry in compared if not str(entry[0]).startswith("remove_")]
+    return found if trigger else [*found, "missing: trigger exam_batches_touch"]
+
+
+def _in_words(entry: tuple[Any, ...]) -> str:
+    """Given one difference as Alembic describes it, return it as a sentence."""
+    kind = str(entry[0])
+    if kind.startswith("add_"):
+        return f"missing: {kind.removeprefix('add_')} {getattr(entry[-1], 'name', entry[-1])}"
+    return f"different: {kind.removeprefix('modify_')} of {entry[2]}.{entry[3]}"

@@ -65,7 +65,7 @@ _DESTINATIONS = text(f"""
 """)
 
 _GROUPS = text("""
-    SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n, sum(i.file_size) AS total_bytes,
+    SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n, coalesce(sum(i.file_size), 0) AS total_bytes,
            (array_agg(i.sop_instance_uid ORDER BY i.id))[1:5] AS uids, (array_agg(i.processed_filepath ORDER BY i.id))[1:5] AS paths
     FROM exam_batch_instances i WHERE i.batch_id = :batch
     GROUP BY i.outcome, i.dimse_status, i.error_comment ORDER BY n DESC

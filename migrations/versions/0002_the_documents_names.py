@@ -43,7 +43,9 @@ def upgrade() -> None:
         f"num_nulls({', '.join(_FACTS)}) IN (0, {len(_FACTS)})",
     )
 
-    op.execute("ALTER TABLE exam_batches ADD COLUMN IF NOT EXISTS updated_at timestamptz DEFAULT clock_timestamp()")
+    # A database that the project's first document describes has this column already.
+    op.execute("ALTER TABLE exam_batches ADD COLUMN IF NOT EXISTS updated_at timestamptz")
+    op.execute("ALTER TABLE exam_batches ALTER COLUMN updated_at TYPE timestamptz")
     op.execute("UPDATE exam_batches SET updated_at = coalesce(finished_at, last_instance_at) WHERE updated_at IS NULL")
     op.alter_column("exam_batches", "updated_at", server_default=sa.text("clock_timestamp()"), nullable=False)
     op.execute(_TOUCH)

@@ -1,0 +1,162 @@
+"""Tables that an earlier program made are kept, with their rows and any columns of their own, and given what they lack.
+
+Used by the first migration, for the three tables of the project's first document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import CheckConstraint, Column, Connection, ForeignKeyConstraint, Table, UniqueConstraint, exc, text
+from sqlalchemy import inspect as inspector_of
+from sqlalchemy.schema import AddConstraint
+
+from examsend.errors import ConfigError
+from examsend.states import BatchState
+
+
+def add_columns(connection: Connection, table: Table) -> None:
+    """Given a table that exists, bring its columns to the types of ``table`` and add the missing ones, still without NOT NULL.
+    Its constraints are dropped, except for the primary key; columns of its own stay, and may be NULL from now on.
+
+    Raises ConfigError where a column cannot be converted.
+    """
+    there = {column["name"]: column for column in inspector_of(connection).get_columns(table.name)}
+    if "id" not in there:
+        raise ConfigError(f"the table {table.name} has no column id: examsend cannot take it over")
+    _drop_constraints(connection, table)
+    for column in table.columns:
+        if column.name in there:
+            _convert(connection, table, column, there[column.name])
+        else:
+            default = f" DEFAULT {_default(column)}" if column.server_default is not None else ""
+            _run(connection, table, f"ADD COLUMN {column.name} {_type(connection, column)}{default}")
+    for name in there.keys() - table.columns.keys():
+        if not there[name]["nullable"]:
+            _run(connection, table, f'ALTER COLUMN "{name}" DROP NOT NULL')
+    _identity(connection, table)
+    if table.name == "exam_batches":
+        _check_states(connection)
+
+
+def add_constraints(connection: Connection, table: Table, *, nullable: Collection[str]) -> None:
+    """Add what ``table`` asks for once every row fulfils it; the columns in ``nullable`` may still be NULL.
+
+    Raises ConfigError where a row does not fulfil it.
+    """
+    for column in table.columns:
+        if column.server_default is not None and column.name != "id":
+            _run(connection, table, f"ALTER COLUMN {column.name} SET DEFAULT {_default(column)}")
+            if not column.nullable:
+                _sql(connection, f"UPDATE {table.name} SET {column.name} = DEFAULT WHERE {column.name} IS NULL", table)
+        if not column.nullable and column.name not in nullable:
+            _run(connection, table, f"ALTER COLUMN {column.name} SET NOT NULL")
+    kinds = (UniqueConstraint, CheckConstraint, ForeignKeyConstraint)
+    for constraint in sorted((c for c in table.constraints if isinstance(c, kinds)), key=lambda c: str(c.name)):
+        _sql(connection, str(AddConstraint(constraint).compile(connection)), table)
+
+
+def _drop_constraints(connection: Connection, table: Table) -> None:
+    found = connection.execute(
+        text(
+            "SELECT conname, contype FROM pg_constraint WHERE conrelid = CAST(:table AS regclass) ORDER BY contype = 'u'"
+        ),
+        {"table": table.name},
+    )
+    for row in found.all():
+        if row.contype == "p":
+            _run(connection, table, f'RENAME CONSTRAINT "{row.conname}" TO pk_{table.name}')
+        elif row.contype in {"c", "f", "u"}:
+            _run(connection, table, f'DROP CONSTRAINT "{row.conname}"')
+    # The other tables of the document point at this one; their constraints are made anew, with other types.
+    pointing = connection.execute(
+        text(
+            "SELECT conname, conrelid::regclass::text AS source FROM pg_constraint"
+            " WHERE contype = 'f' AND confrelid = CAST(:table AS regclass)"
+        ),
+        {"table": table.name},
+    )
+    for row in pointing.all():
+        if row.source in table.metadata.tables:
+            _sql(connection, f'ALTER TABLE {row.source} DROP CONSTRAINT "{row.conname}"', table)
+    unique = connection.execute(
+        text(
+            "SELECT indexrelid::regclass::text AS name FROM pg_index"
+            " WHERE indrelid = CAST(:table AS regclass) AND indisunique AND NOT indisprimary"
+        ),
+        {"table": table.name},
+    )
+    for row in unique.all():
+        _sql(connection, f"DROP INDEX {row.name}", table)
+
+
+def _convert(connection: Connection, table: Table, column: Column[Any], found: Any) -> None:
+    wanted = _type(connection, column)
+    if str(found["type"].compile(connection.dialect)) == wanted:
+        return
+    name = column.name
+    if found.get("default") is not None:
+        _run(connection, table, f"ALTER COLUMN {name} DROP DEFAULT")
+    _run(connection, table, f"ALTER COLUMN {name} TYPE {wanted} USING {name}::{wanted}")
+
+
+def _identity(connection: Connection, table: Table) -> None:
+    """Number new rows of the table behind the highest id there is."""
+    found = connection.execute(
+        text("SELECT attidentity FROM pg_attribute WHERE attrelid = CAST(:table AS regclass) AND attname = 'id'"),
+        {"table": table.name},
+    ).scalar_one()
+    if found == "":
+        sequence = _sequence(connection, table)
+        _run(connection, table, "ALTER COLUMN id DROP DEFAULT")
+        if sequence is not None:
+            _sql(connection, f"DROP SEQUENCE IF EXISTS {sequence}", table)
+        _run(connection, table, "ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY")
+    elif found == "d":
+        _run(connection, table, "ALTER COLUMN id SET GENERATED ALWAYS")
+    _sql(
+        connection,
+        f"SELECT setval('{_sequence(connection, table)}', (SELECT coalesce(max(id), 0) + 1 FROM {table.name}), false)",
+        table,
+    )
+
+
+def _sequence(connection: Connection, table: Table) -> str | None:
+    found = connection.execute(text("SELECT pg_get_serial_sequence(:table, 'id')"), {"table": table.name}).scalar_one()
+    return None if found is None else str(found)
+
+
+def _check_states(connection: Connection) -> None:
+    _sql(connection, "UPDATE exam_batches SET status = upper(status) WHERE status <> upper(status)", None)
+    odd = connection.execute(
+        text("SELECT DISTINCT status FROM exam_batches WHERE NOT status = ANY(:known)"), {"known": list(BatchState)}
+    ).scalars()
+    found = sorted(str(status) for status in odd)
+    if found:
+        raise ConfigError(
+            f"exam_batches holds batches in a state that examsend does not know: {', '.join(found)};"
+            f" it knows {', '.join(BatchState)}"
+        )
+
+
+def _type(connection: Connection, column: Column[Any]) -> str:
+    return str(column.type.compile(connection.dialect))
+
+
+def _default(column: Column[Any]) -> str:
+    default: Any = getattr(column.server_default, "arg", None)
+    return f"'{default}'" if isinstance(default, str) else str(default)
+
+
+def _run(connection: Connection, table: Table, change: str) -> None:
+    _sql(connection, f"ALTER TABLE {table.name} {change}", table)
+
+
+def _sql(connection: Connection, statement: str, table: Table | None) -> None:
+    try:
+        connection.exec_driver_sql(statement)
+    except exc.DBAPIError as error:
+        lines = str(error.orig).strip().splitlines()
+        what = "the tables" if table is None else f"the table {table.name}"
+        raise ConfigError(f"{what} that the database already holds cannot be taken over: {lines[0]}") from None
