@@ -53,7 +53,7 @@ def timed(*words: str | Path, url: str | None) -> tuple[float, subprocess.Comple
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table."""
-    from examsend.report.text import console, table
+    from examsend.report.layout import console, table
 
     console().print(table(columns, rows, title=title))
 

@@ -104,12 +104,13 @@ def _show(session: Session, result: object) -> None:
     code = int(getattr(result, "needs_person", False))
     if session.json or not session.quiet or code:
         # Imported only where there is something to show: an idle pass with -q should not pay for it.
-        from examsend.report import text
+        from examsend.report.json import as_json
+        from examsend.report.text import to_console
 
         if session.json:
-            sys.stdout.write(text.as_json(result) + "\n")
+            sys.stdout.write(as_json(result) + "\n")
         else:
-            text.to_console(result)
+            to_console(result)
     if code:
         raise typer.Exit(code)
 

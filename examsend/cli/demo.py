@@ -26,14 +26,14 @@ def register(app: typer.Typer) -> None:
         import logging
 
         from examsend.demo import run
-        from examsend.report import text
+        from examsend.report import json, text
         from examsend.report.terminal import clean
 
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
         result = run.run(directory, to=to, say=lambda line: typer.echo(clean(line), err=True))
         if as_json:
-            typer.echo(text.as_json(result))
+            typer.echo(json.as_json(result))
         else:
             text.to_console(result)
         if code := int(result.needs_person):

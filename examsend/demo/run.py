@@ -16,7 +16,8 @@ from examsend.db import access, embedded, migrate
 from examsend.demo import receiver, samples
 from examsend.errors import UsageError
 from examsend.queue import views
-from examsend.report.text import amount, rendered, table
+from examsend.report.layout import amount, table
+from examsend.report.text import rendered
 
 _NAME = "demo"
 
@@ -56,38 +57,39 @@ class DemoResult:
         """Whether anything was not delivered as it should."""
         return self.differing > 0 or any(s.status != "SENT" for s in self.studies)
 
-    def rendered(self) -> list[Any]:
-        """Return what people read."""
-        rows = [
-            (
-                s.study_instance_uid,
-                s.status,
-                f"{s.stored}/{s.instances}",
-                s.associations,
-                amount(s.total_bytes),
-                f"{s.seconds:.2f}",
-            )
-            for s in self.studies
-        ]
-        proof = (
-            "not ours to look into"
-            if self.verified is None
-            else f"{self.verified} instances, {amount(self.verified_bytes)}; {self.differing} differ"
+
+@rendered.register
+def _demo(result: DemoResult) -> list[Any]:
+    rows = [
+        (
+            s.study_instance_uid,
+            s.status,
+            f"{s.stored}/{s.instances}",
+            s.associations,
+            amount(s.total_bytes),
+            f"{s.seconds:.2f}",
         )
-        facts = [
-            ("studies", len(self.studies)),
-            ("instances", sum(s.instances for s in self.studies)),
-            ("associations used", self.associations),
-            ("associations with one per file", self.one_per_file),
-            ("bytes verified by digest at the receiver", proof),
-            ("files rejected, and why is on record", self.rejected),
-            ("files ignored, being no DICOM", self.ignored),
-            ("seconds from first file to last answer", f"{self.seconds:.1f}"),
-        ]
-        return [
-            table(("study", "state", "stored>", "associations>", "sent>", "seconds>"), rows),
-            table(("", ""), facts),
-        ]
+        for s in result.studies
+    ]
+    proof = (
+        "not ours to look into"
+        if result.verified is None
+        else f"{result.verified} instances, {amount(result.verified_bytes)}; {result.differing} differ"
+    )
+    facts = [
+        ("studies", len(result.studies)),
+        ("instances", sum(s.instances for s in result.studies)),
+        ("associations used", result.associations),
+        ("associations with one per file", result.one_per_file),
+        ("bytes verified by digest at the receiver", proof),
+        ("files rejected, and why is on record", result.rejected),
+        ("files ignored, being no DICOM", result.ignored),
+        ("seconds from first file to last answer", f"{result.seconds:.1f}"),
+    ]
+    return [
+        table(("study", "state", "stored>", "associations>", "sent>", "seconds>"), rows),
+        table(("", ""), facts),
+    ]
 
 
 def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -> DemoResult:

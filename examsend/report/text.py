@@ -1,4 +1,4 @@
-"""A pass's result as console or JSON text: one result, several renderings. Whether it needs a person (exit code 1) it says itself.
+"""A command's result as text: lines and tables. Whether it needs a person (exit code 1) the result says itself.
 
 Nothing else prints results, so what people read and what scripts read cannot drift apart. All text that came from a file,
 a path or a peer goes through ``clean``.
@@ -7,12 +7,8 @@ a path or a peer goes through ``clean``.
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from examsend.commands.db import SchemaResult
 from examsend.commands.destination import Changed, Destinations, Echoed, Shown
@@ -24,59 +20,9 @@ from examsend.commands.status import StatusResult
 from examsend.config.destination import DECLARED, label
 from examsend.queue.destination import Destination
 from examsend.queue.views import BatchStatus
+from examsend.report.layout import amount, console, listed, some, table, when
 from examsend.report.terminal import clean
 from examsend.senders.base import Capabilities
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-# --- JSON -------------------------------------------------------------------------------------------------------------
-
-
-def _plain(value: object) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return str(value)
-
-
-def as_json(result: object) -> str:
-    """Given a pass's result, return it as JSON: the dataclass's own names, times in UTC."""
-    return json.dumps(_plain(result), indent=2)
-
-
-# --- for people -------------------------------------------------------------------------------------------------------
-
-
-def console() -> Console:
-    """Return the console results go to: as wide as the terminal, and wide enough for its lines where there is none."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 200
-    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """Given column names (one that ends in ``>`` is flush right) and rows, return a table of cleaned text."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, expand=False)
-    for name in columns:
-        right = name.endswith(">")
-        made.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(clean("" if cell is None else str(cell))) for cell in row))
-    return made
 
 
 def to_console(result: object) -> None:
@@ -93,68 +39,41 @@ def to_console(result: object) -> None:
 @singledispatch
 def rendered(result: object) -> list[Any]:
     """Given a pass's result, return lines of text and tables."""
-    render: Callable[[], list[Any]] | None = getattr(result, "rendered", None)
-    return render() if render else [str(result)]
-
-
-def when(moment: datetime | None) -> str:
-    """Given a time, return it in this host's zone, to the second."""
-    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def amount(size: float) -> str:
-    """Given a number of bytes, return them in the unit people read."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def _some(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-_SHOWN = 20
-
-
-def _listed(lines: Sequence[str]) -> list[str]:
-    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return [*lines[:_SHOWN], *more]
+    return [str(result)]
 
 
 @rendered.register
-def _(result: IngestResult) -> list[Any]:
+def _ingest(result: IngestResult) -> list[Any]:
     counts = ", ".join(
         f"{getattr(result, name)} {name}" for name in ("seen", "new", "known", "deferred", "ignored", "rejected")
     )
     vanished = f", {result.vanished} vanished" if result.vanished else ""
-    lines: list[Any] = _listed([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
-    lines += _listed([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
+    lines: list[Any] = listed([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
+    lines += listed([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
-        f"{counts}{vanished}; {_some(len(result.batches), 'batch', 'batches')} touched ({result.opened} opened)"
+        f"{counts}{vanished}; {some(len(result.batches), 'batch', 'batches')} touched ({result.opened} opened)"
         f" for {', '.join(result.destinations)}; {amount(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
     return lines
 
 
 @rendered.register
-def _(result: FinalizeResult) -> list[Any]:
+def _finalize(result: FinalizeResult) -> list[Any]:
     would = "would be READY" if result.dry_run else "READY"
     lines: list[Any] = [
         f"batch {r.batch_id} {would} for {r.destination}: {r.reason} (study {r.study_instance_uid})"
         for r in result.ready
     ]
     lines += [
-        f"batch {w.id} waits for {w.destination}: {_some(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
+        f"batch {w.id} waits for {w.destination}: {some(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
         for w in result.waiting
     ]
     return lines or ["nothing is complete: no batch to make READY"]
 
 
 @rendered.register
-def _(result: SendResult) -> list[Any]:
+def _send(result: SendResult) -> list[Any]:
     lines: list[Any] = []
     for d in result.delivered:
         rate = (
@@ -165,7 +84,7 @@ def _(result: SendResult) -> list[Any]:
         what = f"batch {d.batch_id} to {d.destination}: {d.state}, {d.stored} stored"
         what += f", {d.failed} failed" if d.failed else ""
         what += (
-            f", {_some(d.associations, 'association')}, {amount(d.bytes_sent)} in {d.association_seconds:.2f} s{rate}"
+            f", {some(d.associations, 'association')}, {amount(d.bytes_sent)} in {d.association_seconds:.2f} s{rate}"
         )
         lines.append(what + (f": {d.reason}" if d.reason else ""))
     lines += [f"batch {b}: another sender took it over" for b in result.lost]
@@ -176,9 +95,9 @@ def _(result: SendResult) -> list[Any]:
 
 
 @rendered.register
-def _(result: RetryResult) -> list[Any]:
+def _retry(result: RetryResult) -> list[Any]:
     lines: list[Any] = [
-        f"batch {r.batch_id} READY for {r.destination}: {_some(r.instances, 'instance')} to send (study {r.study_instance_uid})"
+        f"batch {r.batch_id} READY for {r.destination}: {some(r.instances, 'instance')} to send (study {r.study_instance_uid})"
         for r in result.retried
     ]
     lines += [r.sentence for r in result.refused]
@@ -188,7 +107,7 @@ def _(result: RetryResult) -> list[Any]:
 
 
 @rendered.register
-def _(result: SchemaResult) -> list[Any]:
+def _schema(result: SchemaResult) -> list[Any]:
     where = f"PostgreSQL {result.server}{' (embedded)' if result.embedded else ''}"
     if result.before != result.revision:
         return [f"schema {result.before or 'none'} -> {result.revision} on {where}"]
@@ -200,7 +119,7 @@ def _(result: SchemaResult) -> list[Any]:
 
 
 @rendered.register
-def _(result: StatusResult) -> list[Any]:
+def _status(result: StatusResult) -> list[Any]:
     if result.rejected or (result.rejected_count and not result.destinations and not result.batches):
         return [
             table(
@@ -243,7 +162,7 @@ def _(result: StatusResult) -> list[Any]:
     if result.more:
         lines.append("there are more: --limit shows them")
     if result.rejected_count:
-        lines.append(f"{_some(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
+        lines.append(f"{some(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
     if not result.destinations and not result.batches:
         lines.append("nothing yet: `examsend destination add NAME AET@HOST:PORT`, then `examsend ingest DIR`")
     elif not result.batches:
@@ -309,7 +228,7 @@ def _one(result: StatusResult) -> list[Any]:
 
 
 @rendered.register
-def _(result: Destinations) -> list[Any]:
+def _destination_list(result: Destinations) -> list[Any]:
 
     if not result.destinations:
         return ["no destination yet: `examsend destination add NAME AET@HOST:PORT`"]
@@ -335,7 +254,7 @@ def _(result: Destinations) -> list[Any]:
 
 
 @rendered.register
-def _(result: Shown) -> list[Any]:
+def _destination_shown(result: Shown) -> list[Any]:
 
     names = [
         (f.name, label(f.name) if f.name in DECLARED else f.name.replace("_", "-"))
@@ -353,12 +272,12 @@ def _(result: Shown) -> list[Any]:
 
 
 @rendered.register
-def _(result: Changed) -> list[Any]:
+def _destination_changed(result: Changed) -> list[Any]:
     return [result.sentence]
 
 
 @rendered.register
-def _(result: Echoed) -> list[Any]:
+def _destination_echoed(result: Echoed) -> list[Any]:
     if result.ok:
         return [f"{result.name} ({result.address}) answers C-ECHO in {result.milliseconds:.1f} ms{result.sentence}"]
     return [f"{result.name} ({result.address}) does not answer C-ECHO: {result.sentence}"]

@@ -52,6 +52,35 @@ def test_migrations_make_what_the_models_say_and_take_it_back(empty_database_url
         assert migrate.upgrade(database) == (None, HEAD)
 
 
+def test_rows_of_an_earlier_schema_are_kept(empty_database_url: str) -> None:
+    with access.opened(Settings(database_url=empty_database_url), check=False) as database:
+        migrate.upgrade(database, "0001")
+        for statement in (
+            "INSERT INTO storage_backend_configs (name, host, port, called_aet, sender) VALUES ('d', 'h', 1, 'A', 'native')",
+            (
+                "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, finished_at)"
+                " VALUES ('1.2', 1, 'SENT', now(), '2026-01-02T03:04:05Z')"
+            ),
+            (
+                "INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,"
+                " transfer_syntax_uid, file_path, file_size, file_mtime_ns, dataset_offset, content_sha256)"
+                " VALUES (1, 1, '1.9', '1.8', '1.7', '1.6', '/f', 10, 0, 0, sha256('x'))"
+            ),
+            (
+                "INSERT INTO send_attempts (batch_id, destination_id, attempt_id, host, pid, sender, octets)"
+                " VALUES (1, 1, gen_random_uuid(), 'h', 1, 'native', 77)"
+            ),
+        ):
+            execute(database, statement)
+        assert migrate.upgrade(database) == ("0001", HEAD)
+        assert one(database, "SELECT processed_filepath FROM exam_batch_instances") == "/f"
+        assert one(database, "SELECT bytes_sent FROM send_attempts") == 77
+        assert one(database, "SELECT updated_at = finished_at FROM exam_batches")
+        migrate.downgrade(database, "0001")
+        assert one(database, "SELECT file_path FROM exam_batch_instances") == "/f"
+        assert one(database, "SELECT octets FROM send_attempts") == 77
+
+
 def test_the_migrated_schema_has_the_models_own_checks_defaults_and_indexes(
     database: engine.Database, empty_database_url: str
 ) -> None:
