@@ -11,6 +11,7 @@ import typer.main
 
 from examsend import __version__
 from examsend.cli import app
+from examsend.config.destination import DECLARED, DestinationSettings
 from examsend.config.settings import Settings
 from tests.helpers import cli
 
@@ -28,13 +29,25 @@ def _commands() -> list[tuple[str, ...]]:
     return found
 
 
+def _described(words: tuple[str, ...]) -> bool:
+    """Whether the README's table of commands has a row for a command, and names it there."""
+    if len(words) == 1:
+        return re.search(rf"^\| `examsend {words[0]}[ `]", README, re.MULTILINE) is not None
+    row = re.search(rf"^\| `examsend {words[0]} \.\.\.` \| (.*) \|$", README, re.MULTILINE)
+    return row is not None and words[1] in re.findall(r"`([a-z]+)`", row[1])
+
+
+def test_a_command_that_is_not_in_the_table_is_not_described() -> None:
+    assert not _described(("destination", "release"))
+    assert not _described(("frobnicate",))
+
+
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
-def test_every_command_has_help_and_is_in_the_readme(words: tuple[str, ...]) -> None:
+def test_every_command_has_help_and_is_in_the_readmes_table(words: tuple[str, ...]) -> None:
     said = cli(*words, "--help")
     assert said.returncode == 0
     assert len(said.stdout.splitlines()[2].strip()) > 20
-    assert f"examsend {words[0]}" in README
-    assert words[-1] in README
+    assert _described(words)
     if words != ("demo",):
         for option in ("--config", "--database-url", "--json", "-v", "-q"):
             assert option in said.stdout
@@ -48,11 +61,30 @@ def test_every_setting_is_in_the_readme_with_its_default() -> None:
             assert row[1] == f"{setting.default:g}"
 
 
-def test_every_option_of_a_destination_is_in_the_guide() -> None:
-    said = cli("destination", "add", "--help").stdout
-    common = {"--config", "--database-url", "--json", "--verbose", "--help"}
-    for option in set(re.findall(r"--[a-z][a-z-]+", said)) - common - {"--quiet-period"}:
-        assert option in GUIDE, option
+def _documented(default: object) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_the_guides_table_of_a_destinations_options_is_the_declared_one() -> None:
+    table = GUIDE[GUIDE.index("## Destinations") : GUIDE.index("## What an answer means")]
+    rows = re.findall(r"^\| ((?:`--[a-z0-9-]+`(?:, )?)+) \| (.*?) \|", table, re.MULTILINE)
+    documented = {"/".join(re.findall(r"`(--[a-z0-9-]+)`", options)): default for options, default in rows}
+    declared = {
+        DECLARED[f.name].option: _documented(f.default)
+        for f in fields(DestinationSettings)
+        if DECLARED[f.name].option is not None
+    }
+    assert documented == declared
+
+
+def test_every_option_that_a_document_names_exists() -> None:
+    helps = "".join(cli(*words, "--help").stdout for words in _commands())
+    known = set(re.findall(r"--[a-z][a-z0-9-]+", helps)) | {"--version", "--quiet", "--upgrade", "--group"}
+    for document in (README, GUIDE):
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", document))
+        assert named - known == set()
 
 
 def test_the_gate_runs_the_readmes_own_test_command() -> None:

@@ -12,8 +12,8 @@ from examsend import senders
 from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.delivery import next_state
-from examsend.delivery.associations import Associations
 from examsend.delivery.identification import identify
+from examsend.delivery.offering import Offering
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.watcher import Progress
 from examsend.queue import instances
@@ -103,12 +103,12 @@ class Delivery:
         observer = self._observer
         progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()
         recorder = Recorder(self._database, self._settings, self._claim)
-        associations = Associations(destination, senders.get(destination.sender), recorder, self._stop, progress)
+        offering = Offering(destination, senders.get(destination.sender), recorder, self._stop, progress)
         try:
-            associations.run(unsent)
+            offering.run(unsent)
         finally:
             recorder.close()
-        findings = associations.findings
+        findings = offering.findings
         state, tally = next_state.finish(
             self._database,
             self._claim,

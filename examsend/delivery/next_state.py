@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from examsend import outcomes
 from examsend.db.engine import Connection, Database
-from examsend.delivery.associations import Findings
+from examsend.delivery.offering import Findings
 from examsend.delivery.watcher import not_mounted
 from examsend.queue import batches, instances
 from examsend.queue.batches import Claim

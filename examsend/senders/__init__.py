@@ -5,29 +5,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, cast
 
-from examsend.errors import ConfigError
 from examsend.states import SenderName
 
 if TYPE_CHECKING:
     from examsend.senders.base import Sender
 
-_KNOWN = {
+_SENDERS = {
     SenderName.NATIVE: ("examsend.senders.native", "NativeSender"),
-    SenderName.PYNETDICOM: ("examsend.senders.pynetdicom.sender", "PynetdicomSender"),
+    SenderName.PYNETDICOM: ("examsend.senders.pynetdicom", "PynetdicomSender"),
 }
 """{name: (module, class)}. A module is imported only when its sender is used: importing pynetdicom is slow."""
 
-DEFAULT = SenderName.NATIVE.value
 
-
-def check(name: str) -> None:
-    """Given a name, raise ConfigError unless there is a sender of this name."""
-    if name not in _KNOWN:
-        raise ConfigError(f"sender {name!r} is not part of this examsend; the senders are {', '.join(_KNOWN)}")
-
-
-def get(name: str) -> Sender:
-    """Given a name, return a new sender. Raises ConfigError where there is none of this name."""
-    check(name)
-    module, kind = _KNOWN[SenderName(name)]
+def get(name: SenderName) -> Sender:
+    """Given a name, return a new sender."""
+    module, kind = _SENDERS[name]
     return cast("Sender", getattr(importlib.import_module(module), kind)())

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from examsend.commands import ingest, retry, send, status
+from examsend.commands import retry, send, status
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
+from examsend.queue import attempts, batches
 from tests.helpers import add, chain, execute, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
@@ -276,7 +277,7 @@ def test_a_sender_whose_batch_was_taken_over_aborts_and_changes_nothing(
     assert before < 40
 
 
-def test_expired_and_abandoned_batches_fail_without_an_attempt(
+def test_a_batch_that_waited_too_long_fails_without_an_attempt(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
@@ -284,25 +285,72 @@ def test_expired_and_abandoned_batches_fail_without_an_attempt(
     prepare(settings, tmp_path / "drop")
     execute(database, "UPDATE exam_batches SET ready_at = now() - interval '6 days'")
     result = send.run(settings)
-    assert result.expired == (1,)
+    assert (result.expired, result.delivered) == ((1,), ())
     assert "not delivered within 120.0 hours" in (status.run(settings).batches[0].waiting_for or "")
     assert retry.run(settings, [1]).retried[0].instances == 1
     assert states(database) == ["READY"]
 
 
-def test_limit_destination_and_max_runtime(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
-    for n in range(4):
+def test_a_batch_whose_senders_died_too_often_fails_and_its_last_attempt_is_closed(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    with scripted() as peer:
+        add(settings, peer.address, max_attempts=2)
+        prepare(settings, tmp_path / "drop")
+        for attempt in (1, 2):
+            with database.transaction() as tx:
+                claim = batches.claim(tx, 1, by="dead:1", lease=300)
+                assert claim is not None
+                attempts.open_row(tx, claim, association=1, host="dead", pid=1, sender="native")
+            assert claim.attempt == attempt
+            execute(database, "UPDATE exam_batches SET lease_expires_at = now() - interval '1 s'")
+        result = send.run(settings)
+        assert (result.expired, result.delivered) == ((1,), ())
+        assert peer.associations == 0
+    assert states(database) == ["FAILED"]
+    assert one(database, "SELECT failure FROM exam_batches") == "its sender died 2 times"
+    assert [r[0] for r in rows(database, "SELECT result FROM send_attempts ORDER BY id")] == ["LEASE_LOST"] * 2
+
+
+def _studies(tmp_path: Path, count: int) -> Path:
+    """So many studies of one instance."""
+    for n in range(count):
         samples.ct_study(tmp_path / "drop" / str(n), 1, size=8)
+    return tmp_path / "drop"
+
+
+def test_a_pass_attempts_at_most_limit_batches(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
+    with scripted() as peer:
+        add(settings, peer.address)
+        prepare(settings, _studies(tmp_path, 4))
+        assert len(send.run(settings, limit=3).delivered) == 3
+        assert sorted(states(database)) == ["READY", "SENT", "SENT", "SENT"]
+        assert len(send.run(settings, parallel=4).delivered) == 1
+
+
+def test_a_pass_for_one_destination_leaves_the_others(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
     with scripted() as peer:
         add(settings, peer.address, name="a")
         add(settings, peer.address, name="b")
-        prepare(settings, tmp_path / "drop")
-        assert len(send.run(settings, limit=3).delivered) == 3
-        only = send.run(settings, destination="b")
-        assert {d.destination for d in only.delivered} <= {"b"}
+        prepare(settings, _studies(tmp_path, 2))
+        assert [d.destination for d in send.run(settings, destination="b").delivered] == ["b", "b"]
+    assert one(database, "SELECT count(*) FROM exam_batches WHERE status = 'READY' AND destination_id = 1") == 2
+
+
+def test_a_pass_ends_in_good_order_when_its_time_is_over(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    with scripted(Script(delay=0.4)) as peer:
+        add(settings, peer.address)
+        prepare(settings, _studies(tmp_path, 4))
         assert send.run(settings, max_runtime=0).delivered == ()
-        send.run(settings, parallel=4)
-    assert set(states(database)) == {"SENT"}
+        result = send.run(settings, max_runtime=0.5)
+        assert result.stopped
+        assert 1 <= len(result.delivered) <= 2
+    assert set(states(database)) == {"READY", "SENT"}
 
 
 def test_a_late_instance_after_sent_goes_alone_in_a_batch_that_follows(
@@ -322,15 +370,26 @@ def test_a_late_instance_after_sent_goes_alone_in_a_batch_that_follows(
     ]
 
 
-def test_instances_registered_by_two_hosts_go_once(
+def test_what_two_hosts_register_at_once_goes_once(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
-    samples.ct_study(tmp_path / "drop", 3, size=8)
-    with scripted() as peer:
-        add(settings, peer.address)
-        ingest.run(settings, [tmp_path / "drop"])
-        chain(settings, tmp_path / "drop")
-        assert len(peer.offered) == 3
+    """Two processes, each under a host name of its own, ingest the same directory at the same time, then send from it."""
+    for n in range(6):
+        samples.ct_study(tmp_path / "drop" / str(n), 5, size=8)
+    with scripted(Script(delay=0.02)) as peer:
+        add(settings, peer.address, association_limit=2)
+        for words in (("ingest", str(tmp_path / "drop"), "-q"), ("finalize", "-q"), ("send", "-q")):
+            hosts = [
+                subprocess.Popen(
+                    [sys.executable, "-m", "examsend", *words, "--database-url", settings.database_url or ""],
+                    env={**os.environ, "EXAMSEND_HOST_NAME": name, "EXAMSEND_SETTLE": "0"},
+                )
+                for name in ("first", "second")
+            ]
+            assert [process.wait(60) for process in hosts] == [0, 0]
+        assert len(peer.offered) == len(set(peer.offered)) == 30
+    assert states(database) == ["SENT"] * 6
+    assert {row[0] for row in rows(database, "SELECT host FROM send_attempts")} == {"first", "second"}
 
 
 def test_a_large_study_may_be_split_over_several_associations_at_once(

@@ -18,7 +18,7 @@ from examsend import senders
 from examsend.demo import samples
 from examsend.dicom import identity, uids
 from examsend.dimse import contexts
-from examsend.errors import ConfigError, LostClaim
+from examsend.errors import LostClaim
 from examsend.states import SenderName
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, UserIdentity
 from tests.peers.dcmtk import free_port
@@ -120,15 +120,8 @@ def no_thread_left(grace: float = 3.0) -> Iterator[None]:
 
 
 def test_every_sender_name_has_a_sender_of_that_name() -> None:
-    assert set(senders._KNOWN) == set(SenderName)
+    assert set(senders._SENDERS) == set(SenderName)
     assert {name: senders.get(name).name for name in SenderName} == {name: name.value for name in SenderName}
-    assert senders.DEFAULT in set(SenderName)
-
-
-@pytest.mark.parametrize("name", ["", "NATIVE", "dcm4che"])
-def test_a_name_without_a_sender_is_a_config_error(name: str) -> None:
-    with pytest.raises(ConfigError, match="the senders are native, pynetdicom"):
-        senders.get(name)
 
 
 def test_a_thread_that_is_left_behind_fails_a_test() -> None:

@@ -23,7 +23,7 @@ Modules, each importing only from those below it::
 
     clients     running a server for the length of a block; throw-away servers
     life        initialising, starting and stopping the server
-    state       observing a server: does it accept sessions, what is its process id
+    postmaster  observing a server: does it accept sessions, what is its process id
     binaries    finding the PostgreSQL binaries and making them executable for the server's user
     locks       the lock files
     place       the directories of data and socket
@@ -36,6 +36,6 @@ from __future__ import annotations
 from examsend.db.embedded.binaries import find_binaries
 from examsend.db.embedded.clients import running, scratch_directory
 from examsend.db.embedded.place import PORT, default_directory
-from examsend.db.embedded.state import Status, status
+from examsend.db.embedded.postmaster import Status, status
 
 __all__ = ["PORT", "Status", "default_directory", "find_binaries", "running", "scratch_directory", "status"]

@@ -23,7 +23,7 @@ from examsend.db.embedded.place import (
     place_of,
     socket_directory,
 )
-from examsend.db.embedded.state import accepts
+from examsend.db.embedded.postmaster import accepts
 from examsend.db.embedded.user import may_enter, require_entry, server_user
 from examsend.errors import DatabaseUnavailable, ExamsendError
 

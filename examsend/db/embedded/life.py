@@ -13,7 +13,7 @@ from examsend.db.embedded import locks
 from examsend.db.embedded.binaries import major_version
 from examsend.db.embedded.failures import program_failure
 from examsend.db.embedded.place import PORT, Place, socket_directory
-from examsend.db.embedded.state import accepts, pid_file_lines, postmaster_pid, read_bytes
+from examsend.db.embedded.postmaster import accepts, pid_file_lines, postmaster_pid, read_bytes
 from examsend.db.embedded.user import run_as
 from examsend.errors import DatabaseUnavailable
 

@@ -53,7 +53,7 @@ class Findings:
     last: AssociationEnd | None = None
 
     def add(self, together: Sequence[_Ended]) -> None:
-        """Associations ended, one or several that ran together: what that means for the batch and its destination."""
+        """Offering ended, one or several that ran together: what that means for the batch and its destination."""
         self.associations += len(together)
         for ended in together:
             self.answers += ended.watcher.answers
@@ -76,7 +76,7 @@ class Findings:
         return [item for item in items if item.id not in self.reported]
 
 
-class Associations:
+class Offering:
     """Sends what a batch still has to offer, and gathers what that showed in ``findings``."""
 
     def __init__(
