@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from examsend.commands import retry, send, status
@@ -311,6 +313,45 @@ def test_a_batch_whose_senders_died_too_often_fails_and_its_last_attempt_is_clos
     assert states(database) == ["FAILED"]
     assert one(database, "SELECT failure FROM exam_batches") == "its sender died 2 times"
     assert [r[0] for r in rows(database, "SELECT result FROM send_attempts ORDER BY id")] == ["LEASE_LOST"] * 2
+
+
+def test_lost_database_connections_cost_a_delivery_nothing(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    """Every backend but one is ended every 30 ms while 40 instances are sent: each is offered once, and recorded."""
+    samples.ct_study(tmp_path / "drop", 40, size=8)
+    with scripted(Script(delay=0.02)) as peer:
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        killer = psycopg2.connect((settings.database_url or "").replace("+psycopg2", ""))
+        killer.autocommit = True
+        ended = []
+
+        def end_backends() -> None:
+            while len(peer.offered) < 35:
+                with killer.cursor() as cursor:
+                    cursor.execute(
+                        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                    ended.append(cursor.fetchone()[0])
+                time.sleep(0.03)
+
+        thread = threading.Thread(target=end_backends)
+
+        def begin() -> bool:
+            if peer.offered and not thread.ident:
+                thread.start()
+            return False
+
+        send.run(settings, stop=begin)
+        thread.join(20)
+        killer.close()
+        database.engine.dispose()  # the test's own connections were ended too
+        assert sum(ended) >= 5
+        assert len(peer.offered) == len(set(peer.offered)) == 40
+    assert states(database) == ["SENT"]
+    assert one(database, "SELECT max(attempts) FROM exam_batch_instances") == 1, "a group written twice counts once"
 
 
 def _studies(tmp_path: Path, count: int) -> Path:
