@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examsend.dicom import uids
+
 AET = "EXAMSEND-DEMO"
 _RECORD = "received.jsonl"
 
@@ -111,7 +113,7 @@ def _serve(directory: Path, *, keep: bool) -> None:
         ae.maximum_pdu_size = 131072
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
-        ae.add_supported_context("1.2.840.10008.1.1")
+        ae.add_supported_context(uids.VERIFICATION)
         handlers: list[Any] = [(evt.EVT_CONN_OPEN, opened), (evt.EVT_ACCEPTED, accepted), (evt.EVT_C_STORE, store)]
         server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         assert server is not None
