@@ -207,6 +207,32 @@ def test_a_file_out_of_reach_because_its_mount_is_gone_is_not_missing(
     assert states(database) == ["SENT"]
 
 
+def test_one_file_on_a_mount_that_is_gone_puts_its_batch_back(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    _, second = samples.ct_study(tmp_path / "drop", 2, size=8)
+    with scripted() as peer:
+        add(settings, peer.address)
+        prepare(settings, tmp_path / "drop")
+        execute(
+            database,
+            "UPDATE exam_batch_instances SET mount_point = :place WHERE processed_filepath = :path",
+            place=str(tmp_path),
+            path=str(second),
+        )
+        second.rename(tmp_path / "away")
+        send.run(settings)
+        assert rows(database, "SELECT status, attempt_count FROM exam_batches") == [("READY", 0)]
+        out_of_reach = "SELECT outcome FROM exam_batch_instances WHERE mount_point IS NOT NULL"
+        assert one(database, out_of_reach) == "RETRY", "not MISSING"
+        assert "is not mounted on this host" in one(database, "SELECT failure FROM exam_batches")
+        (tmp_path / "away").rename(second)
+        _wait(database)
+        send.run(settings)
+        assert len(peer.offered) == len(set(peer.offered)) == 2
+    assert states(database) == ["SENT"]
+
+
 def test_a_large_file_that_changed_under_way_goes_and_the_others_follow(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
