@@ -35,20 +35,17 @@ NEXT_ATTEMPT = _least("next_attempt_at", "READY")
 NEXT_LEASE = _least("lease_expires_at", "SENDING")
 
 
-def _any(least: str, condition: str, column: str) -> str:
-    return condition.replace(f"b.{column}", least)
+def _any(condition: str, column: str, state: str) -> str:
+    """A condition that is met by some batch of a destination if it is met by the one with the least ``column``."""
+    return condition.replace(f"b.{column}", _least(column, state))
 
 
-TO_FINALIZE = (
-    _any(_least("last_instance_at", "PENDING"), QUIET, "last_instance_at")
-    + " OR "
-    + _any(_least("created_at", "PENDING"), WAITED_LONGEST, "created_at")
-)
+TO_FINALIZE = f"{_any(QUIET, 'last_instance_at', 'PENDING')} OR {_any(WAITED_LONGEST, 'created_at', 'PENDING')}"
 """A destination has a batch that a pass of ``finalize`` would move."""
 
 TO_SEND = (
     f"({SENDABLE} AND least({NEXT_ATTEMPT}, {NEXT_LEASE}) <= {NOW})"
-    f" OR {_any(_least('ready_at', 'READY'), EXPIRED, 'ready_at')}"
+    f" OR {_any(EXPIRED, 'ready_at', 'READY')}"
     f" OR EXISTS (SELECT 1 FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENDING'"
     f" AND {LEASE_OVER} AND {TRIES_USED_UP})"
 )
