@@ -1,4 +1,4 @@
-"""Many studies, several at a time: 1, 10 and 100 studies to ``storescp --fork``, 1, 2 and 4 in parallel, as a whole process.
+"""Measures ``examsend send`` with 1, 10 and 100 studies, 1, 2 and 4 of them in parallel, to ``storescp --fork``.
 
 python -m bench.scale [REPEATS]
 """
@@ -20,7 +20,7 @@ _INSTANCES = 600
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     figures = []
     with common.scratch() as place, common.database() as url:

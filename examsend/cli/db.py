@@ -11,7 +11,7 @@ app = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_mark
 
 @common.command(app)
 def upgrade(session: common.Session) -> object:
-    """Bring the schema up to date (from nothing, too)."""
+    """Create the schema, or migrate it to the version that examsend needs."""
     from examsend.commands import db
 
     return db.upgrade(session.settings)
@@ -19,7 +19,7 @@ def upgrade(session: common.Session) -> object:
 
 @common.command(app)
 def current(session: common.Session) -> object:
-    """Say which schema the database has and which this examsend needs."""
+    """Show which schema the database has, and which this version of examsend needs."""
     from examsend.commands import db
 
     return db.current(session.settings)
@@ -27,7 +27,7 @@ def current(session: common.Session) -> object:
 
 @common.command(app)
 def check(session: common.Session) -> object:
-    """Compare the database's schema with what this examsend expects."""
+    """Compare the database's schema with the one that this version of examsend needs."""
     from examsend.commands import db
 
     return db.check(session.settings)

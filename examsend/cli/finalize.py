@@ -24,7 +24,8 @@ def register(app: typer.Typer) -> None:
             list[int] | None, typer.Option("--batch", metavar="ID", help="This batch is complete (repeatable).")
         ] = None,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Change nothing: say what would go, and why the others wait.")
+            bool,
+            typer.Option("--dry-run", help="Change nothing. Show which batches are complete, and why the others wait."),
         ] = False,
     ) -> object | None:
         """Make complete batches READY: those that have been quiet long enough, or the ones you name."""

@@ -1,4 +1,4 @@
-"""Pass 2: complete studies -> READY."""
+"""Pass 2: make the batches of complete studies READY."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from examsend.queue.views import BatchStatus
 from examsend.states import BatchState
 
 _GROUP = 1000
-"""Batches moved in one transaction."""
+"""Batches changed in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A batch that was found complete."""
+    """A batch that is complete, and why."""
 
     batch_id: int
     study_instance_uid: str
@@ -32,11 +32,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class FinalizeResult:
-    """What a pass of ``finalize`` did, or (dry run) would do."""
+    """The result of ``finalize``: the batches that are READY now, or (dry run) would be."""
 
     ready: tuple[Ready, ...]
     waiting: tuple[BatchStatus, ...]
-    """Dry run only: the other PENDING batches, with why they wait."""
+    """Dry run only: the other PENDING batches, and why they wait."""
     dry_run: bool
 
 
@@ -48,7 +48,7 @@ def run(
     by: str = "an operator",
     dry_run: bool = False,
 ) -> FinalizeResult:
-    """Move complete PENDING batches to READY: those a rule calls complete, or exactly the ones an operator names.
+    """Make PENDING batches READY: those that are complete by a rule, or only the named ones.
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
@@ -66,7 +66,7 @@ def run(
 
 
 def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
-    """One group of batches that a rule calls complete."""
+    """Return one group of batches that are complete by a rule."""
     found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.complete(c)) is not None]
     return (
         [Ready(c.batch_id, c.study_instance_uid, c.destination, reason) for c, reason in found],
@@ -75,7 +75,7 @@ def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
 
 
 def _step(tx: Connection) -> tuple[list[Ready], bool]:
-    """Move one group; return what moved and whether there may be more."""
+    """Make one group of batches READY; return these batches, and whether there may be more."""
     ready, completed = _complete(tx)
     moved = batches.finalize(tx, completed)
     return [r for r in ready if r.batch_id in moved], len(completed) == _GROUP and bool(moved)
@@ -112,5 +112,5 @@ def _named(
     moved = batches.finalize(tx, [Completed(b.batch_id, b.last_instance_at, reason) for b in waiting])
     left = [b.batch_id for b in waiting if b.batch_id not in moved]
     if left:
-        raise Refused(f"batch {left[0]} has just grown: look again, then finalize it")
+        raise Refused(f"batch {left[0]} has just received another instance: check it, then finalize it again")
     return FinalizeResult(ready, (), dry_run)

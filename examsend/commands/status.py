@@ -1,4 +1,4 @@
-"""What stands where, and why. Reads only."""
+"""The state of batches and destinations, and the reason. Reads only."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from examsend.states import BatchState
 
 @dataclass(frozen=True, slots=True)
 class StatusResult:
-    """What ``status`` shows; parts that were not asked for are empty."""
+    """The result of ``status``. Parts that were not requested are empty."""
 
     destinations: tuple[DestinationStatus, ...] = ()
     batches: tuple[BatchStatus, ...] = ()
     more: bool = False
-    """There are more batches than are listed."""
+    """There are more batches than listed."""
     groups: tuple[InstanceGroup, ...] = ()
     attempts: tuple[AttemptStatus, ...] = ()
     rejected: tuple[RejectedFile, ...] = ()
@@ -40,7 +40,8 @@ def run(
     rejected: bool = False,
     most: int = 50,
 ) -> StatusResult:
-    """Return what stands where: everything alive and what was sent lately, or one batch, one study, the rejected files.
+    """Return the state of the destinations and of at most ``most`` batches: all that are not SENT, and those SENT in the last
+    24 hours. Or return one batch with its attempts, the batches of one study, or the rejected files.
 
     Raises UsageError for a batch, study or destination that does not exist.
     """

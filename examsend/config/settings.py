@@ -1,7 +1,7 @@
-"""Settings of a pass: defaults < TOML file < environment < option.
+"""Settings of a pass. An option overrides the environment, which overrides the TOML file, which overrides the default.
 
-A setting is declared once, here, with its help; the file's keys are the field names, the environment's are
-``EXAMSEND_`` and the field name in capitals.
+Each setting is declared here once, with its check and help text. Its key in the file is the field name, its environment
+variable ``EXAMSEND_`` and the field name in capitals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _setting(default: Any, check: checks.Check, about: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a pass goes by."""
+    """The settings of a pass. Times in seconds."""
 
     database_url: str | None = _setting(
         None,
@@ -40,7 +40,9 @@ class Settings:
         checks.directory,
         "Where the embedded server and the spool live. Not set: /var/lib/examsend (root), else the user's.",
     )
-    database_wait: float = _setting(15.0, checks.number(0, 3600), "Seconds to go on trying to reach the database.")
+    database_wait: float = _setting(
+        15.0, checks.number(0, 3600), "Keep trying to reach the database for this many seconds."
+    )
     settle: float = _setting(
         5.0, checks.number(0, 86400), "A file younger than this many seconds is left to the next ingest."
     )
@@ -66,7 +68,7 @@ def _read(name: str, raw: object, where: str) -> Any:
 
 def search_path() -> list[Path]:
     """Return the candidate files of settings, in order; the first that exists is used."""
-    import platformdirs  # here: a pass that is given its file does without these 7 ms
+    import platformdirs  # here, because the import takes 7 ms and is not needed where the file is named
 
     candidates = [Path("/etc/examsend") / FILE_NAME]
     with suppress(RuntimeError):  # a user without a home directory
@@ -92,8 +94,11 @@ def _from_file(path: Path) -> dict[str, Any]:
 def load(
     file: Path | None = None, *, environ: Mapping[str, str] | None = None, options: Mapping[str, object] | None = None
 ) -> Settings:
-    """Given a file (None: the usual places), an environment (None: this process's) and options (None values are not
-    set), return the settings. Raises ConfigError."""
+    """Return the settings.
+
+    ``file``: None reads EXAMSEND_CONFIG, else the first file of ``search_path``. ``environ``: None is the environment of this
+    process. ``options``: a value of None is not set. Raises ConfigError.
+    """
     environ = os.environ if environ is None else environ
     chosen: dict[str, Any] = {}
     if file is None and environ.get(PREFIX + "CONFIG"):

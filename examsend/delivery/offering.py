@@ -1,5 +1,7 @@
-"""The associations of one attempt. One carries the whole batch; there are more only where one cannot be enough: over 128
-presentation contexts, a file that changed while it was sent, and instances suspected of ending associations, which go last.
+"""The associations of one attempt. One association carries the whole batch where possible.
+
+More are used if the batch needs over 128 presentation contexts, if a file changed while it was sent, for instances that may
+have ended earlier associations, and where the destination's settings ask for several.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from examsend.states import LOST, Outcome
 from examsend.transfer import AssociationEnd, End, Item
 
 _WORTH_SPLITTING = 16
-"""Instances an association should have at least, where a study is split over several."""
+"""Fewest instances per association if a study is split over several."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """One association that is over."""
+    """One association that has ended."""
 
     end: AssociationEnd
     watcher: AssociationWatcher
@@ -37,14 +39,14 @@ class _Ended:
 
 @dataclass(slots=True)
 class Findings:
-    """What the associations of an attempt have shown so far. Only the delivering thread changes it, between associations."""
+    """Results of the associations of an attempt so far. Only the thread of the delivery changes them, between associations."""
 
     associations: int = 0
     answers: int = 0
     stored: int = 0
     bytes_sent: int = 0
     seconds: float = 0.0
-    """During which at least one association lasted."""
+    """Time during which at least one association was open."""
     reported: set[int] = field(default_factory=set)
     """Ids of the instances that have an outcome from this attempt."""
     uses_attempt: bool = True
@@ -53,7 +55,7 @@ class Findings:
     last: AssociationEnd | None = None
 
     def add(self, together: Sequence[_Ended]) -> None:
-        """Offering ended, one or several that ran together: what that means for the batch and its destination."""
+        """Given one association that has ended, or several that ran in parallel, add their results."""
         self.associations += len(together)
         for ended in together:
             self.answers += ended.watcher.answers
@@ -72,12 +74,12 @@ class Findings:
                 self.trouble = Trouble(result.action, result.code, end.sentence)
 
     def left(self, items: Sequence[Item]) -> list[Item]:
-        """Return those of the items that have no outcome yet."""
+        """Return the items that have no outcome yet."""
         return [item for item in items if item.id not in self.reported]
 
 
 class Offering:
-    """Sends what a batch still has to offer, and gathers what that showed in ``findings``."""
+    """Sends the unsent instances of a batch, and collects the results in ``findings``."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Offering:
         self.findings = Findings()
 
     def run(self, unsent: Sequence[Unsent]) -> None:
-        """Send instances, suspects last and alone. Raises LostClaim, DatabaseUnavailable."""
+        """Send instances, suspected ones last and one at a time. Raises LostClaim, DatabaseUnavailable."""
         self._unsent = {u.item.id: u for u in unsent}
         mount = _gone_mount(unsent)
         if mount is not None:
@@ -112,22 +114,25 @@ class Offering:
             self._one_by_one(part, alive=self.findings.stored > 0 or self._recorder.destination_is_alive())
 
     def _through(self, part: Sequence[Item]) -> bool:
-        """Send a part; return whether everything of it was reported and the next may follow."""
+        """Send instances over one association; return whether all of them have an outcome and the next may follow."""
         left = list(part)
         while left and not self._stop():
             before = len(left)
             ended = self._send(left, self.findings.associations + 1)
             self.findings.add([ended])
             left = self.findings.left(left)
-            # We end the association where a file changed while it was sent: the others go on a new one.
+            # The sender aborts the association if a file changed while it was sent. The others need a new association.
             if ended.end.end is End.FILE_CHANGED and len(left) < before:
                 continue
             return ended.end.end is End.RELEASED and not left
         return not left
 
     def _split(self, part: Sequence[Item], at_once: int) -> bool:
-        """Send a part over several associations at once: an operator's choice for a receiver that is far away and takes one
-        instance at a time. Neighbours stay together. Return whether everything of it was reported."""
+        """Send instances over several parallel associations; return whether all of them have an outcome.
+
+        This is a setting for a distant receiver that allows one outstanding instance at a time. Each association gets
+        consecutive instances.
+        """
         count = max(min(at_once, len(part) // _WORTH_SPLITTING), 1)
         each = -(-len(part) // count)
         shares = [part[n : n + each] for n in range(0, len(part), each)]
@@ -141,8 +146,10 @@ class Offering:
         return not left
 
     def _one_by_one(self, part: Sequence[Item], *, alive: bool) -> None:
-        """Send instances that were in flight at unasked ends before, with one outstanding at a time, so that an end names
-        its cause. Where the destination is otherwise ``alive``, that instance is given up and the rest goes on."""
+        """Send suspected instances with one outstanding at a time, so that an abnormal end can be assigned to one instance.
+
+        If the destination is ``alive`` (it stores other instances), that instance is FAILED and the others are sent.
+        """
         left = list(part)
         while left and not self._stop():
             ended = self._send(left, self.findings.associations + 1, window=1)
@@ -158,7 +165,7 @@ class Offering:
             left = self.findings.left(left)
 
     def _send(self, items: Sequence[Item], number: int, window: int | None = None) -> _Ended:
-        """Send items over one association, the attempt's ``number``-th. May run on several threads at once."""
+        """Send items over one association, ``number`` counted from 1 in the attempt. Called on several threads at a time."""
         row = self._recorder.association_began(number, self._sender.name)
         watcher = AssociationWatcher(
             [self._unsent[item.id] for item in items], self._recorder, self._stop, self._progress
@@ -173,7 +180,7 @@ class Offering:
 
 
 def _gone_mount(unsent: Sequence[Unsent]) -> str | None:
-    """The file system that every file of the batch is on and this host has not mounted, or None."""
+    """Return the mount point that all files of the batch are on, if it is not mounted on this host; else None."""
     mounts = {u.mount_point for u in unsent}
     if len(mounts) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Why a batch is where it is: the seconds it still waits, computed by the database, and the sentence people read. Once."""
+"""Why a batch is in its state: the remaining waits, computed by the database, and the sentence shown to users."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ WAITS = f"""
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
     extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for
 """
-"""Columns of a SELECT over exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait is over."""
+"""Columns of a SELECT from exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the sentence about a batch is made of. Times in seconds from now; None where they do not apply."""
+    """What the sentence about a batch depends on. Times in seconds from now; None if they do not apply."""
 
     status: BatchState
     instances: int
@@ -40,11 +40,11 @@ class Standing:
     warned: int
     """Instances stored with a warning."""
     warned_status: int | None
-    """The lowest DIMSE status of those."""
+    """The lowest DIMSE status among them."""
 
 
 def why(batch: Standing) -> str | None:
-    """Given how a batch stands, return why it is where it is; None where there is nothing to say (SENT without warnings)."""
+    """Return why a batch is in its state; None for a SENT batch without warnings."""
     match batch.status:
         case BatchState.PENDING:
             return _pending(batch)
@@ -87,17 +87,17 @@ def _sending(batch: Standing) -> str:
 
 
 def disabled(reason: str | None) -> str:
-    """Given why a destination is disabled (None: an operator did it), return the sentence."""
+    """Given why a destination is disabled (None: an operator disabled it), return the sentence."""
     return f"destination disabled: {reason}" if reason else "destination disabled"
 
 
 def held(reason: str | None, seconds: float) -> str:
-    """Given why a destination is held and for how many seconds more, return the words."""
+    """Given why a destination is held and the remaining seconds, return the sentence."""
     return f"held: {reason}; tried again in {span(seconds)}"
 
 
 def span(seconds: float) -> str:
-    """Given seconds, return them as people say them: "41 s", "4 min", "2.5 h", "3 days"."""
+    """Given seconds, return them in a suitable unit: "41 s", "4 min", "2.5 h", "3 days"."""
     seconds = max(seconds, 0.0)
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""Read only: what stands where, and why; what status and monitoring show."""
+"""The state of batches and destinations, and the reason, for ``examsend status`` and monitoring. Reads only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from examsend.queue.paths import from_text
 from examsend.queue.reasons import WAITS, Standing, disabled, held, why
 from examsend.states import LOST, NOT_COUNTED, BatchState, sql_list
 
-# What is alive is found through the partial indexes, what has ended through its time: the cost follows what is asked for,
-# not what was ever sent.
+# Unfinished batches are found by partial indexes and SENT ones by the time they finished, so that the cost does not grow with
+# the number of batches that were ever sent.
 _ORDER = """
     CASE b.status WHEN 'FAILED' THEN 0 WHEN 'SENDING' THEN 1 WHEN 'READY' THEN 2 WHEN 'PENDING' THEN 3 ELSE 4 END, b.id DESC
 """
@@ -79,12 +79,12 @@ _ATTEMPTS = text("""
 """)
 
 RECENT = 86400.0
-"""Seconds for which a SENT batch is shown without being asked for."""
+"""A SENT batch is listed by default for this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """One batch: where it stands and why."""
+    """The state of one batch, and the reason."""
 
     id: int
     study_instance_uid: str
@@ -98,7 +98,7 @@ class BatchStatus:
     total_bytes: int
     attempts: int
     waiting_for: str | None
-    """Why it is where it is; None where there is nothing to say (SENT without warnings)."""
+    """Why it is in this state; None for a SENT batch without warnings."""
     created_at: datetime
     finished_at: datetime | None
     ready_at: datetime | None
@@ -108,7 +108,7 @@ class BatchStatus:
 
 @dataclass(frozen=True, slots=True)
 class DestinationStatus:
-    """One destination: health and queue."""
+    """One destination: its health, and the number of its batches by state."""
 
     name: str
     address: str
@@ -125,7 +125,7 @@ class DestinationStatus:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """Instances of a batch that fared alike."""
+    """Instances of a batch with the same outcome, DIMSE status and comment."""
 
     outcome: str
     dimse_status: str | None
@@ -219,8 +219,11 @@ def batches(
     state: BatchState | None = None,
     most: int,
 ) -> list[BatchStatus]:
-    """Return batches, FAILED ones first, at most ``most``: those with these ids or of one study whatever their state, or those
-    in one state, or (None) all that are alive and those that were sent lately; of one destination where that is given."""
+    """Return at most ``most`` batches, FAILED ones first.
+
+    With ``ids`` or ``study``: these batches in any state. Else with ``state``: the batches in this state. Else the batches that
+    are not SENT, and those SENT in the last 24 hours. With ``destination_id``: only batches of this destination.
+    """
     values = {
         "ids": None if ids is None else list(ids),
         "study": study,
@@ -234,7 +237,7 @@ def batches(
 
 
 def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
-    """Return every destination, by name: its health and its queue."""
+    """Return every destination, ordered by name: its health, and the number of its batches by state."""
     return tuple(
         DestinationStatus(
             row.name,
@@ -253,7 +256,7 @@ def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
 
 
 def groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:
-    """Return the instances of a batch, grouped by how they fared."""
+    """Return the instances of a batch, grouped by outcome, DIMSE status and comment."""
     return tuple(
         InstanceGroup(
             row.outcome,
@@ -297,5 +300,5 @@ _DIGESTS = text(
 
 
 def stored_digests(tx: Connection) -> dict[str, str]:
-    """Return {SOP Instance UID: SHA-256 in hex} of every stored instance: what a receiver is compared with."""
+    """Return {SOP Instance UID: SHA-256 in hex} of every stored instance, to compare with the data sets at a receiver."""
     return {row[0]: row[1] for row in tx.execute(_DIGESTS)}

@@ -1,7 +1,6 @@
-"""A command's result as text: lines and tables. Whether it needs a person (exit code 1) the result says itself.
+"""Shows the result of a command as lines and tables. All results are printed here, or as JSON by ``report.json``.
 
-Nothing else prints results, so what people read and what scripts read cannot drift apart. All text that came from a file,
-a path or a peer goes through ``clean``.
+Text from a file, a path or a peer is untrusted: ``clean`` escapes it.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from examsend.senders.base import Capabilities
 
 
 def to_console(result: object) -> None:
-    """Show a pass's result to people."""
+    """Print the result of a command."""
     out = console()
     for part in rendered(result):
         if isinstance(part, str):
-            # A sentence is one line, however long: what reads it may be grep.
+            # Lines are not wrapped, so that grep finds them.
             out.print(clean(part), soft_wrap=True)
         else:
             out.print(part)
@@ -38,7 +37,7 @@ def to_console(result: object) -> None:
 
 @singledispatch
 def rendered(result: object) -> list[Any]:
-    """Given a pass's result, return lines of text and tables."""
+    """Given the result of a command, return lines of text and tables."""
     return [str(result)]
 
 
@@ -90,7 +89,7 @@ def _send(result: SendResult) -> list[Any]:
     lines += [f"batch {b}: another sender took it over" for b in result.lost]
     lines += [f"batch {b} FAILED without an attempt: `examsend status {b}` says why" for b in result.expired]
     if result.stopped:
-        lines.append("ended as asked; what is left goes with the next send")
+        lines.append("stopped as requested; the rest goes with the next send")
     return lines or ["nothing is due"]
 
 
@@ -114,7 +113,7 @@ def _schema(result: SchemaResult) -> list[Any]:
     if result.revision is None:
         return [f"no schema on {where}: run `examsend db upgrade`"]
     if result.differences:
-        return [f"schema {result.revision} on {where} is not what it should be:", *result.differences]
+        return [f"schema {result.revision} on {where} differs from what examsend needs:", *result.differences]
     return [f"schema {result.revision} on {where}" + ("" if result.good else f", needed is {result.needed}")]
 
 
