@@ -29,10 +29,10 @@ from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
 from tests.peers import scripted
 
 
-def sink(told: Connection) -> None:
-    """Run a receiver that discards data sets. Sends its port over ``told``."""
+def sink(parent: Connection) -> None:
+    """Run a receiver that discards data sets. Sends its port over ``parent``."""
     listener = socket.create_server(("127.0.0.1", 0))
-    told.send(listener.getsockname()[1])
+    parent.send(listener.getsockname()[1])
     script = scripted.Script(max_pdu=131072)
     while True:
         wire, _ = listener.accept()

@@ -34,7 +34,7 @@ def main() -> None:
     single = {studies: seconds for studies, parallel, seconds in figures if parallel == 1}
     rows = [(s, p, f"{t:.2f}", f"{_INSTANCES / t:.0f}", f"{single[s] / t:.2f}") for s, p, t in figures]
     common.show(
-        f"{_INSTANCES} CT of 128 kB in so many studies to storescp --fork, median of {repeats}",
+        f"{_INSTANCES} CT of 128 kB split into studies, to storescp --fork, median of {repeats}",
         ("studies>", "in parallel>", "seconds>", "instances/s>", "times one at a time>"),
         rows,
     )

@@ -29,7 +29,7 @@ class Meaning:
 
     outcome: Outcome
     """STORED, RETRY or FAILED."""
-    words: str
+    name: str
     if_other_content: Outcome | None = None
     """The outcome if the destination stored other content under this SOP Instance UID before; None: ``outcome``."""
     tries: int = 0
@@ -77,9 +77,9 @@ def meaning(status: int) -> Meaning:
     return next((m for low, high, m in _RANGES if low <= status <= high), _UNKNOWN)
 
 
-def words(status: int) -> str:
+def status_text(status: int) -> str:
     """Given a status (0000,0900), return its number and name: "A700 out of resources"."""
-    return f"{status:04X} {meaning(status).words}"
+    return f"{status:04X} {meaning(status).name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class InstanceResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class DestinationProblem:
     """Why and how to hold a destination: ``code`` for programs, ``reason`` as a sentence for users."""
 
     action: DestinationAction
@@ -168,24 +168,24 @@ def of_end(end: AssociationEnd, answered: int) -> EndResult:
         return EndResult(False, DestinationAction.HOLD if end.result == 1 else DestinationAction.BACK_OFF, "REJECTED")
     if kind in {End.UNREACHABLE, End.TLS_FAILED}:
         return EndResult(False, DestinationAction.BACK_OFF, kind.value)
-    failed = kind in UNASKED
+    failed = kind in ABNORMAL_ENDS
     if failed and not answered and (not end.established or kind is End.TIMED_OUT):
         return EndResult(False, DestinationAction.BACK_OFF, kind.value)
     return EndResult(True, DestinationAction.NONE, kind.value)
 
 
-UNASKED = frozenset({End.ABORTED, End.CLOSED, End.TIMED_OUT, End.PROTOCOL_ERROR})
+ABNORMAL_ENDS = frozenset({End.ABORTED, End.CLOSED, End.TIMED_OUT, End.PROTOCOL_ERROR})
 """Ends after which it is unknown whether the unanswered instances are stored, and which one of them may have caused."""
 
 SUSPECT_AFTER = 2
 """An instance that was unanswered at this many consecutive abnormal ends is sent last, with no other one outstanding."""
 
 
-def back_off(base: float, most: float, failures: int, jitter: float) -> float:
+def back_off(base: float, longest: float, failures: int, jitter: float) -> float:
     """Given the first and the longest pause in seconds, the number of consecutive failures (1 or more) and a random number
     from 0 to 1, return the next pause in seconds.
 
     It doubles with each failure. ``jitter`` shortens it by up to a fifth, so that destinations are not all tried at once.
     """
-    pause = min(base * 2.0 ** min(max(failures, 1) - 1, 40), most)
+    pause = min(base * 2.0 ** min(max(failures, 1) - 1, 40), longest)
     return pause * (1 - 0.2 * jitter)

@@ -53,7 +53,7 @@ UNSENT = (Outcome.WAITING, Outcome.RETRY)
 NOT_COUNTED = (Outcome.SUPERSEDED, Outcome.NOT_SENT)
 """Outcomes of instances that are recorded and not to be delivered."""
 
-LOST = tuple(o for o in Outcome if o not in {*UNSENT, *NOT_COUNTED, Outcome.STORED})
+UNDELIVERABLE = tuple(o for o in Outcome if o not in {*UNSENT, *NOT_COUNTED, Outcome.STORED})
 """Outcomes of instances that were to be delivered and that no further attempt sends. They need a person."""
 
 

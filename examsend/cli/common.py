@@ -124,7 +124,7 @@ def show_version(value: bool) -> None:
         raise typer.Exit
 
 
-def who() -> str:
+def operator_name() -> str:
     """Return the login name of the operator, which is recorded with a request."""
     try:
         return getpass.getuser()

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")] = False,
     ) -> None:
-        """Demonstrate examsend: embedded database, sample studies, ingest, finalize, send, and a receiver that stores."""
+        """Run a demonstration. It ingests and sends sample studies, with a temporary database and receiver."""
         import logging
 
         from examsend.demo import run

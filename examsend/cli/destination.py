@@ -96,7 +96,7 @@ def show_all(session: common.Session) -> object:
 
 @common.command(app)
 def show(session: common.Session, name: _NAME) -> object:
-    """Show the settings and health of a destination, and the capabilities of its sender."""
+    """Show the settings and health of a destination. Also shows the capabilities of its sender."""
     from examsend.commands import destination
 
     return destination.show(session.settings, name)
@@ -104,7 +104,7 @@ def show(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def enable(session: common.Session, name: _NAME) -> object:
-    """Enable a destination: files are routed to it, and its batches are sent."""
+    """Enable a destination. Files are routed to it, and its batches are sent."""
     from examsend.commands import destination
 
     return destination.enable(session.settings, name, enabled=True)
@@ -112,7 +112,7 @@ def enable(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def disable(session: common.Session, name: _NAME) -> object:
-    """Disable a destination: nothing is routed or sent to it, and its batches wait."""
+    """Disable a destination. Nothing is routed or sent to it, and its batches wait."""
     from examsend.commands import destination
 
     return destination.enable(session.settings, name, enabled=False)
@@ -120,7 +120,7 @@ def disable(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def unhold(session: common.Session, name: _NAME) -> object:
-    """End the hold of a destination, so that the next send tries it."""
+    """End the hold of a destination. The next send tries it."""
     from examsend.commands import destination
 
     return destination.unhold(session.settings, name)
@@ -136,7 +136,7 @@ def remove(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def echo(session: common.Session, name: _NAME) -> object:
-    """Send a C-ECHO to a destination, and show the round trip time or the error."""
+    """Send a C-ECHO to a destination. Shows the round trip time or the error."""
     from examsend.commands import destination
 
     return destination.echo(session.settings, name)

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--accept-incomplete", help="Also register truncated files, and send them as they are.")
         ] = False,
     ) -> object:
-        """Register DICOM files: add each as an instance to the batch of its study, for each destination."""
+        """Register the DICOM files of directories. Each is added to the batch of its study, for each destination."""
         from examsend.cli import live
         from examsend.commands import ingest as command
 

@@ -21,9 +21,9 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option(metavar="NAME", help="Only this destination. Also ends its hold.")
         ] = None,
     ) -> object:
-        """Make FAILED batches READY again: the next send sends their unsent instances."""
+        """Make FAILED batches READY again. The next send sends their unsent instances."""
         from examsend.commands import retry as command
 
         return command.run(
-            session.settings, batch or (), all_failed=all_failed, destination=destination, by=common.who()
+            session.settings, batch or (), all_failed=all_failed, destination=destination, by=common.operator_name()
         )

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
             float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the pass cleanly after this time.")
         ] = None,
     ) -> object | None:
-        """Send READY batches, each over one association, until none is due."""
+        """Send READY batches, each over one association. Ends when none is due."""
         stop = _stop_on_signals()
         with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
         ] = False,
         limit: Annotated[int, typer.Option(min=1, max=100_000, help="List at most this many.")] = 50,
     ) -> object:
-        """Show the state of batches and destinations, and the reason; or one batch, one study, the rejected files."""
+        """Show the state of batches and destinations. Each batch is shown with the reason for its state."""
         from examsend.commands import status as command
 
         return command.run(
@@ -34,5 +34,5 @@ def register(app: typer.Typer) -> None:
             destination=destination,
             failed=failed,
             rejected=rejected,
-            most=limit,
+            limit=limit,
         )

@@ -56,7 +56,7 @@ def run(
         if studies or batch_ids:
             return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:
-            return database.run(_would)
+            return database.run(_dry_run)
         ready: list[Ready] = []
         while True:
             moved, more = database.run(_step)
@@ -67,7 +67,7 @@ def run(
 
 def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
     """Return one group of batches that are complete by a rule."""
-    found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.complete(c)) is not None]
+    found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.completion_reason(c)) is not None]
     return (
         [Ready(c.batch_id, c.study_instance_uid, c.destination, reason) for c, reason in found],
         [Completed(c.batch_id, c.last_instance_at, reason) for c, reason in found],
@@ -81,10 +81,10 @@ def _step(tx: Connection) -> tuple[list[Ready], bool]:
     return [r for r in ready if r.batch_id in moved], len(completed) == _GROUP and bool(moved)
 
 
-def _would(tx: Connection) -> FinalizeResult:
+def _dry_run(tx: Connection) -> FinalizeResult:
     ready, _ = _complete(tx)
     ids = {r.batch_id for r in ready}
-    others = views.batches(tx, state=BatchState.PENDING, most=_GROUP)
+    others = views.batches(tx, state=BatchState.PENDING, limit=_GROUP)
     return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 
 
@@ -105,7 +105,7 @@ def _named(
         if BatchState.PENDING not in states:
             raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
     waiting = [b for b in found if b.status is BatchState.PENDING]
-    reason = rules.by_order(by)
+    reason = rules.by_operator(by)
     ready = tuple(Ready(b.batch_id, b.study_instance_uid, b.destination, reason) for b in waiting)
     if dry_run:
         return FinalizeResult(ready, (), dry_run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from examsend.queue.pending import Candidate
 
 
-def complete(candidate: Candidate) -> str | None:
+def completion_reason(candidate: Candidate) -> str | None:
     """Given a PENDING batch and its remaining waits, return why it is complete, or None if it is not."""
     if candidate.quiet_in <= 0:
         return f"QUIET: no new instance for {candidate.quiet_seconds:g} s"
@@ -14,6 +14,6 @@ def complete(candidate: Candidate) -> str | None:
     return None
 
 
-def by_order(by: str) -> str:
+def by_operator(by: str) -> str:
     """Given an operator's login name, return the reason for a batch that the operator declares complete."""
     return f"OPERATOR: declared complete by {by}"

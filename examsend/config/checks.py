@@ -37,24 +37,24 @@ def file(value: object) -> str:
     return text(value)
 
 
-def number(least: float, most: float) -> Callable[[object], float]:
-    """Return a check for a number from ``least`` to ``most``, both included."""
+def number(minimum: float, maximum: float) -> Callable[[object], float]:
+    """Return a check for a number from ``minimum`` to ``maximum``, both included."""
 
     def check(value: object) -> float:
         try:
             found = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise ValueError("must be a number") from None
-        if isinstance(value, bool) or not least <= found <= most:
-            raise ValueError(f"must be between {least:g} and {most:g}")
+        if isinstance(value, bool) or not minimum <= found <= maximum:
+            raise ValueError(f"must be between {minimum:g} and {maximum:g}")
         return found
 
     return check
 
 
-def whole(least: int, most: int) -> Callable[[object], int]:
-    """Return a check for a whole number from ``least`` to ``most``, both included."""
-    in_range = number(least, most)
+def whole(minimum: int, maximum: int) -> Callable[[object], int]:
+    """Return a check for a whole number from ``minimum`` to ``maximum``, both included."""
+    in_range = number(minimum, maximum)
 
     def check(value: object) -> int:
         found = in_range(value)
@@ -127,5 +127,7 @@ def sha256(value: object) -> str:
 def destination_name(value: object) -> str:
     """A destination's name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", str(value)):
-        raise ValueError("cannot be: letters, digits, '.', '_' and '-', at most 64, and a letter or digit first")
+        raise ValueError(
+            "cannot be used: only letters, digits, '.', '_' and '-' are allowed, at most 64, with a letter or digit first"
+        )
     return str(value)

@@ -45,7 +45,7 @@ class DestinationSettings:
     host: str = _setting(_REQUIRED, checks.host, "Host name or address.")
     port: int = _setting(_REQUIRED, checks.whole(1, 65535), "TCP port.")
     called_aet: str = _setting(_REQUIRED, checks.ae_title, "Called AE title.")
-    calling_aet: str = _setting("EXAMSEND", checks.ae_title, "Our AE title.", "--calling-aet", "AET")
+    calling_aet: str = _setting("EXAMSEND", checks.ae_title, "Calling AE title.", "--calling-aet", "AET")
     sender: SenderName = _setting(
         SenderName.NATIVE, checks.member(SenderName), f"Sender to use: {', '.join(SenderName)}.", "--sender", "NAME"
     )
@@ -122,8 +122,10 @@ class DestinationSettings:
 
     tls: bool = _setting(False, checks.flag, "Use TLS 1.2 or later, without a fallback to plain TCP.", "--tls/--no-tls")
     tls_ca_file: str | None = _setting(None, checks.file, "CA certificates (PEM).", "--tls-ca-file", "FILE")
-    tls_cert_file: str | None = _setting(None, checks.file, "Our certificate (PEM).", "--tls-cert-file", "FILE")
-    tls_key_file: str | None = _setting(None, checks.file, "Our certificate's key (PEM).", "--tls-key-file", "FILE")
+    tls_cert_file: str | None = _setting(None, checks.file, "Client certificate (PEM).", "--tls-cert-file", "FILE")
+    tls_key_file: str | None = _setting(
+        None, checks.file, "Private key of the client certificate (PEM).", "--tls-key-file", "FILE"
+    )
     tls_server_name: str | None = _setting(
         None, checks.host, "The name in the peer's certificate, if not the host.", "--tls-server-name", "NAME"
     )

@@ -33,12 +33,12 @@ class Settings:
     database_url: str | None = _setting(
         None,
         checks.text,
-        "PostgreSQL's URL, postgresql://user:password@host:5432/database. Not set: an embedded server.",
+        "URL of PostgreSQL, postgresql://user:password@host:5432/database. Not set: an embedded server.",
     )
     data_directory: Path | None = _setting(
         None,
         checks.directory,
-        "Where the embedded server and the spool live. Not set: /var/lib/examsend (root), else the user's.",
+        "Directory of the embedded server. Not set: /var/lib/examsend (root), else the user's data directory.",
     )
     database_wait: float = _setting(
         15.0, checks.number(0, 3600), "Keep trying to reach the database for this many seconds."
@@ -47,7 +47,7 @@ class Settings:
         5.0, checks.number(0, 86400), "A file younger than this many seconds is left to the next ingest."
     )
     incomplete_after: float = _setting(
-        300.0, checks.number(0, 7 * 86400), "A file that is cut short is rejected once it is this many seconds old."
+        300.0, checks.number(0, 7 * 86400), "A truncated file is rejected once it is this many seconds old."
     )
     ingest_chunk: int = _setting(500, checks.whole(1, 10_000), "Files registered in one transaction.")
     lease: float = _setting(
@@ -55,7 +55,9 @@ class Settings:
     )
     record_instances: int = _setting(200, checks.whole(1, 10_000), "Outcomes written in one group, at most.")
     record_seconds: float = _setting(0.25, checks.number(0.01, 60), "Seconds an outcome waits for its group, at most.")
-    host_name: str = _setting(socket.gethostname() or "localhost", checks.text, "What this host is called in attempts.")
+    host_name: str = _setting(
+        socket.gethostname() or "localhost", checks.text, "Name of this host in the records of attempts."
+    )
 
 
 def _read(name: str, raw: object, where: str) -> Any:
@@ -87,7 +89,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     known = {f.name for f in fields(Settings)}
     unknown = sorted(set(document) - known)
     if unknown:
-        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
     return {name: _read(name, raw, str(path)) for name, raw in document.items()}
 
 

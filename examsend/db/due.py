@@ -23,33 +23,33 @@ EXPIRED = f"b.ready_at < {NOW} - make_interval(secs => d.expire_seconds)"
 LEASE_OVER = f"b.lease_expires_at <= {NOW}"
 """The sender of a SENDING batch has ended, or makes no progress."""
 
-TRIES_USED_UP = "b.attempt_count >= d.max_attempts"
+ATTEMPTS_USED_UP = "b.attempt_count >= d.max_attempts"
 
 
-def _least(column: str, state: str) -> str:
+def _earliest(column: str, state: str) -> str:
     """The earliest ``column`` of a destination's batches in a state: one index look-up."""
     return f"(SELECT min(b.{column}) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{state}')"
 
 
-NEXT_ATTEMPT = _least("next_attempt_at", "READY")
-NEXT_LEASE = _least("lease_expires_at", "SENDING")
+NEXT_ATTEMPT = _earliest("next_attempt_at", "READY")
+NEXT_LEASE = _earliest("lease_expires_at", "SENDING")
 
 
-def _any(least: str, condition: str, column: str) -> str:
-    return condition.replace(f"b.{column}", least)
+def _for_earliest(earliest: str, condition: str, column: str) -> str:
+    return condition.replace(f"b.{column}", earliest)
 
 
 TO_FINALIZE = (
-    _any(_least("last_instance_at", "PENDING"), QUIET, "last_instance_at")
+    _for_earliest(_earliest("last_instance_at", "PENDING"), QUIET, "last_instance_at")
     + " OR "
-    + _any(_least("created_at", "PENDING"), WAITED_LONGEST, "created_at")
+    + _for_earliest(_earliest("created_at", "PENDING"), WAITED_LONGEST, "created_at")
 )
 """A destination has a batch that ``examsend finalize`` would make READY."""
 
 TO_SEND = (
     f"({SENDABLE} AND least({NEXT_ATTEMPT}, {NEXT_LEASE}) <= {NOW})"
-    f" OR {_any(_least('ready_at', 'READY'), EXPIRED, 'ready_at')}"
+    f" OR {_for_earliest(_earliest('ready_at', 'READY'), EXPIRED, 'ready_at')}"
     f" OR EXISTS (SELECT 1 FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENDING'"
-    f" AND {LEASE_OVER} AND {TRIES_USED_UP})"
+    f" AND {LEASE_OVER} AND {ATTEMPTS_USED_UP})"
 )
 """A destination has a batch that ``examsend send`` would claim or make FAILED."""

@@ -79,19 +79,19 @@ class Database:
             with self.transaction() as connection:
                 return work(connection)
 
-        def again(error: BaseException) -> bool:
+        def may_repeat(error: BaseException) -> bool:
             if isinstance(error, CommitUnknown):
                 return idempotent
             rolled_back = isinstance(error, exc.DBAPIError) and _sqlstate(error) in _ROLLED_BACK
             return rolled_back or isinstance(error, DatabaseUnavailable)
 
-        return retrying(self.wait if wait is None else wait, again)(once)
+        return retrying(self.wait if wait is None else wait, may_repeat)(once)
 
 
-def retrying(wait: float, again: Callable[[BaseException], bool]) -> tenacity.Retrying:
+def retrying(wait: float, may_repeat: Callable[[BaseException], bool]) -> tenacity.Retrying:
     """Return a retry policy: pauses that grow to 3 s, for up to ``wait`` seconds, then the last error is raised."""
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(again),
+        retry=tenacity.retry_if_exception(may_repeat),
         stop=tenacity.stop_before_delay(wait),
         wait=tenacity.wait_exponential(multiplier=0.05, max=3) + tenacity.wait_random(0, 0.05),
         reraise=True,
@@ -128,7 +128,9 @@ def _parse(url_text: str) -> URL:
     except ValueError as error:
         raise ConfigError(f"the database URL is not valid: {error}") from None
     if url.drivername not in {"postgresql", "postgres", "postgresql+psycopg2"}:
-        raise ConfigError(f"the database URL names {url.drivername!r}: examsend works on PostgreSQL, postgresql://...")
+        raise ConfigError(
+            f"the database URL names {url.drivername!r}: examsend works with PostgreSQL, postgresql://..."
+        )
     return url.set(drivername="postgresql+psycopg2")
 
 

@@ -125,7 +125,7 @@ class Delivery:
             state=state.state,
             instances=len(unsent),
             stored=tally.stored,
-            failed=tally.lost_for_good,
+            failed=tally.failed,
             bytes_sent=findings.bytes_sent,
             seconds=time.monotonic() - began,
             association_seconds=findings.seconds,

@@ -51,8 +51,8 @@ def finish(
             )
         elif state.state is BatchState.FAILED:
             batches.fail(tx, claim, code=state.code, reason=state.reason)
-        if findings.trouble is not None:
-            hold(tx, destination, findings.trouble)
+        if findings.destination_problem is not None:
+            hold(tx, destination, findings.destination_problem)
         elif stored:
             record_success(tx, destination.id)
         return state, tally
@@ -71,7 +71,7 @@ def decide(claim: Claim, destination: Destination, findings: Findings, tally: Ta
     if findings.unreachable_mount is not None:
         reason = not_mounted(findings.unreachable_mount)
         return NextState(BatchState.READY, delay=pause, uses_attempt=False, code="NOT_MOUNTED", reason=reason)
-    code, reason = _why_again(findings, tally)
+    code, reason = _reason_not_sent(findings, tally)
     if not findings.uses_attempt:
         return NextState(BatchState.READY, uses_attempt=False, code=code, reason=reason)
     if claim.attempt >= destination.max_attempts:
@@ -80,9 +80,9 @@ def decide(claim: Claim, destination: Destination, findings: Findings, tally: Ta
     return NextState(BatchState.READY, delay=pause, code=code, reason=reason)
 
 
-def _why_again(findings: Findings, tally: Tally) -> tuple[str, str]:
-    if findings.trouble is not None:
-        return findings.trouble.code, findings.trouble.reason
+def _reason_not_sent(findings: Findings, tally: Tally) -> tuple[str, str]:
+    if findings.destination_problem is not None:
+        return findings.destination_problem.code, findings.destination_problem.reason
     last = findings.last
     if last is not None and last.end not in {End.RELEASED, End.FILE_CHANGED}:
         return last.end.value, last.sentence
@@ -93,10 +93,10 @@ def _why_again(findings: Findings, tally: Tally) -> tuple[str, str]:
 
 def _worst(tally: Tally) -> str:
     outcome, status, comment = tally.worst or ("", None, None)
-    what = outcomes.words(status) if status is not None else (comment or outcome)
+    what = outcomes.status_text(status) if status is not None else (comment or outcome)
     return f"{what}: {comment}" if status is not None and comment else what
 
 
 def why_failed(tally: Tally) -> str:
     """Given a batch's instances by outcome, return why it failed: "2 of 340 failed: C000 cannot understand"."""
-    return f"{tally.lost_for_good} of {tally.counted} failed: {_worst(tally)}"
+    return f"{tally.failed} of {tally.counted} failed: {_worst(tally)}"

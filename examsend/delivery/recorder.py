@@ -100,7 +100,7 @@ class Recorder:
             # Tries are written as absolute numbers, not as increments, so that a group can be written twice.
             self._database.run(lambda tx: instances.record(tx, self._claim, records), wait=left, idempotent=True)
         except DatabaseUnavailable as error:
-            raise LostClaim(f"the database was out of reach for the length of the lease: {error}") from error
+            raise LostClaim(f"the database could not be reached for the length of the lease: {error}") from error
         self._renewed = time.monotonic()
         self.written.update(record.outcome for record in records)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from examsend import outcomes
 from examsend.delivery.recorder import Recorder
-from examsend.outcomes import DestinationAction, InstanceResult, Trouble
+from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult
 from examsend.queue.instances import Record, Unsent
 from examsend.states import Outcome
 from examsend.transfer import Answer, AssociationEnd, Item, Next, NotOffered, Problem
@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 def not_mounted(mount: str) -> str:
     """Given a mount point that is not mounted on this host, return the sentence that says so."""
-    return f"out of reach: {mount} is not mounted on this host"
+    return f"the file system {mount} is not mounted on this host"
 
 
 class AssociationWatcher:
@@ -45,7 +45,7 @@ class AssociationWatcher:
         """C-STORE-RSPs received."""
         self.reported: set[int] = set()
         """Ids of the instances that have an outcome from this association."""
-        self.trouble: Trouble | None = None
+        self.destination_problem: DestinationProblem | None = None
         """Set by the last status that concerns the whole destination."""
         self.unreachable_mount: str | None = None
 
@@ -55,7 +55,9 @@ class AssociationWatcher:
         unsent = self._by_id[answer.item.id]
         result = outcomes.of_answer(answer, unsent.tries, other_content_stored=unsent.other_content_stored)
         if result.action is not DestinationAction.NONE:
-            self.trouble = Trouble(result.action, f"{answer.status:04X}", outcomes.words(answer.status))
+            self.destination_problem = DestinationProblem(
+                result.action, f"{answer.status:04X}", outcomes.status_text(answer.status)
+            )
         return self._record(answer.item, result)
 
     def not_offered(self, fact: NotOffered) -> Next:
@@ -79,7 +81,7 @@ class AssociationWatcher:
 
     def ended(self, end: AssociationEnd) -> None:
         """Given the end of the association, record the instances that were sent and not answered."""
-        if end.end not in outcomes.UNASKED or not end.established:
+        if end.end not in outcomes.ABNORMAL_ENDS or not end.established:
             return
         # If the pass was asked to end, the instance in flight did not cause the end of the association.
         lost = not self._stop()

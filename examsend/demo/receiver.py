@@ -62,10 +62,10 @@ def listening(directory: Path, *, keep: bool = True) -> Iterator[Receiver]:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            said = child.stdout.readline()
-            if not said.strip().isdigit():
+            line = child.stdout.readline()
+            if not line.strip().isdigit():
                 raise RuntimeError("the receiver did not start")
-            yield Receiver("127.0.0.1", int(said), AET, directory)
+            yield Receiver("127.0.0.1", int(line), AET, directory)
         finally:
             child.stdin.close()
             try:

@@ -16,7 +16,7 @@ from examsend.db import access, embedded, migrate
 from examsend.demo import receiver, samples
 from examsend.errors import UsageError
 from examsend.queue import views
-from examsend.report.layout import amount, table
+from examsend.report.layout import byte_size, table
 from examsend.report.text import rendered
 
 _NAME = "demo"
@@ -66,7 +66,7 @@ def _demo(result: DemoResult) -> list[Any]:
             s.status,
             f"{s.stored}/{s.instances}",
             s.associations,
-            amount(s.total_bytes),
+            byte_size(s.total_bytes),
             f"{s.seconds:.2f}",
         )
         for s in result.studies
@@ -74,7 +74,7 @@ def _demo(result: DemoResult) -> list[Any]:
     proof = (
         "not verified: not the demo's receiver"
         if result.verified is None
-        else f"{result.verified} instances, {amount(result.verified_bytes)}; {result.differing} differ"
+        else f"{result.verified} instances, {byte_size(result.verified_bytes)}; {result.differing} differ"
     )
     facts = [
         ("studies", len(result.studies)),
@@ -133,21 +133,21 @@ def _chain(
     receiving: receiver.Receiver | None,
     say: Callable[[str], None],
 ) -> DemoResult:
-    def told(command: str, result: object) -> None:
+    def show(command: str, result: object) -> None:
         say(f"$ examsend {command}")
         for part in rendered(result):
             say(f"  {part}") if isinstance(part, str) else None
 
-    told(f"destination add {_NAME} {to} --quiet-period 0", destination.add(settings, _NAME, to, {"quiet_seconds": 0.0}))
-    told(f"destination echo {_NAME}", destination.echo(settings, _NAME))
+    show(f"destination add {_NAME} {to} --quiet-period 0", destination.add(settings, _NAME, to, {"quiet_seconds": 0.0}))
+    show(f"destination echo {_NAME}", destination.echo(settings, _NAME))
     began = time.monotonic()
     ingested = ingest.run(settings, [directory])
-    told(f"ingest {directory}", ingested)
-    told("finalize", finalize.run(settings))
+    show(f"ingest {directory}", ingested)
+    show("finalize", finalize.run(settings))
     sent = send.run(settings)
     seconds = time.monotonic() - began
-    told("send", sent)
-    shown = status.run(settings, most=10_000)
+    show("send", sent)
+    shown = status.run(settings, limit=10_000)
     deliveries = {d.batch_id: d for d in sent.delivered}
     studies = tuple(
         Study(

@@ -279,7 +279,7 @@ def renew(tx: Connection, claim: Claim) -> None:
     Raises LostClaim.
     """
     if tx.execute(_RENEW, {**_fence(claim), "lease": claim.lease}).rowcount != 1:
-        raise LostClaim(f"batch {claim.batch_id} is no longer this sender's")
+        raise LostClaim(f"batch {claim.batch_id} is not claimed by this sender any more")
 
 
 _SENT = text(f"""
@@ -330,7 +330,7 @@ def fail(tx: Connection, claim: Claim, *, code: str, reason: str) -> None:
 def require_one_row(claim: Claim, rows: int) -> None:
     """Raise LostClaim unless a statement under the claim changed exactly one row."""
     if rows != 1:
-        raise LostClaim(f"batch {claim.batch_id} is no longer this sender's")
+        raise LostClaim(f"batch {claim.batch_id} is not claimed by this sender any more")
 
 
 # --- without a sender -------------------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ _GIVE_UP = text(f"""
     SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = 'ATTEMPTS_USED_UP',
         failure = 'its sender died ' || b.attempt_count || ' times', {_UNCLAIMED}
     FROM storage_backend_configs d
-    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.TRIES_USED_UP}
+    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.ATTEMPTS_USED_UP}
     RETURNING b.id
 """)
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, exc, text
 
 from examsend.config.destination import DestinationSettings, check_name, check_settings, check_together
 from examsend.errors import Refused, UsageError
-from examsend.outcomes import DestinationAction, Trouble, back_off
+from examsend.outcomes import DestinationAction, DestinationProblem, back_off
 from examsend.states import BatchState, SenderName, sql_list
 from examsend.transfer import Peer, Tls, UserIdentity
 
@@ -184,15 +184,15 @@ _UNHOLD = text("""
 """)
 
 
-def hold(tx: Connection, destination: Destination, trouble: Trouble) -> None:
+def hold(tx: Connection, destination: Destination, problem: DestinationProblem) -> None:
     """Hold a destination: for a pause that doubles with each consecutive failure (BACK_OFF), or the longest pause (HOLD)."""
     failures = tx.execute(_FAILURES, {"id": destination.id}).scalar_one() + 1
     jitter = random.random()  # noqa: S311 (not a secret: it spreads the retries of several destinations)
     longest = destination.backoff_max_seconds
-    first = longest if trouble.action is DestinationAction.HOLD else destination.backoff_seconds
+    first = longest if problem.action is DestinationAction.HOLD else destination.backoff_seconds
     pause = back_off(first, longest, failures, jitter)
-    reason = trouble.reason.replace("\x00", "")[:500]
-    tx.execute(_HOLD, {"id": destination.id, "code": trouble.code, "reason": reason, "pause": pause})
+    reason = problem.reason.replace("\x00", "")[:500]
+    tx.execute(_HOLD, {"id": destination.id, "code": problem.code, "reason": reason, "pause": pause})
 
 
 def record_success(tx: Connection, destination_id: int) -> None:

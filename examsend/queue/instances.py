@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.queue import batches
 from examsend.queue.paths import from_text
-from examsend.states import LOST, NOT_COUNTED, UNSENT, Outcome, sql_list
+from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, Outcome, sql_list
 from examsend.transfer import Item
 
 _TO_SEND = text(f"""
@@ -142,7 +142,7 @@ _TALLY = text("SELECT outcome, count(*) AS n FROM exam_batch_instances WHERE bat
 
 _WORST = text(f"""
     SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n FROM exam_batch_instances i
-    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list((Outcome.RETRY, *LOST))})
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list((Outcome.RETRY, *UNDELIVERABLE))})
     GROUP BY i.outcome, i.dimse_status, i.error_comment ORDER BY n DESC, i.dimse_status LIMIT 1
 """)
 
@@ -171,9 +171,9 @@ class Tally:
         return sum(n for outcome, n in self.outcomes.items() if outcome not in NOT_COUNTED)
 
     @property
-    def lost_for_good(self) -> int:
+    def failed(self) -> int:
         """Instances that were to be delivered and that no further attempt would send."""
-        return sum(self.outcomes[outcome] for outcome in LOST)
+        return sum(self.outcomes[outcome] for outcome in UNDELIVERABLE)
 
 
 def tally(tx: Connection, batch_id: int) -> Tally:

@@ -22,7 +22,7 @@ _CANDIDATES = text(f"""
     ) b ON true
     WHERE d.removed_at IS NULL
     ORDER BY b.last_instance_at
-    LIMIT :most
+    LIMIT :limit
 """)
 
 
@@ -42,8 +42,8 @@ class Candidate:
     """Seconds until its longest wait ends; 0 or less: it has ended."""
 
 
-def candidates(tx: Connection, most: int) -> list[Candidate]:
-    """Return at most ``most`` PENDING batches for which a wait has ended, the one with the oldest last instance first."""
+def candidates(tx: Connection, limit: int) -> list[Candidate]:
+    """Return at most ``limit`` PENDING batches for which a wait has ended, the one with the oldest last instance first."""
     return [
         Candidate(
             row.id,
@@ -55,5 +55,5 @@ def candidates(tx: Connection, most: int) -> list[Candidate]:
             row.quiet_in,
             row.longest_in,
         )
-        for row in tx.execute(_CANDIDATES, {"most": most})
+        for row in tx.execute(_CANDIDATES, {"limit": limit})
     ]

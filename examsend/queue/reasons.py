@@ -19,7 +19,7 @@ WAITS = f"""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StateFacts:
     """What the sentence about a batch depends on. Times in seconds from now; None if they do not apply."""
 
     status: BatchState
@@ -43,7 +43,7 @@ class Standing:
     """The lowest DIMSE status among them."""
 
 
-def why(batch: Standing) -> str | None:
+def state_reason(batch: StateFacts) -> str | None:
     """Return why a batch is in its state; None for a SENT batch without warnings."""
     match batch.status:
         case BatchState.PENDING:
@@ -57,19 +57,19 @@ def why(batch: Standing) -> str | None:
         case BatchState.SENT:
             if batch.warned_status is None:
                 return None
-            return f"{batch.warned} stored with a warning: {outcomes.words(batch.warned_status)}"
+            return f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status)}"
 
 
-def _pending(batch: Standing) -> str:
+def _pending(batch: StateFacts) -> str:
     wait = min(batch.quiet_in, batch.longest_in)
     if wait <= 0:
         return "complete: goes with the next finalize"
     if batch.longest_in < batch.quiet_in:
-        return f"longest wait over in {span(batch.longest_in)}"
+        return f"longest wait ends in {span(batch.longest_in)}"
     return f"quiet in {span(batch.quiet_in)}, goes in {span(batch.longest_in)} at the latest"
 
 
-def _ready(batch: Standing) -> str:
+def _ready(batch: StateFacts) -> str:
     after = f" after {batch.failure} (attempt {batch.attempts} of {batch.max_attempts})" if batch.failure else ""
     if not batch.enabled:
         return disabled(batch.held_reason)
@@ -80,7 +80,7 @@ def _ready(batch: Standing) -> str:
     return f"due: goes with the next send{after}"
 
 
-def _sending(batch: Standing) -> str:
+def _sending(batch: StateFacts) -> str:
     if batch.lease_for is not None and batch.lease_for <= 0:
         return f"its sender ({batch.claimed_by}) is gone: goes with the next send"
     return f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored"

@@ -81,19 +81,19 @@ class RejectedFile:
 
 _RECENT = text("""
     SELECT file_path, file_size, reason_code, reason, first_seen_at, last_seen_at FROM rejected_files
-    ORDER BY last_seen_at DESC LIMIT :most
+    ORDER BY last_seen_at DESC LIMIT :limit
 """)
 
 _COUNT = text("SELECT count(*) FROM rejected_files")
 
 
-def recent(tx: Connection, most: int) -> list[RejectedFile]:
-    """Return at most ``most`` rejected files, the one seen last first."""
+def recent(tx: Connection, limit: int) -> list[RejectedFile]:
+    """Return at most ``limit`` rejected files, the one seen last first."""
     return [
         RejectedFile(
             from_text(row.file_path), row.file_size, row.reason_code, row.reason, row.first_seen_at, row.last_seen_at
         )
-        for row in tx.execute(_RECENT, {"most": most})
+        for row in tx.execute(_RECENT, {"limit": limit})
     ]
 
 

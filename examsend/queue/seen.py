@@ -14,7 +14,7 @@ from examsend.queue.paths import FileStat, arrays
 # look-up per file: without statistics (a new table) the planner would read the whole table for each group of files. The
 # condition on the destination is outside the subquery for the same reason: inside, the planner could choose an index on it,
 # which is much slower.
-_LEFT = text("""
+_NOT_REGISTERED = text("""
     SELECT w.n
     FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
          WITH ORDINALITY w (path, size, mtime, n)
@@ -46,7 +46,7 @@ class Seen:
 
 def look_up(tx: Connection, files: Sequence[FileStat], destination_ids: Sequence[int]) -> Seen:
     """Given files and destinations, return which files are new, rejected and known, in the order given."""
-    left = [files[n - 1] for n in tx.scalars(_LEFT, {**arrays(files), "destinations": list(destination_ids)})]
+    left = [files[n - 1] for n in tx.scalars(_NOT_REGISTERED, {**arrays(files), "destinations": list(destination_ids)})]
     before = rejected.seen_again(tx, left)
     return Seen(
         new=[f for f in left if f not in before],

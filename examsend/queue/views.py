@@ -12,8 +12,8 @@ from sqlalchemy import Connection, text
 from examsend import outcomes
 from examsend.db.due import NOW
 from examsend.queue.paths import from_text
-from examsend.queue.reasons import WAITS, Standing, disabled, held, why
-from examsend.states import LOST, NOT_COUNTED, BatchState, sql_list
+from examsend.queue.reasons import WAITS, StateFacts, disabled, held, state_reason
+from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, sql_list
 
 # Unfinished batches are found by partial indexes and SENT ones by the time they finished, so that the cost does not grow with
 # the number of batches that were ever sent.
@@ -32,7 +32,7 @@ _BATCHES = text(f"""
                OR (CAST(:state AS text) IS NULL AND (b.status IN ('PENDING', 'READY', 'SENDING', 'FAILED')
                    OR b.status = 'SENT' AND b.finished_at > {NOW} - make_interval(secs => :recent))))
         ORDER BY {_ORDER}
-        LIMIT :most
+        LIMIT :limit
     )
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.status, b.attempt_count, b.created_at, b.finished_at,
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
@@ -43,7 +43,7 @@ _BATCHES = text(f"""
     JOIN LATERAL (
         SELECT count(*) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})) AS instances,
                count(*) FILTER (WHERE i.outcome = 'STORED') AS stored,
-               count(*) FILTER (WHERE i.outcome IN ({sql_list(LOST)})) AS failed,
+               count(*) FILTER (WHERE i.outcome IN ({sql_list(UNDELIVERABLE)})) AS failed,
                count(*) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned,
                min(i.dimse_status) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned_status,
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
@@ -169,7 +169,7 @@ def _batch(row: Any) -> BatchStatus:
         row.warned,
         int(row.total_bytes),
         row.attempt_count,
-        why(_standing(row)),
+        state_reason(_state_facts(row)),
         row.created_at,
         row.finished_at,
         row.ready_at,
@@ -178,8 +178,8 @@ def _batch(row: Any) -> BatchStatus:
     )
 
 
-def _standing(row: Any) -> Standing:
-    return Standing(
+def _state_facts(row: Any) -> StateFacts:
+    return StateFacts(
         status=BatchState(row.status),
         instances=row.instances,
         stored=row.stored,
@@ -217,9 +217,9 @@ def batches(
     study: str | None = None,
     destination_id: int | None = None,
     state: BatchState | None = None,
-    most: int,
+    limit: int,
 ) -> list[BatchStatus]:
-    """Return at most ``most`` batches, FAILED ones first.
+    """Return at most ``limit`` batches, FAILED ones first.
 
     With ``ids`` or ``study``: these batches in any state. Else with ``state``: the batches in this state. Else the batches that
     are not SENT, and those SENT in the last 24 hours. With ``destination_id``: only batches of this destination.
@@ -231,7 +231,7 @@ def batches(
         "everything": ids is not None or study is not None,
         "state": state,
         "recent": RECENT,
-        "most": most,
+        "limit": limit,
     }
     return [_batch(row) for row in tx.execute(_BATCHES, values)]
 
@@ -260,7 +260,7 @@ def groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:
     return tuple(
         InstanceGroup(
             row.outcome,
-            None if row.dimse_status is None else outcomes.words(row.dimse_status),
+            None if row.dimse_status is None else outcomes.status_text(row.dimse_status),
             row.error_comment,
             row.n,
             int(row.total_bytes),

@@ -37,12 +37,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     return made
 
 
-def when(moment: datetime | None) -> str:
+def local_time(moment: datetime | None) -> str:
     """Given a time, return it in the time zone of this host, to the second; "" for None."""
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def amount(size: float) -> str:
+def byte_size(size: float) -> str:
     """Given a number of bytes, return it in a suitable decimal unit: "999 B", "1.5 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -51,7 +51,7 @@ def amount(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def some(number: int, one: str, many: str | None = None) -> str:
+def plural(number: int, one: str, many: str | None = None) -> str:
     """Given a number and a noun (and its plural, if it is not formed with "s"), return "1 batch" or "2 batches"."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
@@ -59,7 +59,7 @@ def some(number: int, one: str, many: str | None = None) -> str:
 _SHOWN = 20
 
 
-def listed(lines: Sequence[str]) -> list[str]:
+def first_lines(lines: Sequence[str]) -> list[str]:
     """Given lines, return the first 20 of them and a line with the number of the others."""
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return [*lines[:_SHOWN], *more]
