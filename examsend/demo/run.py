@@ -112,7 +112,7 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
             say("starting a receiver on loopback that stores what it receives")
             receiving = stack.enter_context(receiver.listening(place / "received"))
             to = f"{receiving.aet}@{receiving.host}:{receiving.port}"
-        return _chain(settings, directory, to, receiving, say)
+        return _run_passes(settings, directory, to, receiving, say)
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _settings() -> Iterator[Settings]:
         yield made
 
 
-def _chain(
+def _run_passes(
     settings: Settings,
     directory: Path,
     to: str,
