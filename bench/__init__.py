@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand, each prints a table and writes its figures beside itself as JSON."""
+"""Benchmarks, run by hand. Each prints a table and writes its figures to ``bench/NAME.json``."""

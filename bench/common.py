@@ -1,4 +1,4 @@
-"""What the benchmarks share: a scratch database, a way to run the command line, a table, a file of figures."""
+"""What the benchmarks share: a temporary database, the command line, tables, files of figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory in memory where the system has one (the disk is not what is measured), removed at the end."""
+    """Yield a temporary directory, in /dev/shm if it exists, because the benchmarks do not measure the disk."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="examsend-bench-", dir=memory if memory.is_dir() else None) as name:
         yield Path(name)
@@ -29,14 +29,14 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def database() -> Iterator[str]:
-    """An embedded server with its ordinary, durable settings, kept running; its URL."""
+    """Yield the URL of a temporary embedded server with the default, durable settings and an empty schema."""
     with embedded.scratch_directory() as place, embedded.running(place) as url:
         assert examsend("db", "upgrade", url=url).returncode == 0
         yield url
 
 
 def examsend(*words: str | Path, url: str | None) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does: a process of its own, compiled modules kept."""
+    """Run the command line in a new process, as a user does. Compiled modules are cached."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_") and k != "PYTHONDONTWRITEBYTECODE"}
     if url is not None:
         kept["EXAMSEND_DATABASE_URL"] = url
@@ -45,7 +45,7 @@ def examsend(*words: str | Path, url: str | None) -> subprocess.CompletedProcess
 
 
 def timed(*words: str | Path, url: str | None) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Seconds a command took as a whole process, and what it said."""
+    """Run the command line; return the seconds of the whole process, and the completed process."""
     began = time.perf_counter()
     done = examsend(*words, url=url)
     return time.perf_counter() - began, done
@@ -59,7 +59,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def keep(name: str, figures: dict[str, Any]) -> None:
-    """Write figures to ``bench/NAME.json`` with the machine they are of."""
+    """Write figures to ``bench/NAME.json``, with a description of this machine."""
     machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -1,4 +1,4 @@
-"""Seconds of a pass that finds nothing to do, as a whole process.
+"""Measures the whole process of a pass that has nothing to do.
 
 python -m bench.idle [REPEATS]
 """
@@ -12,7 +12,7 @@ from bench import common
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     figures: dict[str, float] = {}
     with common.database() as url:

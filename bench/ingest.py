@@ -1,4 +1,4 @@
-"""Files per second of ``examsend ingest``: the first run over many small files, and the second.
+"""Measures the files per second of ``examsend ingest``, in the first and in later runs over many small files.
 
 python -m bench.ingest [FILES]
 """
@@ -15,7 +15,7 @@ from examsend.demo import samples
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     files = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     with tempfile.TemporaryDirectory(prefix="examsend-bench-") as name, common.database() as url:
         drop = Path(name) / "drop"

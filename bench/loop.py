@@ -1,8 +1,9 @@
-"""The sending loop against the least there can be: framing and sending the same files, no digest, no facts, no database.
+"""Compares the native sender with a minimal loop, which only reads, frames and sends the same files.
 
     python -m bench.loop [INSTANCES] [REPEATS]
 
-Both send to the same receiver, a process that takes PDUs apart as far as it must, discards data sets and answers each.
+The minimal loop computes no digest and reports no results. Both send to the same receiver, a process that parses only the
+PDU headers, discards the data sets and answers each C-STORE.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
 from tests.peers import scripted
 
 
-def sink(told: Connection) -> None:
-    """A receiver that discards."""
+def sink(parent: Connection) -> None:
+    """Run a receiver that discards data sets. Sends its port over ``parent``."""
     listener = socket.create_server(("127.0.0.1", 0))
-    told.send(listener.getsockname()[1])
+    parent.send(listener.getsockname()[1])
     script = scripted.Script(max_pdu=131072)
     while True:
         wire, _ = listener.accept()
@@ -69,30 +70,30 @@ def _discard(wire: socket.socket) -> None:
 
 
 class Silent:
-    """A watcher that only counts."""
+    """A watcher that counts answers and does nothing else."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def answered(self, _answer: Answer) -> Next:
-        """One more."""
+        """Count the answer."""
         self.count += 1
         return Next.GO_ON
 
     def not_offered(self, fact: NotOffered) -> Next:
-        """Must not happen."""
+        """Fail, because every item can be sent."""
         raise AssertionError(fact)
 
     def progressed(self, sent: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def stopping(self) -> bool:
-        """Never."""
+        """Return False: the benchmark sends everything."""
         return False
 
 
 def minimal(port: int, items: list[Item]) -> float:
-    """Seconds of a loop that only frames and sends, one answer awaited after each."""
+    """Send items by a minimal loop, which waits for the answer to each before it sends the next; return the seconds."""
     peer = Peer("127.0.0.1", port, "SINK", "LOOP")
     began = time.perf_counter()
     with socket.create_connection(("127.0.0.1", port)) as wire:
@@ -125,7 +126,7 @@ def minimal(port: int, items: list[Item]) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 7
     here, there = multiprocessing.Pipe()

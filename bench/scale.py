@@ -1,4 +1,4 @@
-"""Many studies, several at a time: 1, 10 and 100 studies to ``storescp --fork``, 1, 2 and 4 in parallel, as a whole process.
+"""Measures ``examsend send`` with 1, 10 and 100 studies, 1, 2 and 4 of them in parallel, to ``storescp --fork``.
 
 python -m bench.scale [REPEATS]
 """
@@ -20,7 +20,7 @@ _INSTANCES = 600
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     figures = []
     with common.scratch() as place, common.database() as url:
@@ -34,7 +34,7 @@ def main() -> None:
     single = {studies: seconds for studies, parallel, seconds in figures if parallel == 1}
     rows = [(s, p, f"{t:.2f}", f"{_INSTANCES / t:.0f}", f"{single[s] / t:.2f}") for s, p, t in figures]
     common.show(
-        f"{_INSTANCES} CT of 128 kB in so many studies to storescp --fork, median of {repeats}",
+        f"{_INSTANCES} CT of 128 kB split into studies, to storescp --fork, median of {repeats}",
         ("studies>", "in parallel>", "seconds>", "instances/s>", "times one at a time>"),
         rows,
     )

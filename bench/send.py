@@ -1,10 +1,10 @@
-"""The same study by several senders to several receivers, in one run, as ratios.
+"""Compares senders: each sends the same study to several receivers.
 
     python -m bench.send [--repeat 5] [--studies ct,mr,dx,big] [--receivers storescp,nodelay,orthanc] [--senders ...] [--delay MS]
 
-Association time of examsend is from connect to release, as the attempt's row has it; whole-process time is beside it
-(`examsend send`: start, claim, association, outcomes recorded). The others are measured as whole processes: they are nothing
-but an association. Receivers store into memory where the system has a memory file system.
+For examsend, two times are shown: the association from connect to release, as recorded in send_attempts, and the whole
+process of `examsend send`, which also claims the batch and records the outcomes. For the other senders both columns are the
+whole process. Receivers store into /dev/shm, if it exists.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SENDERS = ("examsend", "examsend-pynetdicom", "dcmsend", "storescu", "pynetdicom
 
 
 def make(name: str, place: Path) -> Path:
-    """Make a study; return its directory."""
+    """Make a study of STUDIES; return its directory."""
     _, count, rows, columns = STUDIES[name]
     drop = place / name
     if drop.exists():
@@ -55,7 +55,7 @@ def make(name: str, place: Path) -> Path:
 
 @contextmanager
 def delayed(port: int, milliseconds: float) -> Iterator[int]:
-    """A proxy that adds half a round trip in each direction, whatever the rate."""
+    """Yield the port of a proxy that delays each direction by half of ``milliseconds`` and does not limit the rate."""
     listener = socket.create_server(("127.0.0.1", 0))
     half = milliseconds / 2000
 
@@ -111,12 +111,12 @@ def delayed(port: int, milliseconds: float) -> Iterator[int]:
 
 @contextmanager
 def receiver(name: str, place: Path) -> Iterator[tuple[str, int]]:
-    """A receiver by name; yields AE title and port."""
+    """Run a receiver, given its name; yield its AE title and port."""
     if name == "orthanc":
         with orthanc.running(place / "orthanc", StorageCompression=False) as server:
             yield "ORTHANC", server.port
     elif name == "window":
-        # One that grants an unlimited asynchronous operations window: none of Debian's does.
+        # A receiver that grants an unlimited asynchronous operations window. No receiver in Debian does.
         from tests.peers.scripted import Script, scripted
 
         with scripted(Script(window=(0, 1), max_pdu=131072)) as peer:
@@ -129,7 +129,7 @@ def receiver(name: str, place: Path) -> Iterator[tuple[str, int]]:
         if name == "tls":
             certificate(place)
             options = ["+tls", str(place / "key.pem"), str(place / "cert.pem"), "-ic"]
-        # DCMTK's own switch: with it, no Nagle at the receiver.
+        # DCMTK's environment variable that turns off Nagle's algorithm at the receiver.
         environment = {**os.environ, **({"TCP_NODELAY": "1"} if name == "nodelay" else {})}
         process = subprocess.Popen(["storescp", "+B", *options, "-od", str(stored), str(port)], env=environment)
         try:
@@ -141,7 +141,7 @@ def receiver(name: str, place: Path) -> Iterator[tuple[str, int]]:
 
 
 def certificate(place: Path) -> None:
-    """A self-signed certificate for 127.0.0.1, as key.pem and cert.pem."""
+    """Make a self-signed certificate for 127.0.0.1, as key.pem and cert.pem."""
     if not (place / "cert.pem").exists():
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2",
@@ -151,7 +151,7 @@ def certificate(place: Path) -> None:
 
 
 def floor(drop: Path) -> float:
-    """Seconds for the same bytes over a plain socket to a reader that discards."""
+    """Send the same bytes over a plain socket to a reader that discards them; return the seconds."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def discard() -> None:
@@ -173,7 +173,7 @@ def floor(drop: Path) -> float:
 
 
 def outside(sender: str, aet: str, port: int, drop: Path, ca: Path | None) -> list[str] | None:
-    """The command line of a sender that is not ours; None where it is not here, or cannot do TLS."""
+    """Return the command line of another sender; None if it is not installed, or does not support TLS."""
     if ca is not None:
         secure = ["storescu", "+sd", "+tla", "+cf", str(ca), "-aec", aet, "127.0.0.1", str(port), str(drop)]
         return secure if sender == "storescu" else None
@@ -241,7 +241,7 @@ def ours(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--studies", default="ct")
@@ -264,7 +264,7 @@ def main() -> None:
                 for sender in wanted.senders.split(","):
                     runs = []
                     for _ in range(wanted.repeat):
-                        # A receiver of its own each time: none finds the instances of the run before.
+                        # A new receiver for each run, so that it has no instances of the run before.
                         with receiver(name, place) as (aet, port), delayed(port, wanted.delay) as proxy:
                             through = proxy if wanted.delay else port
                             if sender.startswith("examsend"):

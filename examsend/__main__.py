@@ -1,4 +1,4 @@
-"""The entry point: one place where an exception becomes a sentence and an exit code."""
+"""The entry point. It converts exceptions to one sentence on standard error and an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def main() -> None:
         code = _run()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has gone (`examsend status | head`): nothing to tell them.
+        # The reader of the output ended first (`examsend status | head`). Python flushes standard output again at exit,
+        # which would fail without this.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         code = 130
@@ -40,11 +41,11 @@ def _run() -> int:
         return error.exit_code
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001 (the one place)
+    except Exception as error:  # noqa: BLE001 (the last handler before the process ends)
         usage = _usage(error)
         if usage is not None:
             return usage
-        # No locals, no parameters: they may hold a secret.
+        # Only the first line of the message: the rest may contain bound values, such as a secret.
         lines = str(error).splitlines()
         sys.stderr.write(
             f"examsend: this is a bug in examsend: {type(error).__name__}: {clean(lines[0] if lines else '')[:300]}"
@@ -56,9 +57,9 @@ def _run() -> int:
 
 
 def _usage(error: Exception) -> int | None:
-    """The exit code of what Typer raises for wrong usage, which it is asked to show; None for anything else.
+    """Given an exception, show it and return its exit code if Typer raised it for wrong usage; else return None.
 
-    Told by its shape: Typer has carried Click's exceptions under more than one name.
+    It is recognised by its attributes, because Typer versions differ in which exception classes they export.
     """
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):

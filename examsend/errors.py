@@ -1,28 +1,28 @@
-"""The exceptions of examsend: each class has its exit code, each instance its sentence.
+"""The exceptions of examsend. Each class has an exit code, each instance one sentence as its message.
 
 ::
 
     ExamsendError
-    ├── UsageError            2   the command was used wrongly; nothing was tried
-    ├── ConfigError          78   a setting, a file of settings or the schema is not as it must be
-    ├── DatabaseUnavailable  69   PostgreSQL cannot be reached now; nothing is lost, the next timer tries again
-    │   └── CommitUnknown         the connection was lost after COMMIT was sent: it may have been committed, or not
-    ├── Refused               1   the request is understood and would break a promise (retrying a SENT batch, ...)
-    ├── LostClaim             -   another sender holds the batch: abort the association, touch nothing, leave
-    ├── ForbiddenTransition   -   a batch was not in a state (or an attempt) that allows what was asked of it
-    └── FileProblem           -   about one DICOM file; the pass records it and goes on
+    ├── UsageError            2   the command was used wrongly; nothing was changed
+    ├── ConfigError          78   a setting, the settings file or the database's schema is wrong
+    ├── DatabaseUnavailable  69   PostgreSQL cannot be reached now; nothing is lost, the next run tries again
+    │   └── CommitUnknown         the connection was lost after COMMIT was sent: it is unknown whether it was committed
+    ├── Refused               1   the request is valid, but the state does not allow it (retrying a SENT batch, ...)
+    ├── LostClaim             -   another sender has claimed the batch: abort the association and write nothing
+    ├── ForbiddenTransition   -   the batch is not in a state that allows the transition
+    └── FileProblem           -   about one DICOM file; the pass records it and continues
         ├── NotDicom              ignored and counted
-        ├── Incomplete            provably cut short: deferred while young, then rejected
-        └── Unacceptable          rejected: it cannot be identified, or no C-STORE could carry it
+        ├── Incomplete            truncated: deferred while the file is new, then rejected
+        └── Unacceptable          rejected: it cannot be identified, or it cannot be sent by C-STORE
 
-The text of every one of these is shown to people as it is: one sentence, no traceback, no patient data, no secret.
+Messages are shown to users unchanged: one sentence, no traceback, no patient data, no secret.
 """
 
 from __future__ import annotations
 
 
 class ExamsendError(Exception):
-    """Base of everything examsend raises on purpose."""
+    """Base class of the exceptions that examsend raises."""
 
     exit_code = 70
 
@@ -34,7 +34,7 @@ class UsageError(ExamsendError):
 
 
 class ConfigError(ExamsendError):
-    """The configuration, or the database's schema, is not as it must be."""
+    """The configuration or the database's schema is wrong."""
 
     exit_code = 78
 
@@ -46,25 +46,25 @@ class DatabaseUnavailable(ExamsendError):
 
 
 class CommitUnknown(DatabaseUnavailable):
-    """The connection was lost after COMMIT was sent: the transaction may have been committed, or not."""
+    """The connection was lost after COMMIT was sent: it is unknown whether the transaction was committed."""
 
 
 class Refused(ExamsendError):
-    """Understood, and refused: it would break a promise."""
+    """The request is valid, but the present state does not allow it."""
 
     exit_code = 1
 
 
 class LostClaim(ExamsendError):
-    """This sender's attempt no longer owns the batch (its lease ran out and another took over)."""
+    """This sender's attempt no longer owns the batch: its lease expired, and another sender claimed the batch."""
 
 
 class ForbiddenTransition(ExamsendError):
-    """The batch is not in a state that allows the transition; its row was left untouched."""
+    """The batch is not in a state that allows the transition. Its row was not changed."""
 
 
 class FileProblem(ExamsendError):
-    """One file cannot be registered. ``code`` is a short constant for machines, the text is for people."""
+    """One file cannot be registered. ``code`` is a short constant for programs, the message a sentence for users."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -72,12 +72,12 @@ class FileProblem(ExamsendError):
 
 
 class NotDicom(FileProblem):
-    """Not a DICOM instance: text, a DICOMDIR, another format. Ignored and counted."""
+    """Not a DICOM instance: a text file, a DICOMDIR, another format. Ignored and counted."""
 
 
 class Incomplete(FileProblem):
-    """Provably cut short: a declared length does not fit, or a delimiter is missing."""
+    """The file is truncated: a declared length exceeds the file, or a delimiter is missing."""
 
 
 class Unacceptable(FileProblem):
-    """A DICOM file that cannot be delivered as an instance of a study."""
+    """The file is DICOM, but it cannot be delivered as an instance of a study."""

@@ -1,7 +1,7 @@
-"""What a DIMSE status, a file's problem or the end of an association means: for the instance, the batch, the destination.
+"""What a DIMSE status, a problem with a file or the end of an association means for instance, batch and destination.
 
-One table for each. Codes and their words are those of PS3.4 B.2.3 (C-STORE) and PS3.7 annex C (general). Senders report
-facts, this module says what they mean, ``queue`` writes it.
+Status codes and their names are those of PS3.4 B.2.3 (C-STORE) and PS3.7 annex C (general). Senders report what happened,
+this module decides what it means, and ``queue`` writes it to the database.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from examsend.transfer import Answer, AssociationEnd, End, NotOffered, Problem
 
 
 class DestinationAction(StrEnum):
-    """What is done to the destination after a refusal."""
+    """What is done with the destination after a refusal."""
 
     NONE = "NONE"
     BACK_OFF = "BACK_OFF"
-    """Held for a while that doubles with every failure in a row."""
+    """Hold it for a pause that doubles with each consecutive failure."""
     HOLD = "HOLD"
-    """Held for the longest back-off at once: only somebody's hand will change it, and it is probed all the same."""
+    """Hold it for the longest pause at once: an administrator probably has to change something. It is still retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Meaning:
 
     outcome: Outcome
     """STORED, RETRY or FAILED."""
-    words: str
+    name: str
     if_other_content: Outcome | None = None
-    """The outcome instead, where other content was stored under this SOP Instance UID at this destination."""
+    """The outcome if the destination stored other content under this SOP Instance UID before; None: ``outcome``."""
     tries: int = 0
-    """FAILED: how often it is offered before it is for good."""
+    """FAILED: how often the instance is sent before the outcome is final. Before that it is RETRY."""
     ends_association: bool = False
     action: DestinationAction = DestinationAction.NONE
 
@@ -41,7 +41,7 @@ class Meaning:
 _STATUSES: dict[int, Meaning] = {
     0x0000: Meaning(Outcome.STORED, "success"),
     0x0110: Meaning(Outcome.RETRY, "processing failure"),
-    # Success where this content went before and its answer was lost. Where other content went there, the archive kept that.
+    # Success if the same content was sent before and its response was lost. If other content was sent, the archive kept that.
     0x0111: Meaning(Outcome.STORED, "duplicate SOP instance", if_other_content=Outcome.CONFLICT),
     0x0117: Meaning(Outcome.FAILED, "invalid SOP instance", tries=2),
     0x0122: Meaning(Outcome.FAILED, "SOP class not supported", tries=1),
@@ -77,27 +77,27 @@ def meaning(status: int) -> Meaning:
     return next((m for low, high, m in _RANGES if low <= status <= high), _UNKNOWN)
 
 
-def words(status: int) -> str:
-    """Given a status, return it as people read it: "A700 out of resources"."""
-    return f"{status:04X} {meaning(status).words}"
+def status_text(status: int) -> str:
+    """Given a status (0000,0900), return its number and name: "A700 out of resources"."""
+    return f"{status:04X} {meaning(status).name}"
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceResult:
-    """What becomes of one instance."""
+    """The result for one instance."""
 
     outcome: Outcome
     dimse_status: int | None
     comment: str | None
     offered: bool
-    """It was put on the wire and answered: that counts as one of its tries."""
+    """It was sent and answered, which counts as one of its tries."""
     ends_association: bool = False
     action: DestinationAction = DestinationAction.NONE
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a destination is held, and how: ``code`` for machines, ``reason`` as a sentence."""
+class DestinationProblem:
+    """Why and how to hold a destination: ``code`` for programs, ``reason`` as a sentence for users."""
 
     action: DestinationAction
     code: str
@@ -108,15 +108,18 @@ _COMMENT_LENGTH = 300
 
 
 def _bounded(text: str | None) -> str | None:
-    """A peer's text, bounded; NUL cannot be kept in a database, other control characters are the renderer's care."""
+    """Given a peer's text, return it shortened and without NUL, which PostgreSQL cannot store.
+
+    Other control characters are escaped when the text is shown.
+    """
     if not text:
         return None
     return text.replace("\x00", "")[:_COMMENT_LENGTH] or None
 
 
 def of_answer(answer: Answer, tries_before: int, *, other_content_stored: bool = False) -> InstanceResult:
-    """Given a C-STORE-RSP, how often the instance had been answered before, and whether the destination stored other
-    content under its SOP Instance UID, return what becomes of it."""
+    """Given a C-STORE-RSP, how often the instance was answered before, and whether the destination stored other content
+    under its SOP Instance UID, return the result for the instance."""
     row = meaning(answer.status)
     outcome = row.outcome
     if other_content_stored and row.if_other_content is not None:
@@ -138,7 +141,7 @@ _PROBLEMS = {
 
 
 def of_problem(fact: NotOffered) -> InstanceResult:
-    """Given an item that could not be offered, return what becomes of it."""
+    """Given an item that could not be sent, return the result for the instance."""
     return InstanceResult(_PROBLEMS[fact.problem], None, _bounded(fact.sentence), offered=False)
 
 
@@ -150,14 +153,14 @@ class EndResult:
     """It counts as one of the batch's attempts."""
     action: DestinationAction
     code: str
-    """Why the destination is held, for machines."""
+    """Why the destination is held, for programs."""
 
 
 def of_end(end: AssociationEnd, answered: int) -> EndResult:
-    """Given how an association ended and how many instances it had answered, return what that means.
+    """Given how an association ended and how many instances were answered over it, return what that means.
 
-    A destination that cannot be reached, rejects, or hangs before anything was answered is not the batch's fault: the
-    destination is held and no attempt of the batch is used up.
+    If the destination cannot be reached, rejects the association, or times out before it answers anything, the batch is not
+    the cause: the destination is held, and the batch keeps its attempts.
     """
     kind = end.end
     if kind is End.REJECTED:
@@ -165,21 +168,24 @@ def of_end(end: AssociationEnd, answered: int) -> EndResult:
         return EndResult(False, DestinationAction.HOLD if end.result == 1 else DestinationAction.BACK_OFF, "REJECTED")
     if kind in {End.UNREACHABLE, End.TLS_FAILED}:
         return EndResult(False, DestinationAction.BACK_OFF, kind.value)
-    failed = kind in UNASKED
+    failed = kind in ABNORMAL_ENDS
     if failed and not answered and (not end.established or kind is End.TIMED_OUT):
         return EndResult(False, DestinationAction.BACK_OFF, kind.value)
     return EndResult(True, DestinationAction.NONE, kind.value)
 
 
-UNASKED = frozenset({End.ABORTED, End.CLOSED, End.TIMED_OUT, End.PROTOCOL_ERROR})
-"""Ends that leave the outcome of what was in flight unknown, and that the instance in flight may have caused."""
+ABNORMAL_ENDS = frozenset({End.ABORTED, End.CLOSED, End.TIMED_OUT, End.PROTOCOL_ERROR})
+"""Ends after which it is unknown whether the unanswered instances are stored, and which one of them may have caused."""
 
 SUSPECT_AFTER = 2
-"""In flight at so many unasked ends in a row, an instance goes last and with nothing beside it."""
+"""An instance that was unanswered at this many consecutive abnormal ends is sent last, with no other one outstanding."""
 
 
-def back_off(base: float, most: float, failures: int, jitter: float) -> float:
-    """Given the first pause, the longest, how many failures there were in a row (1 or more) and a random number from 0 to
-    1, return the next pause in seconds: doubling, and up to a fifth shorter so that destinations do not march in step."""
-    pause = min(base * 2.0 ** min(max(failures, 1) - 1, 40), most)
+def back_off(base: float, longest: float, failures: int, jitter: float) -> float:
+    """Given the first and the longest pause in seconds, the number of consecutive failures (1 or more) and a random number
+    from 0 to 1, return the next pause in seconds.
+
+    It doubles with each failure. ``jitter`` shortens it by up to a fifth, so that destinations are not all tried at once.
+    """
+    pause = min(base * 2.0 ** min(max(failures, 1) - 1, 40), longest)
     return pause * (1 - 0.2 * jitter)

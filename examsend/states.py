@@ -1,4 +1,7 @@
-"""States, outcomes, policies and sender names: each said once. CHECK constraints, SQL and command-line choices derive from them."""
+"""States, outcomes, policies and sender names, each defined once.
+
+CHECK constraints, SQL statements and command-line choices are derived from them.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +10,62 @@ from enum import StrEnum
 
 
 class BatchState(StrEnum):
-    """Where a batch stands. The transitions between the states are in ``queue/batches.py``."""
+    """The state of a batch. The transitions between states are in ``queue/batches.py``."""
 
     PENDING = "PENDING"
-    """Instances may still come. After a crash: the same."""
+    """More instances may arrive. A crash does not change it."""
     READY = "READY"
-    """Complete, in line to be sent. After a crash: the same."""
+    """Complete and waiting to be sent. A crash does not change it."""
     SENDING = "SENDING"
-    """Claimed by a sender. After a crash its lease runs out, and another sender claims it."""
+    """Claimed by a sender. If that sender crashes, the lease expires and another sender claims the batch."""
     SENT = "SENT"
-    """Every instance has a stored outcome. Never changed again."""
+    """Every instance is STORED. This state is final."""
     FAILED = "FAILED"
-    """Nothing left that another attempt would change, until an operator retries it."""
+    """Another attempt would change nothing. An operator can retry it."""
 
 
 class Outcome(StrEnum):
-    """What became of one instance of a batch."""
+    """The result for one instance of a batch."""
 
     WAITING = "WAITING"
-    """Not offered yet."""
+    """Not sent yet."""
     RETRY = "RETRY"
-    """Offered; refused for now or never answered."""
+    """Sent and refused temporarily, or not answered."""
     STORED = "STORED"
     """Answered with success or a warning."""
     FAILED = "FAILED"
-    """Refused for good."""
+    """Refused permanently."""
     CONFLICT = "CONFLICT"
-    """The archive has other content under this SOP Instance UID: for a person."""
+    """The archive has other content under this SOP Instance UID. A person must decide."""
     CHANGED = "CHANGED"
-    """The file is not what was ingested."""
+    """The file differs from what was ingested."""
     MISSING = "MISSING"
-    """The file is gone."""
+    """The file does not exist any more."""
     SUPERSEDED = "SUPERSEDED"
-    """Another version replaced it before it was ever offered; kept, not sent."""
+    """A newer version replaced it before it was sent. The row is kept, the file is not sent."""
     NOT_SENT = "NOT_SENT"
-    """Recorded under the late policy ``never``."""
+    """Recorded and not sent, because of the late policy ``never``."""
 
 
 UNSENT = (Outcome.WAITING, Outcome.RETRY)
-"""What the next attempt still has to offer."""
+"""Outcomes of instances that the next attempt sends."""
 
 NOT_COUNTED = (Outcome.SUPERSEDED, Outcome.NOT_SENT)
-"""Kept on record, and not to be delivered."""
+"""Outcomes of instances that are recorded and not to be delivered."""
 
-LOST = tuple(o for o in Outcome if o not in {*UNSENT, *NOT_COUNTED, Outcome.STORED})
-"""No further attempt would offer them: for a person."""
+UNDELIVERABLE = tuple(o for o in Outcome if o not in {*UNSENT, *NOT_COUNTED, Outcome.STORED})
+"""Outcomes of instances that were to be delivered and that no further attempt sends. They need a person."""
 
 
 class SenderName(StrEnum):
-    """The senders a destination may use (``senders/``)."""
+    """The implementations of sending that a destination can use (``senders/``)."""
 
     NATIVE = "native"
     PYNETDICOM = "pynetdicom"
 
 
 class LatePolicy(StrEnum):
-    """What becomes of an instance that comes after its batch was attempted."""
+    """What is done with an instance that arrives after the first attempt at its batch."""
 
     NEW_ONLY = "new-only"
     RESEND_ALL = "resend-all"
@@ -70,14 +73,14 @@ class LatePolicy(StrEnum):
 
 
 class OnIncomplete(StrEnum):
-    """What becomes of a study whose announced instances do not come in time."""
+    """What is done with a study whose announced instances do not arrive in time."""
 
     SEND = "send"
     HOLD = "hold"
 
 
 class ExpectationSource(StrEnum):
-    """Who announced something about a study."""
+    """The source of an announcement about a study."""
 
     MPPS = "MPPS"
     MANIFEST = "MANIFEST"
@@ -87,7 +90,7 @@ class ExpectationSource(StrEnum):
 
 
 class ExpectationState(StrEnum):
-    """How far an announced procedure step is (PS3.3 C.4.14)."""
+    """Performed Procedure Step Status of an announced procedure step (PS3.3 C.4.14)."""
 
     IN_PROGRESS = "IN PROGRESS"
     COMPLETED = "COMPLETED"
@@ -95,12 +98,12 @@ class ExpectationState(StrEnum):
 
 
 RUNNING = "RUNNING"
-"""Result of an association's row while it lasts; afterwards it is a ``transfer.End`` or LEASE_LOST."""
+"""Result of an association that has not ended. Later the result is a ``transfer.End`` or LEASE_LOST."""
 
 LEASE_LOST = "LEASE_LOST"
-"""Result of an association whose sender died, or made no progress for the length of its lease."""
+"""Result of an association whose sender ended without recording it, or made no progress for the length of its lease."""
 
 
 def sql_list(values: Iterable[str]) -> str:
-    """Given values of these enumerations (or a whole one), return them as the body of an SQL IN list: 'A', 'B'."""
+    """Given members of an enumeration, or the enumeration itself, return them as the body of an SQL IN list: 'A', 'B'."""
     return ", ".join(f"'{value}'" for value in values)

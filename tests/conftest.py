@@ -1,4 +1,4 @@
-"""What every test may ask for: a database of its own on a real PostgreSQL, settings, a destination, peers."""
+"""Fixtures for all tests: a new database on a PostgreSQL server, settings, receivers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.peers import dcmtk, orthanc
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
-    """The URL of a server: EXAMSEND_TEST_DATABASE_URL, or an embedded one for the run."""
+    """The URL of a server: EXAMSEND_TEST_DATABASE_URL, or else an embedded server for the test run."""
     given = os.environ.get("EXAMSEND_TEST_DATABASE_URL")
     if given:
         yield given
@@ -45,17 +45,17 @@ class Cluster:
             connection.execute(text(statement))
 
     def url(self, name: str) -> str:
-        """The URL of one database."""
+        """Given the name of a database, return its URL."""
         return self._url.set(database=name).render_as_string(hide_password=False)
 
     def empty(self) -> str:
-        """A new database without a schema; return its name."""
+        """Create a database without a schema; return its name."""
         name = f"t_{uuid.uuid4().hex[:16]}"
         self.execute(f'CREATE DATABASE "{name}"')
         return name
 
     def migrated(self) -> str:
-        """A new database with the schema, cloned of a template migrated once; return its name."""
+        """Create a database with the schema, as a copy of a template that is migrated once; return its name."""
         if self._template is None:
             template = self.empty()
             with access.opened(Settings(database_url=self.url(template)), check=False) as database:
@@ -66,7 +66,7 @@ class Cluster:
         return name
 
     def drop(self, name: str) -> None:
-        """Drop a database, whoever is connected."""
+        """Drop a database, and end the connections to it."""
         self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ def cluster(server_url: str) -> Iterator[Cluster]:
 
 @pytest.fixture
 def empty_database_url(cluster: Cluster) -> Iterator[str]:
-    """A database without a schema."""
+    """The URL of a new database without a schema."""
     name = cluster.empty()
     yield cluster.url(name)
     cluster.drop(name)
@@ -93,7 +93,7 @@ def empty_database_url(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(cluster: Cluster) -> Iterator[str]:
-    """A migrated database of the test's own."""
+    """The URL of a new database with the schema."""
     name = cluster.migrated()
     yield cluster.url(name)
     cluster.drop(name)
@@ -101,27 +101,27 @@ def database_url(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings on that database; files need not settle."""
+    """Settings with a new database. Files are ingested without waiting for ``settle``."""
     return Settings(database_url=database_url, settle=0, incomplete_after=0, database_wait=2, record_seconds=0.02)
 
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[engine.Database]:
-    """An open way to it."""
+    """The database of ``settings``, opened."""
     with access.opened(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def receiving(tmp_path: Path) -> Iterator[receiver.Receiver]:
-    """A receiver that stores and records associations."""
+    """The receiver of the demo, which stores data sets and counts associations."""
     with receiver.listening(tmp_path / "received") as made:
         yield made
 
 
 @pytest.fixture
 def storescp(tmp_path: Path) -> Iterator[Callable[..., dcmtk.Storescp]]:
-    """Starts DCMTK's storescp with flags; it is stopped at the end."""
+    """A function that starts DCMTK's storescp with options. It is stopped at the end of the test."""
     with ExitStack() as stack:
         count = iter(range(100))
 
@@ -133,7 +133,7 @@ def storescp(tmp_path: Path) -> Iterator[Callable[..., dcmtk.Storescp]]:
 
 @pytest.fixture
 def orthanc_server(tmp_path: Path) -> Iterator[Callable[..., orthanc.Orthanc]]:
-    """Starts Orthanc with settings; it is stopped at the end."""
+    """A function that starts Orthanc with settings. It is stopped at the end of the test."""
     with ExitStack() as stack:
         count = iter(range(100))
 

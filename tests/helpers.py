@@ -1,4 +1,4 @@
-"""Short ways to do what many tests do first."""
+"""Functions that many tests use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from examsend.db import engine
 
 
 def add(settings: Settings, address: str, name: str = "pacs", **values: Any) -> None:
-    """Add a destination whose studies are complete at once."""
+    """Add a destination without a quiet period and with short pauses after failures."""
     destination.add(
         settings, name, address, {"quiet_seconds": 0.0, "backoff_seconds": 0.05, "backoff_max_seconds": 0.1, **values}
     )
@@ -28,36 +28,36 @@ def prepare(settings: Settings, directory: Path) -> None:
     finalize.run(settings)
 
 
-def chain(settings: Settings, directory: Path, **values: Any) -> send.SendResult:
+def deliver(settings: Settings, directory: Path, **values: Any) -> send.SendResult:
     """Ingest, finalize, send."""
     prepare(settings, directory)
     return send.run(settings, **values)
 
 
 def rows(database: engine.Database, statement: str, **values: Any) -> list[Any]:
-    """Rows of a SELECT."""
+    """Return the rows of a SELECT."""
     with database.transaction() as tx:
         return list(tx.execute(text(statement), values))
 
 
 def one(database: engine.Database, statement: str, **values: Any) -> Any:
-    """The only value of a SELECT."""
+    """Return the first value of the first row of a SELECT."""
     return rows(database, statement, **values)[0][0]
 
 
 def execute(database: engine.Database, statement: str, **values: Any) -> None:
-    """A statement that changes something."""
+    """Execute a statement that returns no rows."""
     with database.transaction() as tx:
         tx.execute(text(statement), values)
 
 
 def states(database: engine.Database) -> list[str]:
-    """The batches' states in the order of their ids."""
+    """Return the states of the batches, ordered by id."""
     return [row[0] for row in rows(database, "SELECT status FROM exam_batches ORDER BY id")]
 
 
 def digests(database: engine.Database) -> dict[str, str]:
-    """{SOP Instance UID: SHA-256 in hex} of every instance that counts."""
+    """Return {SOP Instance UID: SHA-256 in hex} of every instance that is not superseded."""
     return dict(
         rows(
             database,
@@ -67,7 +67,7 @@ def digests(database: engine.Database) -> dict[str, str]:
 
 
 def cli(*arguments: str | Path, url: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a new process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")}
     kept |= environment
     if url is not None:

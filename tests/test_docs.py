@@ -1,4 +1,4 @@
-"""The documents against the program: every command, setting and option is there, and the two commands are what CI runs."""
+"""Compares README.md and docs/operating.md with the program: commands, settings, options, and the test command of CI."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def _commands() -> list[tuple[str, ...]]:
 
 
 def _described(words: tuple[str, ...]) -> bool:
-    """Whether the README's table of commands has a row for a command, and names it there."""
+    """Return whether the README's table of commands has a row for a command, and the row names a subcommand."""
     if len(words) == 1:
         return re.search(rf"^\| `examsend {words[0]}[ `]", README, re.MULTILINE) is not None
     row = re.search(rf"^\| `examsend {words[0]} \.\.\.` \| (.*) \|$", README, re.MULTILINE)
     return row is not None and words[1] in re.findall(r"`([a-z]+)`", row[1])
 
 
-def test_a_command_that_is_not_in_the_table_is_not_described() -> None:
+def test_a_command_missing_in_the_readmes_table_is_not_described() -> None:
     assert not _described(("destination", "release"))
     assert not _described(("frobnicate",))
 
 
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
 def test_every_command_has_help_and_is_in_the_readmes_table(words: tuple[str, ...]) -> None:
-    said = cli(*words, "--help")
-    assert said.returncode == 0
-    assert len(said.stdout.splitlines()[2].strip()) > 20
+    completed = cli(*words, "--help")
+    assert completed.returncode == 0
+    assert len(completed.stdout.splitlines()[2].strip()) > 20
     assert _described(words)
     if words != ("demo",):
         for option in ("--config", "--database-url", "--json", "-v", "-q"):
-            assert option in said.stdout
+            assert option in completed.stdout
 
 
 def test_every_setting_is_in_the_readme_with_its_default() -> None:
@@ -67,7 +67,7 @@ def _documented(default: object) -> str:
     return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def test_the_guides_table_of_a_destinations_options_is_the_declared_one() -> None:
+def test_the_operating_guides_table_of_destination_options_matches_the_declarations() -> None:
     table = GUIDE[GUIDE.index("## Destinations") : GUIDE.index("## What an answer means")]
     rows = re.findall(r"^\| ((?:`--[a-z0-9-]+`(?:, )?)+) \| (.*?) \|", table, re.MULTILINE)
     documented = {"/".join(re.findall(r"`(--[a-z0-9-]+)`", options)): default for options, default in rows}
@@ -79,7 +79,7 @@ def test_the_guides_table_of_a_destinations_options_is_the_declared_one() -> Non
     assert documented == declared
 
 
-def test_every_option_that_a_document_names_exists() -> None:
+def test_every_option_named_in_the_documents_exists() -> None:
     helps = "".join(cli(*words, "--help").stdout for words in _commands())
     known = set(re.findall(r"--[a-z][a-z0-9-]+", helps))
     for document in (README, GUIDE):
@@ -88,15 +88,15 @@ def test_every_option_that_a_document_names_exists() -> None:
         assert named - known == set()
 
 
-def test_the_gate_runs_the_readmes_own_test_command() -> None:
+def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert ".venv/bin/pytest" in README
     assert "Pass the tests:" in (TOP / ".ci" / "run").read_text()
 
 
-def test_the_version_is_said_once() -> None:
+def test_pyproject_and_the_version_option_agree_with_the_package_version() -> None:
     assert f'version = "{__version__}"' in (TOP / "pyproject.toml").read_text()
     assert cli("--version").stdout == f"examsend {__version__}\n"
 
 
-def test_no_pinned_file_names_where_it_came_from() -> None:
+def test_the_lock_file_contains_no_urls() -> None:
     assert "http" not in (TOP / "requirements-dev.lock").read_text()

@@ -1,4 +1,4 @@
-"""The terminal: options in, one pass run, a report out. No SQL, no sockets."""
+"""The command line: parses options, runs one command, shows its result. No SQL, no sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(
 @app.callback()
 def _main(
     version: bool = typer.Option(
-        False, "--version", callback=common.show_version, is_eager=True, help="Say it and end."
+        False, "--version", callback=common.show_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
     pass

@@ -1,4 +1,4 @@
-"""What every command shares: its options, its settings, how its result is shown and becomes an exit code."""
+"""What all commands share: common options, settings, and how a result is shown and converted to an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from examsend.config.settings import Settings, load
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One run of a command: its settings and how it may speak."""
+    """One run of a command: its settings and what it prints."""
 
     settings: Settings
     json: bool
@@ -29,7 +29,7 @@ class Session:
 
     @property
     def live(self) -> bool:
-        """Whether a progress display belongs on the terminal."""
+        """Whether progress is displayed on the terminal."""
         return sys.stderr.isatty() and not self.json and not self.quiet
 
 
@@ -44,24 +44,26 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "database_url": (
         Annotated[
             str | None,
-            typer.Option("--database-url", metavar="URL", help="PostgreSQL's URL. Not set: an embedded server."),
+            typer.Option("--database-url", metavar="URL", help="URL of PostgreSQL. Not set: an embedded server."),
         ],
         None,
     ),
-    "as_json": (Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")], False),
+    "as_json": (Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")], False),
     "verbose": (
-        Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; -vv with tracebacks.")],
+        Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more; -vv also shows tracebacks.")],
         0,
     ),
-    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Say only what needs a person.")], False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Print only what needs a person.")], False),
 }
 
 
 def command(
     app: typer.Typer, name: str | None = None, **options: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function ``(session, ...) -> result`` as a command: the common options are added to its own, its result
-    is reported, its exit code returned."""
+    """Register a function ``(session, ...) -> result`` as a command.
+
+    The command has the function's own options and the common ones. Its result is shown, and sets the exit code.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
@@ -94,7 +96,7 @@ def _session(
     session = Session(settings, as_json, quiet, verbose)
     level = logging.WARNING if quiet or (session.live and not verbose) else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    # What a library makes of a peer is told by us, once, in our own words.
+    # pynetdicom logs errors of a peer itself; examsend reports them already.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL if verbose < 2 else logging.DEBUG)
     logging.getLogger("examsend").setLevel(logging.DEBUG if verbose else level)
     return session
@@ -103,7 +105,7 @@ def _session(
 def _show(session: Session, result: object) -> None:
     code = int(getattr(result, "needs_person", False))
     if session.json or not session.quiet or code:
-        # Imported only where there is something to show: an idle pass with -q should not pay for it.
+        # Imported only if there is something to show, so that an idle pass with -q is fast.
         from examsend.report.json import as_json
         from examsend.report.text import to_console
 
@@ -116,14 +118,14 @@ def _show(session: Session, result: object) -> None:
 
 
 def show_version(value: bool) -> None:
-    """Print the version and end."""
+    """Print the version and exit."""
     if value:
         typer.echo(f"examsend {__version__}")
         raise typer.Exit
 
 
-def who() -> str:
-    """Return who gives an order, for the record: the login name."""
+def operator_name() -> str:
+    """Return the login name of the operator, which is recorded with a request."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -6,12 +6,12 @@ import typer
 
 from examsend.cli import common
 
-app = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Manage the database's schema.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @common.command(app)
 def upgrade(session: common.Session) -> object:
-    """Bring the schema up to date (from nothing, too)."""
+    """Create the schema, or migrate it to the current version."""
     from examsend.commands import db
 
     return db.upgrade(session.settings)
@@ -19,7 +19,7 @@ def upgrade(session: common.Session) -> object:
 
 @common.command(app)
 def current(session: common.Session) -> object:
-    """Say which schema the database has and which this examsend needs."""
+    """Show the version of the schema. Also shows the version that is needed."""
     from examsend.commands import db
 
     return db.current(session.settings)
@@ -27,7 +27,7 @@ def current(session: common.Session) -> object:
 
 @common.command(app)
 def check(session: common.Session) -> object:
-    """Compare the database's schema with what this examsend expects."""
+    """Compare the database's schema with the current version."""
     from examsend.commands import db
 
     return db.check(session.settings)

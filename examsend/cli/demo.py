@@ -14,15 +14,17 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def demo(
         directory: Annotated[
-            Path | None, typer.Argument(metavar="[DIR]", help="Your own DICOM files; not given: made on the spot.")
+            Path | None, typer.Argument(metavar="[DIR]", help="Your own DICOM files. Not given: sample files.")
         ] = None,
         to: Annotated[
             str | None,
-            typer.Option("--to", metavar="AET@HOST:PORT", help="Send here; not given: a receiver on loopback."),
+            typer.Option(
+                "--to", metavar="AET@HOST:PORT", help="Send to this destination. Not given: a receiver on loopback."
+            ),
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")] = False,
     ) -> None:
-        """Watch the whole chain work: embedded database, sample studies, the real passes, a receiver that stores."""
+        """Run a demonstration. It ingests and sends sample studies, with a temporary database and receiver."""
         import logging
 
         from examsend.demo import run

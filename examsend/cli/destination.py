@@ -13,7 +13,7 @@ from examsend.cli import common
 from examsend.config.destination import DECLARED, DestinationSettings
 from examsend.states import SenderName
 
-app = typer.Typer(help="Where batches go.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Manage the destinations of batches.", no_args_is_help=True, rich_markup_mode=None)
 
 _NAME = Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.")]
 
@@ -21,7 +21,10 @@ _TYPES: dict[str, Any] = {"str": str, "SenderName": SenderName, "float": float, 
 
 
 def _options() -> Iterator[inspect.Parameter]:
-    """One option for each declared setting that has one. Its default is in the help text alone: not given means not set."""
+    """Yield the option of each declared setting that has one.
+
+    Its default is None, which means not set; the default of the setting is shown in the help text only.
+    """
     for setting in fields(DestinationSettings):
         declared = DECLARED[setting.name]
         if declared.option is None:
@@ -47,7 +50,7 @@ def _default(value: object) -> str:
 
 
 def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function that takes ``**values`` one option for each setting of a destination."""
+    """Add the options of a destination's settings to the signature of a function that takes ``**values``."""
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
     function.__signature__ = inspect.Signature([*own, *_options()])  # type: ignore[attr-defined]
     return function
@@ -61,7 +64,7 @@ def add(
     address: Annotated[str, typer.Argument(metavar="AET@HOST:PORT", help="Called AE title, host and port.")],
     **values: Any,
 ) -> object:
-    """Add a destination: where it is and how it is to be sent to."""
+    """Add a destination: its address and its settings."""
     from examsend.commands import destination
 
     return destination.add(session.settings, name, address, values)
@@ -93,7 +96,7 @@ def show_all(session: common.Session) -> object:
 
 @common.command(app)
 def show(session: common.Session, name: _NAME) -> object:
-    """Show every setting of a destination, its health, and what its sender can do."""
+    """Show the settings and health of a destination. Also shows the capabilities of its sender."""
     from examsend.commands import destination
 
     return destination.show(session.settings, name)
@@ -101,7 +104,7 @@ def show(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def enable(session: common.Session, name: _NAME) -> object:
-    """Take a destination into use."""
+    """Enable a destination. Files are routed to it, and its batches are sent."""
     from examsend.commands import destination
 
     return destination.enable(session.settings, name, enabled=True)
@@ -109,7 +112,7 @@ def enable(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def disable(session: common.Session, name: _NAME) -> object:
-    """Take a destination out of use: nothing is routed or sent to it, its batches wait."""
+    """Disable a destination. Nothing is routed or sent to it, and its batches wait."""
     from examsend.commands import destination
 
     return destination.enable(session.settings, name, enabled=False)
@@ -117,7 +120,7 @@ def disable(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def unhold(session: common.Session, name: _NAME) -> object:
-    """End the hold of a destination: it is tried with the next send."""
+    """End the hold of a destination. The next send tries it."""
     from examsend.commands import destination
 
     return destination.unhold(session.settings, name)
@@ -125,7 +128,7 @@ def unhold(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def remove(session: common.Session, name: _NAME) -> object:
-    """Remove a destination that has no unsent batches. What was sent to it stays on record."""
+    """Remove a destination that has no unsent or FAILED batches. The records of its SENT batches are kept."""
     from examsend.commands import destination
 
     return destination.remove(session.settings, name)
@@ -133,7 +136,7 @@ def remove(session: common.Session, name: _NAME) -> object:
 
 @common.command(app)
 def echo(session: common.Session, name: _NAME) -> object:
-    """Ask a destination for a C-ECHO: says the round trip time, or what the peer said if it refused."""
+    """Send a C-ECHO to a destination. Shows the round trip time or the error."""
     from examsend.commands import destination
 
     return destination.echo(session.settings, name)

@@ -24,15 +24,16 @@ def register(app: typer.Typer) -> None:
             list[int] | None, typer.Option("--batch", metavar="ID", help="This batch is complete (repeatable).")
         ] = None,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Change nothing: say what would go, and why the others wait.")
+            bool,
+            typer.Option("--dry-run", help="Change nothing. Show which batches are complete, and why the others wait."),
         ] = False,
     ) -> object | None:
-        """Make complete batches READY: those that have been quiet long enough, or the ones you name."""
+        """Make complete batches READY. A batch is complete after its quiet period or longest wait, or if you name it."""
         with idle(session, probe.nothing_to_finalize, selected=bool(study or batch or dry_run)) as is_idle:
             if is_idle:
                 return None
             from examsend.commands import finalize as command
 
             return command.run(
-                session.settings, studies=study or (), batch_ids=batch or (), by=common.who(), dry_run=dry_run
+                session.settings, studies=study or (), batch_ids=batch or (), by=common.operator_name(), dry_run=dry_run
             )

@@ -1,4 +1,4 @@
-"""The idle check of a timer's pass: one short question to the database before the command is imported."""
+"""The idle check of a pass that a timer starts: one query to the database before the command's modules are imported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from examsend.db.server import serving
 
 @contextmanager
 def idle(session: Session, nothing_due: Callable[[str], bool], *, selected: bool) -> Iterator[bool]:
-    """Yield whether a quiet pass has nothing to do, by the answer of ``nothing_due`` (of ``db.probe``) to the database's URL.
-    An embedded server stays up until the block ends: the pass itself needs it next.
+    """Yield whether a pass with -q has nothing to do. ``nothing_due`` is a function of ``db.probe``.
 
-    ``selected``: the operator named something or asked for something special, so the pass runs in any case.
+    An embedded server runs until the block ends, because the pass uses it next. ``selected``: the operator used an option that
+    selects what to do, so that the pass runs in any case.
+
     Raises ConfigError, DatabaseUnavailable for an embedded server that does not start.
     """
     if selected or session.json or not session.quiet:

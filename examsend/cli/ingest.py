@@ -19,14 +19,16 @@ def register(app: typer.Typer) -> None:
         directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of DICOM files.")],
         to: Annotated[
             list[str] | None,
-            typer.Option("--to", metavar="NAME", help="Destination (repeatable). Not given: every enabled default."),
+            typer.Option(
+                "--to", metavar="NAME", help="Destination (repeatable). Not given: all enabled default destinations."
+            ),
         ] = None,
-        recursive: Annotated[bool, typer.Option(help="Go into directories below.")] = True,
+        recursive: Annotated[bool, typer.Option(help="Include subdirectories.")] = True,
         accept_incomplete: Annotated[
-            bool, typer.Option("--accept-incomplete", help="Take files that are cut short, too: send what there is.")
+            bool, typer.Option("--accept-incomplete", help="Also register truncated files, and send them as they are.")
         ] = False,
     ) -> object:
-        """Register DICOM files: each becomes an instance of its study's batch, for each destination."""
+        """Register the DICOM files of directories. Each is added to the batch of its study, for each destination."""
         from examsend.cli import live
         from examsend.commands import ingest as command
 

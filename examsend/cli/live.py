@@ -1,4 +1,4 @@
-"""Progress on a terminal; nothing where there is none."""
+"""Progress displays on a terminal. Nothing is shown if standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _progress(*columns: Any) -> Any:
 
 @contextmanager
 def ingesting(session: Session) -> Iterator[Callable[[int, int, int], None]]:
-    """A callback that shows files seen, new instances and their rate."""
+    """Yield a callback that shows files seen, new instances and files per second."""
     if not session.live:
         yield lambda _seen, _new, _new_bytes: None
         return
@@ -36,7 +36,7 @@ def ingesting(session: Session) -> Iterator[Callable[[int, int, int], None]]:
     with _progress(
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn()
     ) as bar:
-        task = bar.add_task("looking", total=None)
+        task = bar.add_task("listing files", total=None)
 
         def show(seen: int, new: int, new_bytes: int) -> None:
             rate = seen / max(time.monotonic() - began, 0.001)
@@ -47,7 +47,7 @@ def ingesting(session: Session) -> Iterator[Callable[[int, int, int], None]]:
 
 @contextmanager
 def sending(session: Session) -> Iterator[Observer | None]:
-    """An observer that shows each delivery: instances, MB/s, time left."""
+    """Yield an observer that shows each delivery: instances, MB/s, time left."""
     if not session.live:
         yield None
         return
@@ -69,7 +69,7 @@ def sending(session: Session) -> Iterator[Observer | None]:
 
 
 class _Line:
-    """One line, for one delivery under way."""
+    """The line of one delivery in progress."""
 
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar = bar
@@ -82,7 +82,7 @@ class _Line:
         """See ``delivery.watcher.Progress``."""
         with self._lock:
             self._unshown += sent
-            # The display's own lock costs more than a small PDU: shown in steps.
+            # Updating the display takes longer than sending a small PDU, so that it is updated once per megabyte.
             if self._unshown > 1_000_000:
                 self._show()
 

@@ -16,14 +16,14 @@ def register(app: typer.Typer) -> None:
     def retry(
         session: common.Session,
         batch: Annotated[list[int] | None, typer.Argument(metavar="[BATCH...]", help="FAILED batches.")] = None,
-        all_failed: Annotated[bool, typer.Option("--all-failed", help="Every FAILED batch.")] = False,
+        all_failed: Annotated[bool, typer.Option("--all-failed", help="All FAILED batches.")] = False,
         destination: Annotated[
-            str | None, typer.Option(metavar="NAME", help="Only this destination, and release it if it is held.")
+            str | None, typer.Option(metavar="NAME", help="Only this destination. Also ends its hold.")
         ] = None,
     ) -> object:
-        """Put FAILED batches back in line: their unsent instances go with the next send."""
+        """Make FAILED batches READY again. The next send sends their unsent instances."""
         from examsend.commands import retry as command
 
         return command.run(
-            session.settings, batch or (), all_failed=all_failed, destination=destination, by=common.who()
+            session.settings, batch or (), all_failed=all_failed, destination=destination, by=common.operator_name()
         )

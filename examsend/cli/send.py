@@ -20,14 +20,14 @@ def register(app: typer.Typer) -> None:
     @common.command(app)
     def send(
         session: common.Session,
-        limit: Annotated[int | None, typer.Option(min=1, help="Attempt at most so many batches.")] = None,
+        limit: Annotated[int | None, typer.Option(min=1, help="Attempt at most this many batches.")] = None,
         destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
-        parallel: Annotated[int, typer.Option(min=1, max=64, help="So many batches at a time.")] = 1,
+        parallel: Annotated[int, typer.Option(min=1, max=64, help="Send this many batches at a time.")] = 1,
         max_runtime: Annotated[
-            float | None, typer.Option(min=0, metavar="SECONDS", help="End the pass in good order after so long.")
+            float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the pass cleanly after this time.")
         ] = None,
     ) -> object | None:
-        """Send READY batches, each over one association, until none is due."""
+        """Send READY batches, each over one association. Ends when none is due."""
         stop = _stop_on_signals()
         with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:
@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _stop_on_signals() -> threading.Event:
-    """The first SIGTERM or SIGINT asks the pass to end in good order; a second SIGINT ends it at once."""
+    """Return an event that the first SIGTERM or SIGINT sets, which asks the pass to end. A second SIGINT ends it at once."""
     stop = threading.Event()
 
     def ask(number: int, _frame: FrameType | None) -> None:

@@ -19,10 +19,12 @@ def register(app: typer.Typer) -> None:
         study: Annotated[str | None, typer.Option(metavar="UID", help="Show this study's batches.")] = None,
         destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
         failed: Annotated[bool, typer.Option("--failed", help="Only FAILED batches.")] = False,
-        rejected: Annotated[bool, typer.Option("--rejected", help="The files that could not be registered.")] = False,
-        limit: Annotated[int, typer.Option(min=1, max=100_000, help="List at most so many.")] = 50,
+        rejected: Annotated[
+            bool, typer.Option("--rejected", help="Show the files that could not be registered.")
+        ] = False,
+        limit: Annotated[int, typer.Option(min=1, max=100_000, help="List at most this many.")] = 50,
     ) -> object:
-        """Say what stands where and why: destinations, batches, one batch with its attempts, rejected files."""
+        """Show the state of batches and destinations. Each batch is shown with the reason for its state."""
         from examsend.commands import status as command
 
         return command.run(
@@ -32,5 +34,5 @@ def register(app: typer.Typer) -> None:
             destination=destination,
             failed=failed,
             rejected=rejected,
-            most=limit,
+            limit=limit,
         )

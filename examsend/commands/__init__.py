@@ -1,1 +1,4 @@
-"""One module a command: ``run(settings, ...)`` returns a result, prints nothing. ``examsend X``: ``cli/X.py``, ``commands/X.py``."""
+"""The commands, one module each. ``run(settings, ...)`` returns a result and prints nothing.
+
+The options of ``examsend X`` are in ``cli/X.py``, the command is in ``commands/X.py``.
+"""

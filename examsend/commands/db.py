@@ -1,4 +1,4 @@
-"""The schema as an operator handles it: upgrade, current, check."""
+"""The commands for the schema: upgrade, current, check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from examsend.db.revision import HEAD
 
 @dataclass(frozen=True, slots=True)
 class SchemaResult:
-    """The schema there is, the one that is needed, and in what they differ."""
+    """The revision of the database's schema, the revision that is needed, and the differences."""
 
     before: str | None
     revision: str | None
@@ -22,24 +22,24 @@ class SchemaResult:
 
     @property
     def good(self) -> bool:
-        """Whether examsend can work with it."""
+        """Whether this version of examsend can use the schema."""
         return self.revision == self.needed and not self.differences
 
     @property
     def needs_person(self) -> bool:
-        """Whether it is not."""
+        """Whether it cannot."""
         return not self.good
 
 
 def upgrade(settings: Settings) -> SchemaResult:
-    """Bring the schema up to date. Raises ConfigError, DatabaseUnavailable."""
+    """Create or migrate the schema. Raises ConfigError, DatabaseUnavailable."""
     with access.opened(settings, check=False) as database:
         before, after = migrate.upgrade(database)
         return SchemaResult(before, after, HEAD, database.version(), database.embedded)
 
 
 def current(settings: Settings) -> SchemaResult:
-    """Say which schema there is. Raises DatabaseUnavailable."""
+    """Return the revision of the schema. Raises ConfigError, DatabaseUnavailable."""
     with access.opened(settings, check=False) as database:
         with database.transaction() as tx:
             revision = migrate.current(tx)
@@ -47,7 +47,7 @@ def current(settings: Settings) -> SchemaResult:
 
 
 def check(settings: Settings) -> SchemaResult:
-    """Compare the schema with the models. Raises DatabaseUnavailable."""
+    """Compare the schema with the models. Raises ConfigError, DatabaseUnavailable."""
     with access.opened(settings, check=False) as database:
         with database.transaction() as tx:
             revision = migrate.current(tx)

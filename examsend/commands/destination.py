@@ -1,4 +1,4 @@
-"""Destinations as an operator handles them: add, list, show, set, enable, disable, remove, unhold, echo."""
+"""The commands for destinations: add, list, show, set, enable, disable, remove, unhold, echo."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from examsend.senders.base import Capabilities
 
 @dataclass(frozen=True, slots=True)
 class Destinations:
-    """Destinations, in short."""
+    """All destinations."""
 
     destinations: tuple[Destination, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One destination with all its settings, and what its sender can do."""
+    """One destination with its settings, and the capabilities of its sender."""
 
     destination: Destination
     capabilities: Capabilities
@@ -46,7 +46,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Echoed:
-    """What a destination answered to a C-ECHO."""
+    """The answer of a destination to a C-ECHO."""
 
     name: str
     address: str
@@ -56,7 +56,7 @@ class Echoed:
 
     @property
     def needs_person(self) -> bool:
-        """Whether it did not answer as it should."""
+        """Whether the C-ECHO failed."""
         return not self.ok
 
 
@@ -79,7 +79,7 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
 
 
 def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:
-    """Take a destination into or out of use. Raises UsageError."""
+    """Enable or disable a destination. Raises UsageError."""
     with access.opened(settings) as database:
         database.run(lambda tx: change_destination(tx, name, {"enabled": enabled}))
     return Changed(name, f"destination {name} {'enabled' if enabled else 'disabled: its batches wait'}")
@@ -93,7 +93,7 @@ def remove(settings: Settings, name: str) -> Changed:
 
 
 def unhold(settings: Settings, name: str) -> Changed:
-    """End a destination's hold now. Raises UsageError."""
+    """End a destination's hold. Raises UsageError."""
     with access.opened(settings) as database:
         was = database.run(lambda tx: end_hold(tx, get_destination(tx, name).id))
     return Changed(name, f"destination {name} {'is no longer held' if was else 'was not held'}")
@@ -113,7 +113,7 @@ def show(settings: Settings, name: str) -> Shown:
 
 
 def echo(settings: Settings, name: str) -> Echoed:
-    """Send a C-ECHO to a destination. Raises UsageError where there is none."""
+    """Send a C-ECHO to a destination. Raises UsageError if there is no such destination."""
     from examsend.dimse import echo as wire
 
     with access.opened(settings) as database, database.transaction() as tx:

@@ -1,4 +1,4 @@
-"""Pass 2: complete studies -> READY."""
+"""Pass 2: make the batches of complete studies READY."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from examsend.queue.views import BatchStatus
 from examsend.states import BatchState
 
 _GROUP = 1000
-"""Batches moved in one transaction."""
+"""Batches changed in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A batch that was found complete."""
+    """A batch that is complete, and why."""
 
     batch_id: int
     study_instance_uid: str
@@ -32,11 +32,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class FinalizeResult:
-    """What a pass of ``finalize`` did, or (dry run) would do."""
+    """The result of ``finalize``: the batches that are READY now, or (dry run) would be."""
 
     ready: tuple[Ready, ...]
     waiting: tuple[BatchStatus, ...]
-    """Dry run only: the other PENDING batches, with why they wait."""
+    """Dry run only: the other PENDING batches, and why they wait."""
     dry_run: bool
 
 
@@ -48,7 +48,7 @@ def run(
     by: str = "an operator",
     dry_run: bool = False,
 ) -> FinalizeResult:
-    """Move complete PENDING batches to READY: those a rule calls complete, or exactly the ones an operator names.
+    """Make PENDING batches READY: those that are complete by a rule, or only the named ones.
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
@@ -56,7 +56,7 @@ def run(
         if studies or batch_ids:
             return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:
-            return database.run(_would)
+            return database.run(_dry_run)
         ready: list[Ready] = []
         while True:
             moved, more = database.run(_step)
@@ -66,8 +66,8 @@ def run(
 
 
 def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
-    """One group of batches that a rule calls complete."""
-    found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.complete(c)) is not None]
+    """Return one group of batches that are complete by a rule."""
+    found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.completion_reason(c)) is not None]
     return (
         [Ready(c.batch_id, c.study_instance_uid, c.destination, reason) for c, reason in found],
         [Completed(c.batch_id, c.last_instance_at, reason) for c, reason in found],
@@ -75,16 +75,16 @@ def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
 
 
 def _step(tx: Connection) -> tuple[list[Ready], bool]:
-    """Move one group; return what moved and whether there may be more."""
+    """Make one group of batches READY; return these batches, and whether there may be more."""
     ready, completed = _complete(tx)
     moved = batches.finalize(tx, completed)
     return [r for r in ready if r.batch_id in moved], len(completed) == _GROUP and bool(moved)
 
 
-def _would(tx: Connection) -> FinalizeResult:
+def _dry_run(tx: Connection) -> FinalizeResult:
     ready, _ = _complete(tx)
     ids = {r.batch_id for r in ready}
-    others = views.batches(tx, state=BatchState.PENDING, most=_GROUP)
+    others = views.batches(tx, state=BatchState.PENDING, limit=_GROUP)
     return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 
 
@@ -105,12 +105,12 @@ def _named(
         if BatchState.PENDING not in states:
             raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
     waiting = [b for b in found if b.status is BatchState.PENDING]
-    reason = rules.by_order(by)
+    reason = rules.by_operator(by)
     ready = tuple(Ready(b.batch_id, b.study_instance_uid, b.destination, reason) for b in waiting)
     if dry_run:
         return FinalizeResult(ready, (), dry_run)
     moved = batches.finalize(tx, [Completed(b.batch_id, b.last_instance_at, reason) for b in waiting])
     left = [b.batch_id for b in waiting if b.batch_id not in moved]
     if left:
-        raise Refused(f"batch {left[0]} has just grown: look again, then finalize it")
+        raise Refused(f"batch {left[0]} has just received another instance: check it, then finalize it again")
     return FinalizeResult(ready, (), dry_run)

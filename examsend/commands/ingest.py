@@ -1,4 +1,4 @@
-"""Pass 1: files in directories -> instances in PENDING batches."""
+"""Pass 1: register the files of directories as instances of PENDING batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from examsend.queue.destination import routed_destinations
 
 @dataclass(frozen=True, slots=True)
 class IngestResult:
-    """What a pass of ``ingest`` saw: every file is counted once, under one of the kinds from ``new`` to ``vanished``."""
+    """The result of ``ingest``. Every file is counted once in ``seen``, and once in one of ``new`` to ``vanished``."""
 
     seen: int
     new: int
@@ -25,10 +25,10 @@ class IngestResult:
     ignored: int
     rejected: int
     vanished: int
-    """Gone between the walk and the opening: the next pass sees them if they come back."""
+    """Deleted after the directory was listed and before the file was read."""
     new_bytes: int
     batches: tuple[int, ...]
-    """Opened, re-opened or grown."""
+    """Ids of the batches that were opened, re-opened or extended."""
     opened: int
     rejections: tuple[Noted, ...]
     warnings: tuple[Noted, ...]
@@ -52,9 +52,9 @@ def run(
     accept_incomplete: bool = False,
     progress: Progress = lambda _seen, _new, _new_bytes: None,
 ) -> IngestResult:
-    """Register every DICOM file below the directories for the destinations named ``to`` (none: every enabled default).
+    """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
 
-    Raises UsageError for a path that is not a directory or a destination that does not exist.
+    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled.
     """
     began = time.monotonic()
     roots = [root_of(directory) for directory in directories]

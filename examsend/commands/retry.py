@@ -1,4 +1,4 @@
-"""FAILED -> READY, unsent instances only, on an operator's order."""
+"""FAILED -> READY at an operator's request. Only unsent instances are sent again."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from examsend.states import BatchState
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """A batch put back in line."""
+    """A batch that is READY again."""
 
     batch_id: int
     study_instance_uid: str
     destination: str
     instances: int
-    """How many it will offer."""
+    """Number of instances to send."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotRetried:
-    """A batch that was asked for and cannot be retried, with the reason as a sentence."""
+    """A requested batch that cannot be retried, with the reason as a sentence."""
 
     batch_id: int
     sentence: str
@@ -36,24 +36,24 @@ class NotRetried:
 
 @dataclass(frozen=True, slots=True)
 class RetryResult:
-    """What became of each batch that was asked for."""
+    """The result for each requested batch."""
 
     retried: tuple[Retried, ...]
     refused: tuple[NotRetried, ...]
     unheld: str | None
-    """The destination that was named and held, and no longer is."""
+    """The named destination, if it was held and its hold was ended."""
 
     @property
     def needs_person(self) -> bool:
-        """Whether something that was asked for was refused."""
+        """Whether a requested batch was refused."""
         return bool(self.refused)
 
 
 _WHY_NOT = {
-    BatchState.SENT: "is SENT: every instance of it was stored, and it is never changed",
-    BatchState.SENDING: "is being sent just now: wait for its end",
-    BatchState.READY: "is in line already (READY)",
-    BatchState.PENDING: "is still PENDING: `examsend finalize --batch {id}` if it is complete",
+    BatchState.SENT: "is SENT: every instance was stored, and a SENT batch is never changed",
+    BatchState.SENDING: "is being sent now: wait until that has ended",
+    BatchState.READY: "is READY already: the next send sends it when it is due",
+    BatchState.PENDING: "is still PENDING: use `examsend finalize --batch {id}` if it is complete",
 }
 
 
@@ -65,15 +65,14 @@ def run(
     destination: str | None = None,
     by: str = "an operator",
 ) -> RetryResult:
-    """Put FAILED batches back in line: the ones named, or all of them (of one destination, where that is named; its hold
-    then ends).
+    """Make FAILED batches READY: the named ones, or all. With ``destination``: only its batches, and its hold is ended.
 
-    Raises UsageError where nothing is named, or something that does not exist.
+    Raises UsageError if nothing is named, or if a batch or destination does not exist.
     """
     if not batch_ids and not all_failed:
-        raise UsageError("which batch? Name some, or say --all-failed")
+        raise UsageError("which batch? Name batches, or use --all-failed")
     if batch_ids and all_failed:
-        raise UsageError("name batches or say --all-failed, not both")
+        raise UsageError("name batches or use --all-failed, not both")
     with access.opened(settings) as database:
 
         def work(tx: Connection) -> RetryResult:
@@ -89,9 +88,11 @@ def run(
             refused: list[NotRetried] = []
             for row in rows:
                 try:
-                    count = batches.retry(tx, row.batch_id, reason=f"RETRY: {by} put it back in line")
+                    count = batches.retry(tx, row.batch_id, reason=f"RETRY: requested by {by}")
                 except ForbiddenTransition:
-                    sentence = _WHY_NOT.get(row.status, "has just changed: look again").format(id=row.batch_id)
+                    sentence = _WHY_NOT.get(
+                        row.status, "has just changed: check it with `examsend status {id}`"
+                    ).format(id=row.batch_id)
                     refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {sentence}"))
                 else:
                     retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))

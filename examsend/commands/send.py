@@ -1,4 +1,4 @@
-"""Pass 3: READY -> one association each -> SENT, back to READY, or FAILED."""
+"""Pass 3: send READY batches, each over one association. A batch is then SENT, READY again, or FAILED."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger("examsend.send")
 
 @dataclass(frozen=True, slots=True)
 class SendResult:
-    """What a pass of ``send`` did."""
+    """The result of ``send``."""
 
     delivered: tuple[Delivered, ...]
     lost: tuple[int, ...]
-    """Batches another sender took over in mid attempt."""
+    """Ids of batches that another sender claimed during the attempt."""
     expired: tuple[int, ...]
-    """Batches that went FAILED without an attempt: too old, or their senders died too often."""
+    """Ids of batches that went FAILED without an attempt in this pass: they waited too long, or their senders died too often."""
     stopped: bool
     seconds: float
 
@@ -45,7 +45,7 @@ class SendResult:
 
 
 class _Pass:
-    """One pass: what its workers share."""
+    """The state of one pass, shared by its workers."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class _Pass:
         self.lost: list[int] = []
 
     def next(self) -> batches.Claim | None:
-        """Claim the next due batch, or None: nothing is due, the limit is reached, or the pass is to end."""
+        """Claim the next due batch. Return None if none is due, the limit is reached, or the pass was asked to end."""
         if self.stop():
             return None
         with self._lock:
@@ -101,8 +101,10 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
 ) -> SendResult:
-    """Claim due batches one after another until none is due, ``parallel`` of them at a time, and send each over one
-    association. Ends in good order when ``stop()`` says so or after ``max_runtime`` seconds.
+    """Claim and send due batches until none is due, ``parallel`` of them at a time, each over one association.
+
+    Ends cleanly once ``stop()`` returns True, or after ``max_runtime`` seconds: outstanding C-STOREs are awaited, the rest of
+    the batch is left READY.
 
     Raises UsageError for a destination that does not exist.
     """

@@ -1,4 +1,4 @@
-"""What stands where, and why. Reads only."""
+"""The state of batches and destinations, and the reason. Reads only."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from examsend.states import BatchState
 
 @dataclass(frozen=True, slots=True)
 class StatusResult:
-    """What ``status`` shows; parts that were not asked for are empty."""
+    """The result of ``status``. Parts that were not requested are empty."""
 
     destinations: tuple[DestinationStatus, ...] = ()
     batches: tuple[BatchStatus, ...] = ()
     more: bool = False
-    """There are more batches than are listed."""
+    """There are more batches than listed."""
     groups: tuple[InstanceGroup, ...] = ()
     attempts: tuple[AttemptStatus, ...] = ()
     rejected: tuple[RejectedFile, ...] = ()
@@ -38,9 +38,10 @@ def run(
     destination: str | None = None,
     failed: bool = False,
     rejected: bool = False,
-    most: int = 50,
+    limit: int = 50,
 ) -> StatusResult:
-    """Return what stands where: everything alive and what was sent lately, or one batch, one study, the rejected files.
+    """Return the state of the destinations and of at most ``limit`` batches: all that are not SENT, and those SENT in the last
+    24 hours. Or return one batch with its attempts, the batches of one study, or the rejected files.
 
     Raises UsageError for a batch, study or destination that does not exist.
     """
@@ -48,23 +49,23 @@ def run(
     def read(tx: Connection) -> StatusResult:
         count = rejected_files.count(tx)
         if rejected:
-            return StatusResult(rejected=tuple(rejected_files.recent(tx, most)), rejected_count=count)
+            return StatusResult(rejected=tuple(rejected_files.recent(tx, limit)), rejected_count=count)
         if batch_id is not None:
             return _one(tx, batch_id, count)
         only = get_destination(tx, destination).id if destination is not None else None
         state = BatchState.FAILED if failed else None
-        found = views.batches(tx, study=study, destination_id=only, state=state, most=most + 1)
+        found = views.batches(tx, study=study, destination_id=only, state=state, limit=limit + 1)
         if study is not None and not found:
             raise UsageError(f"there is no batch of study {study}")
         shown = tuple(d for d in views.destinations(tx) if destination is None or d.name == destination)
-        return StatusResult(shown, tuple(found[:most]), len(found) > most, rejected_count=count)
+        return StatusResult(shown, tuple(found[:limit]), len(found) > limit, rejected_count=count)
 
     with access.opened(settings) as database:
         return database.run(read)
 
 
 def _one(tx: Connection, batch_id: int, rejected_count: int) -> StatusResult:
-    found = views.batches(tx, ids=[batch_id], most=1)
+    found = views.batches(tx, ids=[batch_id], limit=1)
     if not found:
         raise UsageError(f"there is no batch {batch_id}")
     return StatusResult(

@@ -1,1 +1,1 @@
-"""When a study is complete: the rules, and later what announcements (MPPS, a manifest, the archive) say."""
+"""The rules for when a study is complete."""

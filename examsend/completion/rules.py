@@ -1,12 +1,12 @@
-"""The rules that say a study is complete. Each gives its reason as a code and a sentence."""
+"""The rules for when a study is complete. Each returns its reason as a code and a sentence."""
 
 from __future__ import annotations
 
 from examsend.queue.pending import Candidate
 
 
-def complete(candidate: Candidate) -> str | None:
-    """Given a PENDING batch and how long it still waits, return why it is complete, or None if it is not."""
+def completion_reason(candidate: Candidate) -> str | None:
+    """Given a PENDING batch and its remaining waits, return why it is complete, or None if it is not."""
     if candidate.quiet_in <= 0:
         return f"QUIET: no new instance for {candidate.quiet_seconds:g} s"
     if candidate.longest_in <= 0:
@@ -14,6 +14,6 @@ def complete(candidate: Candidate) -> str | None:
     return None
 
 
-def by_order(by: str) -> str:
-    """Return the reason of a batch that an operator, ``by``, says is complete."""
-    return f"OPERATOR: {by} said it is complete"
+def by_operator(by: str) -> str:
+    """Given an operator's login name, return the reason for a batch that the operator declares complete."""
+    return f"OPERATOR: declared complete by {by}"

@@ -1,1 +1,1 @@
-"""Settings, each declared once: those of a pass (``settings``), those of a destination (``destination``), their ``checks``."""
+"""Settings of a pass (``settings``) and of a destination (``destination``), each declared once with its check (``checks``)."""

@@ -1,5 +1,7 @@
-"""What a setting may be. Each check takes a value from a file, the environment or the command line and returns it in its
-type; it raises ValueError with the words that follow the setting's name: "must be a number"."""
+"""Checks of settings. Each takes a value from a file, the environment or the command line and returns it in its type.
+
+A check raises ValueError with the text that follows the setting's name in the message: "must be a number".
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ E = TypeVar("E", bound=StrEnum)
 
 
 def text(value: object) -> str:
-    """Text, not empty."""
+    """Text that is not empty and has no NUL."""
     if not isinstance(value, str) or not value or "\x00" in value:
         raise ValueError("must be text, and not empty")
     return value
@@ -35,24 +37,24 @@ def file(value: object) -> str:
     return text(value)
 
 
-def number(least: float, most: float) -> Callable[[object], float]:
-    """A number in a range, both ends included."""
+def number(minimum: float, maximum: float) -> Callable[[object], float]:
+    """Return a check for a number from ``minimum`` to ``maximum``, both included."""
 
     def check(value: object) -> float:
         try:
             found = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise ValueError("must be a number") from None
-        if isinstance(value, bool) or not least <= found <= most:
-            raise ValueError(f"must be between {least:g} and {most:g}")
+        if isinstance(value, bool) or not minimum <= found <= maximum:
+            raise ValueError(f"must be between {minimum:g} and {maximum:g}")
         return found
 
     return check
 
 
-def whole(least: int, most: int) -> Callable[[object], int]:
-    """A whole number in a range, both ends included."""
-    in_range = number(least, most)
+def whole(minimum: int, maximum: int) -> Callable[[object], int]:
+    """Return a check for a whole number from ``minimum`` to ``maximum``, both included."""
+    in_range = number(minimum, maximum)
 
     def check(value: object) -> int:
         found = in_range(value)
@@ -64,7 +66,7 @@ def whole(least: int, most: int) -> Callable[[object], int]:
 
 
 def one_of(*values: int) -> Callable[[object], int]:
-    """One of a few numbers."""
+    """Return a check for one of these numbers."""
 
     def check(value: object) -> int:
         if isinstance(value, bool) or value not in values:
@@ -75,7 +77,7 @@ def one_of(*values: int) -> Callable[[object], int]:
 
 
 def member(of: type[E]) -> Callable[[object], E]:
-    """A member of an enumeration, by its text."""
+    """Return a check for a member of an enumeration, given as its value."""
 
     def check(value: object) -> E:
         try:
@@ -94,8 +96,8 @@ def flag(value: object) -> bool:
 
 
 def ae_title(value: object) -> str:
-    """An AE title: 1 to 16 characters of the default repertoire without backslash and control characters; leading and
-    trailing spaces are not significant (PS3.5 6.2, VR AE)."""
+    """An AE title: 1 to 16 characters of the default character repertoire, without backslash and control characters.
+    Leading and trailing spaces are not significant (PS3.5 6.2, VR AE)."""
     title = str(value).strip(" ")
     if not 1 <= len(title) <= 16:
         raise ValueError(f"must be an AE title of 1 to 16 characters; {str(value)!r} has {len(title)}")
@@ -107,7 +109,7 @@ def ae_title(value: object) -> str:
 
 
 def host(value: object) -> str:
-    """A host's name or address."""
+    """A host name or IP address."""
     name = str(value).strip()
     if not name or any(c.isspace() or not c.isprintable() for c in name):
         raise ValueError(f"must be a host that can be looked up, not {str(value)!r}")
@@ -115,7 +117,7 @@ def host(value: object) -> str:
 
 
 def sha256(value: object) -> str:
-    """A SHA-256 in hexadecimal digits, with or without colons."""
+    """A SHA-256 as 64 hexadecimal digits, with or without colons. Returned in lower case without colons."""
     digits = str(value).replace(":", "").lower()
     if not re.fullmatch(r"[0-9a-f]{64}", digits):
         raise ValueError("must be a SHA-256: 64 hexadecimal digits")
@@ -125,5 +127,7 @@ def sha256(value: object) -> str:
 def destination_name(value: object) -> str:
     """A destination's name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", str(value)):
-        raise ValueError("cannot be: letters, digits, '.', '_' and '-', at most 64, and a letter or digit first")
+        raise ValueError(
+            "cannot be used: only letters, digits, '.', '_' and '-' are allowed, at most 64, with a letter or digit first"
+        )
     return str(value)

@@ -1,7 +1,7 @@
 """The settings of a destination, each declared once: type, default, check, command-line option and help.
 
-The columns of storage_backend_configs, the options of ``examsend destination add`` and ``set``, the checks and the rows of
-``destination show`` are made from this; the migrations and the operator's guide are tested against it.
+The columns of storage_backend_configs, the options of ``examsend destination add`` and ``set``, and the rows of ``destination
+show`` are made from these declarations. Tests compare the migrations and docs/operating.md with them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from examsend.states import SenderName
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """How one setting is given and shown."""
+    """The check, the help text and the command-line option of one setting."""
 
     check: checks.Check
     help: str
     option: str | None
-    """Its command-line option; "--a/--no-a" for a flag; None: it is part of the address, or has a command of its own."""
+    """The command-line option; "--a/--no-a" for a flag; None: part of the address, or set by a separate command."""
     metavar: str | None
 
 
@@ -40,16 +40,16 @@ def _setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationSettings:
-    """Where a destination is, how it is sent to, and when a study for it is complete. Times in seconds."""
+    """Address of a destination, how to send to it, and when a study for it is complete. Times in seconds."""
 
     host: str = _setting(_REQUIRED, checks.host, "Host name or address.")
     port: int = _setting(_REQUIRED, checks.whole(1, 65535), "TCP port.")
     called_aet: str = _setting(_REQUIRED, checks.ae_title, "Called AE title.")
-    calling_aet: str = _setting("EXAMSEND", checks.ae_title, "Our AE title.", "--calling-aet", "AET")
+    calling_aet: str = _setting("EXAMSEND", checks.ae_title, "Calling AE title.", "--calling-aet", "AET")
     sender: SenderName = _setting(
-        SenderName.NATIVE, checks.member(SenderName), f"Who sends: {', '.join(SenderName)}.", "--sender", "NAME"
+        SenderName.NATIVE, checks.member(SenderName), f"Sender to use: {', '.join(SenderName)}.", "--sender", "NAME"
     )
-    enabled: bool = _setting(True, checks.flag, "Whether files are routed and batches sent to it.")
+    enabled: bool = _setting(True, checks.flag, "Whether files are routed to it and batches are sent.")
     is_default: bool = _setting(
         True, checks.flag, "Whether ingest without --to routes to it.", "--default/--no-default"
     )
@@ -57,23 +57,23 @@ class DestinationSettings:
     quiet_seconds: float = _setting(
         60.0,
         checks.number(0, 1e9),
-        "A study is complete so long after its last new instance.",
+        "A study is complete this long after its last new instance.",
         "--quiet-period",
         _SECONDS,
     )
     longest_wait_seconds: float = _setting(
         5400.0,
         checks.number(0, 1e9),
-        "A study is complete so long after its batch was opened, at the latest.",
+        "A study is complete this long after its batch was opened, at the latest.",
         "--longest-wait",
         _SECONDS,
     )
 
-    association_limit: int = _setting(1, checks.whole(1, 1000), "Associations at once.", "--associations", "N")
+    association_limit: int = _setting(1, checks.whole(1, 1000), "Associations open at a time.", "--associations", "N")
     associations_per_study: int = _setting(
         1,
         checks.whole(1, 64),
-        "Split a large study over so many associations at once, for a distant receiver that grants no window.",
+        "Split a large study over this many parallel associations, for a distant receiver that grants no window.",
         "--associations-per-study",
         "N",
     )
@@ -96,34 +96,36 @@ class DestinationSettings:
         600.0, checks.number(0.01, 1e9), "Longest pause after a failure.", "--backoff-max", _SECONDS
     )
     expire_seconds: float = _setting(
-        432000.0, checks.number(1, 1e9), "A batch that is READY for so long goes FAILED.", "--expire", _SECONDS
+        432000.0, checks.number(1, 1e9), "A batch that is READY for this long goes FAILED.", "--expire", _SECONDS
     )
 
     connect_timeout: float = _setting(
-        10.0, checks.number(0.1, 1e9), "To connect, TLS handshake included.", "--connect-timeout", _SECONDS
+        10.0, checks.number(0.1, 1e9), "Time-out to connect, TLS handshake included.", "--connect-timeout", _SECONDS
     )
     accept_timeout: float = _setting(
-        30.0, checks.number(0.1, 1e9), "For the answer to A-ASSOCIATE.", "--accept-timeout", _SECONDS
+        30.0, checks.number(0.1, 1e9), "Time-out for the answer to A-ASSOCIATE-RQ.", "--accept-timeout", _SECONDS
     )
     answer_timeout: float = _setting(
         60.0,
         checks.number(0.1, 1e9),
-        "For the answer to a C-STORE, from when its last byte left.",
+        "Time-out for the answer to a C-STORE, from the last byte sent.",
         "--answer-timeout",
         _SECONDS,
     )
     stall_timeout: float = _setting(
         60.0,
         checks.number(0.1, 1e9),
-        "Without one byte accepted; a slow peer that moves is fine.",
+        "Time-out while the peer accepts no byte; it restarts with each byte.",
         "--stall-timeout",
         _SECONDS,
     )
 
-    tls: bool = _setting(False, checks.flag, "Use TLS 1.2 or later, never plain TCP instead.", "--tls/--no-tls")
+    tls: bool = _setting(False, checks.flag, "Use TLS 1.2 or later, without a fallback to plain TCP.", "--tls/--no-tls")
     tls_ca_file: str | None = _setting(None, checks.file, "CA certificates (PEM).", "--tls-ca-file", "FILE")
-    tls_cert_file: str | None = _setting(None, checks.file, "Our certificate (PEM).", "--tls-cert-file", "FILE")
-    tls_key_file: str | None = _setting(None, checks.file, "Our certificate's key (PEM).", "--tls-key-file", "FILE")
+    tls_cert_file: str | None = _setting(None, checks.file, "Client certificate (PEM).", "--tls-cert-file", "FILE")
+    tls_key_file: str | None = _setting(
+        None, checks.file, "Private key of the client certificate (PEM).", "--tls-key-file", "FILE"
+    )
     tls_server_name: str | None = _setting(
         None, checks.host, "The name in the peer's certificate, if not the host.", "--tls-server-name", "NAME"
     )
@@ -148,25 +150,25 @@ class DestinationSettings:
 
 
 DECLARED: Mapping[str, Declared] = {f.name: f.metadata["declared"] for f in fields(DestinationSettings)}
-"""How each setting is given and shown, by field name."""
+"""The declaration of each setting, by field name."""
 
 
 def label(name: str) -> str:
-    """Given a setting's field name, return the name people know: its option without dashes, else the field name."""
+    """Given a setting's field name, return the name shown to users: its option without dashes, else the field name."""
     option = DECLARED[name].option
     return option.split("/")[0].removeprefix("--") if option else name.replace("_", "-")
 
 
 def option_of(name: str) -> str:
-    """Given a setting's field name, return its option, or the name it is shown by where it has none."""
+    """Given a setting's field name, return its option, or the field name if it has no option."""
     option = DECLARED[name].option
     return option.split("/")[0] if option else name.replace("_", "-")
 
 
 def check_settings(values: Mapping[str, object]) -> dict[str, Any]:
-    """Given settings by field name, return them checked and in their types; None is kept (not set).
+    """Given settings by field name, return them checked and in their types. None (not set) stays None.
 
-    Raises UsageError, naming the option.
+    Raises UsageError, which names the option.
     """
     checked: dict[str, Any] = {}
     for name, value in values.items():
@@ -178,7 +180,7 @@ def check_settings(values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def check_together(settings: DestinationSettings) -> None:
-    """Raise UsageError where settings contradict each other."""
+    """Raise UsageError if settings contradict each other."""
     if settings.backoff_max_seconds < settings.backoff_seconds:
         raise UsageError("--backoff-max cannot be less than --backoff")
     certificates = (settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file, settings.tls_pin_sha256)

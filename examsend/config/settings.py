@@ -1,7 +1,7 @@
-"""Settings of a pass: defaults < TOML file < environment < option.
+"""Settings of a pass. An option overrides the environment, which overrides the TOML file, which overrides the default.
 
-A setting is declared once, here, with its help; the file's keys are the field names, the environment's are
-``EXAMSEND_`` and the field name in capitals.
+Each setting is declared here once, with its check and help text. Its key in the file is the field name, its environment
+variable ``EXAMSEND_`` and the field name in capitals.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ def _setting(default: Any, check: checks.Check, about: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a pass goes by."""
+    """The settings of a pass. Times in seconds."""
 
     database_url: str | None = _setting(
         None,
         checks.text,
-        "PostgreSQL's URL, postgresql://user:password@host:5432/database. Not set: an embedded server.",
+        "URL of PostgreSQL, postgresql://user:password@host:5432/database. Not set: an embedded server.",
     )
     data_directory: Path | None = _setting(
         None,
         checks.directory,
-        "Where the embedded server and the spool live. Not set: /var/lib/examsend (root), else the user's.",
+        "Directory of the embedded server. Not set: /var/lib/examsend (root), else the user's data directory.",
     )
-    database_wait: float = _setting(15.0, checks.number(0, 3600), "Seconds to go on trying to reach the database.")
+    database_wait: float = _setting(
+        15.0, checks.number(0, 3600), "Keep trying to reach the database for this many seconds."
+    )
     settle: float = _setting(
         5.0, checks.number(0, 86400), "A file younger than this many seconds is left to the next ingest."
     )
     incomplete_after: float = _setting(
-        300.0, checks.number(0, 7 * 86400), "A file that is cut short is rejected once it is this many seconds old."
+        300.0, checks.number(0, 7 * 86400), "A truncated file is rejected once it is this many seconds old."
     )
     ingest_chunk: int = _setting(500, checks.whole(1, 10_000), "Files registered in one transaction.")
     lease: float = _setting(
@@ -53,7 +55,9 @@ class Settings:
     )
     record_instances: int = _setting(200, checks.whole(1, 10_000), "Outcomes written in one group, at most.")
     record_seconds: float = _setting(0.25, checks.number(0.01, 60), "Seconds an outcome waits for its group, at most.")
-    host_name: str = _setting(socket.gethostname() or "localhost", checks.text, "What this host is called in attempts.")
+    host_name: str = _setting(
+        socket.gethostname() or "localhost", checks.text, "Name of this host in the records of attempts."
+    )
 
 
 def _read(name: str, raw: object, where: str) -> Any:
@@ -66,7 +70,7 @@ def _read(name: str, raw: object, where: str) -> Any:
 
 def search_path() -> list[Path]:
     """Return the candidate files of settings, in order; the first that exists is used."""
-    import platformdirs  # here: a pass that is given its file does without these 7 ms
+    import platformdirs  # here, because the import takes 7 ms and is not needed where the file is named
 
     candidates = [Path("/etc/examsend") / FILE_NAME]
     with suppress(RuntimeError):  # a user without a home directory
@@ -85,15 +89,18 @@ def _from_file(path: Path) -> dict[str, Any]:
     known = {f.name for f in fields(Settings)}
     unknown = sorted(set(document) - known)
     if unknown:
-        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
     return {name: _read(name, raw, str(path)) for name, raw in document.items()}
 
 
 def load(
     file: Path | None = None, *, environ: Mapping[str, str] | None = None, options: Mapping[str, object] | None = None
 ) -> Settings:
-    """Given a file (None: the usual places), an environment (None: this process's) and options (None values are not
-    set), return the settings. Raises ConfigError."""
+    """Return the settings.
+
+    ``file``: None reads EXAMSEND_CONFIG, else the first file of ``search_path``. ``environ``: None is the environment of this
+    process. ``options``: a value of None is not set. Raises ConfigError.
+    """
     environ = os.environ if environ is None else environ
     chosen: dict[str, Any] = {}
     if file is None and environ.get(PREFIX + "CONFIG"):

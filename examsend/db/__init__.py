@@ -1,1 +1,1 @@
-"""Tables, engine, migrations, embedded server: nothing here decides."""
+"""The database: tables, engine, migrations and the embedded server. No rules about batches are here."""

@@ -1,4 +1,4 @@
-"""Opening the database: connect, wait for it within bounds, see that the schema is the one this examsend needs."""
+"""Opens the database: connects, waits for it for a limited time, and checks the schema's revision."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from examsend.errors import ConfigError
 
 @contextmanager
 def opened(settings: Settings, *, check: bool = True) -> Iterator[Database]:
-    """Given settings, yield a connected database. An embedded server is started, shared and migrated automatically; with a
-    URL the schema must be up to date unless ``check`` is False.
+    """Given settings, yield a connected database.
+
+    An embedded server is started if it is not running, and its schema is migrated. A server named by a URL must have the
+    current schema, unless ``check`` is False.
 
     Raises ConfigError, DatabaseUnavailable.
     """

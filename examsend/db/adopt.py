@@ -1,6 +1,7 @@
-"""Tables that an earlier program made are kept, with their rows and any columns of their own, and given what they lack.
+"""Takes over tables that an earlier program created: keeps their rows and additional columns, and adds what is missing.
 
-Used by the first migration, for the three tables of the project's first document.
+The first migration uses it for the three tables that such a program may have: storage_backend_configs, exam_batches and
+exam_batch_instances.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from examsend.states import BatchState
 
 
 def add_columns(connection: Connection, table: Table) -> None:
-    """Given a table that exists, bring its columns to the types of ``table`` and add the missing ones, still without NOT NULL.
-    Its constraints are dropped, except for the primary key; columns of its own stay, and may be NULL from now on.
+    """Given a table that exists, convert its columns to the types of ``table`` and add the missing ones, without NOT NULL.
 
-    Raises ConfigError where a column cannot be converted.
+    Its constraints are dropped, except for the primary key. Additional columns are kept, and become nullable.
+    Raises ConfigError if a column cannot be converted.
     """
     there = {column["name"]: column for column in inspector_of(connection).get_columns(table.name)}
     if "id" not in there:
@@ -41,9 +42,9 @@ def add_columns(connection: Connection, table: Table) -> None:
 
 
 def add_constraints(connection: Connection, table: Table, *, nullable: Collection[str]) -> None:
-    """Add what ``table`` asks for once every row fulfils it; the columns in ``nullable`` may still be NULL.
+    """Add the defaults, NOT NULL and constraints of ``table``. The columns in ``nullable`` stay nullable.
 
-    Raises ConfigError where a row does not fulfil it.
+    Raises ConfigError if a row violates one of them.
     """
     for column in table.columns:
         if column.server_default is not None and column.name != "id":
@@ -69,7 +70,7 @@ def _drop_constraints(connection: Connection, table: Table) -> None:
             _run(connection, table, f'RENAME CONSTRAINT "{row.conname}" TO pk_{table.name}')
         elif row.contype in {"c", "f", "u"}:
             _run(connection, table, f'DROP CONSTRAINT "{row.conname}"')
-    # The other tables of the document point at this one; their constraints are made anew, with other types.
+    # Foreign keys of the other tables refer to this one with the old types. They are added again later, with the new types.
     pointing = connection.execute(
         text(
             "SELECT conname, conrelid::regclass::text AS source FROM pg_constraint"
@@ -102,7 +103,7 @@ def _convert(connection: Connection, table: Table, column: Column[Any], found: A
 
 
 def _identity(connection: Connection, table: Table) -> None:
-    """Number new rows of the table behind the highest id there is."""
+    """Make the column id an identity column whose next value follows the highest id."""
     found = connection.execute(
         text("SELECT attidentity FROM pg_attribute WHERE attrelid = CAST(:table AS regclass) AND attname = 'id'"),
         {"table": table.name},

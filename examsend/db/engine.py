@@ -1,6 +1,6 @@
-"""A connected PostgreSQL: transactions, bounded retries, errors as sentences. Decides nothing.
+"""The connection to PostgreSQL: transactions, retries for a limited time, errors as sentences.
 
-Works behind pgbouncer's transaction pooling: nothing of a session outlives a transaction.
+Works behind pgbouncer in transaction mode: no state of a session is kept longer than a transaction.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from examsend.errors import CommitUnknown, ConfigError, DatabaseUnavailable
 T = TypeVar("T")
 
 _SOCKET_SECONDS = 10
-"""How long one attempt to connect may take."""
+"""Time-out of one connection to the server."""
 
-# SQLSTATEs of a server that answers and refuses: waiting does not help (PostgreSQL, appendix A).
+# SQLSTATEs of a server that refuses the connection or the statement. Waiting does not help (PostgreSQL, appendix A).
 _CONFIGURATION = {
     "28000": "refuses this user",
     "28P01": "refuses the password",
@@ -32,7 +32,7 @@ _CONFIGURATION = {
 
 
 _ROLLED_BACK = {"40001", "40P01"}
-"""PostgreSQL rolled the transaction back and it may run again: serialization failure, deadlock."""
+"""SQLSTATEs after which the transaction can be run again: serialization failure, deadlock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Database:
     engine: Engine
     embedded: bool
     wait: float
-    """Seconds that ``run`` goes on trying by default."""
+    """Seconds that ``run`` keeps trying by default."""
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One transaction: committed at the end, rolled back on an exception.
+        """Run the block in one transaction, which is committed at the end and rolled back on an exception.
 
-        Raises DatabaseUnavailable; CommitUnknown where the connection was lost after COMMIT was sent.
+        Raises DatabaseUnavailable; CommitUnknown if the connection was lost after COMMIT was sent.
         """
         committing = False
         try:
@@ -61,35 +61,37 @@ class Database:
             raise
 
     def version(self) -> str:
-        """Return the server's version, as it says it."""
+        """Return the server's version, as ``SHOW server_version`` reports it."""
         with self.transaction() as connection:
             return str(connection.scalar(text("SHOW server_version")))
 
     def run(self, work: Callable[[Connection], T], *, wait: float | None = None, idempotent: bool = False) -> T:
-        """Do ``work`` in one transaction. Do it again, for up to ``wait`` seconds (None: the settings'), where PostgreSQL
-        rolled it back (deadlock, serialization failure) or the connection was lost before COMMIT was sent; with
-        ``idempotent`` also where it was lost after that, as the work may then have been committed.
+        """Run ``work`` in one transaction, and return its result.
 
-        Raises DatabaseUnavailable once the time is over, CommitUnknown for work that is not idempotent.
+        It is run again, for up to ``wait`` seconds (None: ``self.wait``), if PostgreSQL rolled it back (deadlock,
+        serialization failure) or the connection was lost before COMMIT was sent. If the connection was lost later, the
+        transaction may have been committed: the work is then run again only if it is ``idempotent``.
+
+        Raises DatabaseUnavailable after that time, CommitUnknown for work that is not idempotent.
         """
 
         def once() -> T:
             with self.transaction() as connection:
                 return work(connection)
 
-        def again(error: BaseException) -> bool:
+        def may_repeat(error: BaseException) -> bool:
             if isinstance(error, CommitUnknown):
                 return idempotent
             rolled_back = isinstance(error, exc.DBAPIError) and _sqlstate(error) in _ROLLED_BACK
             return rolled_back or isinstance(error, DatabaseUnavailable)
 
-        return retrying(self.wait if wait is None else wait, again)(once)
+        return retrying(self.wait if wait is None else wait, may_repeat)(once)
 
 
-def retrying(wait: float, again: Callable[[BaseException], bool]) -> tenacity.Retrying:
-    """Return the one way examsend tries again: pauses that grow to 3 s, for up to ``wait`` seconds, then the last error."""
+def retrying(wait: float, may_repeat: Callable[[BaseException], bool]) -> tenacity.Retrying:
+    """Return a retry policy: pauses that grow to 3 s, for up to ``wait`` seconds, then the last error is raised."""
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(again),
+        retry=tenacity.retry_if_exception(may_repeat),
         stop=tenacity.stop_before_delay(wait),
         wait=tenacity.wait_exponential(multiplier=0.05, max=3) + tenacity.wait_random(0, 0.05),
         reraise=True,
@@ -106,7 +108,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _translate(error: exc.DBAPIError, *, committing: bool = False) -> None:
-    """Raise examsend's own exception for a driver's error, if there is one."""
+    """Given an error of the driver, raise the exception of examsend for it, if there is one."""
     state = _sqlstate(error)
     if state in _CONFIGURATION:
         raise ConfigError(f"the database {_CONFIGURATION[state]}: {_first_line(error.orig or error)}") from None
@@ -121,21 +123,23 @@ def _parse(url_text: str) -> URL:
         url = make_url(url_text)
     except exc.ArgumentError:
         raise ConfigError(
-            "the database URL is not valid: postgresql://user:password@host:5432/database is what it looks like"
+            "the database URL is not valid: it must look like postgresql://user:password@host:5432/database"
         ) from None
     except ValueError as error:
         raise ConfigError(f"the database URL is not valid: {error}") from None
     if url.drivername not in {"postgresql", "postgres", "postgresql+psycopg2"}:
-        raise ConfigError(f"the database URL names {url.drivername!r}: examsend works on PostgreSQL, postgresql://...")
+        raise ConfigError(
+            f"the database URL names {url.drivername!r}: examsend works with PostgreSQL, postgresql://..."
+        )
     return url.set(drivername="postgresql+psycopg2")
 
 
 def make_engine(url_text: str) -> Engine:
-    """Given a URL, return an engine; it connects to nothing yet. Raises ConfigError unless it is a URL of PostgreSQL."""
+    """Given a URL, return an engine, which does not connect yet. Raises ConfigError unless it is a URL of PostgreSQL."""
     engine = create_engine(
         _parse(url_text),
         isolation_level="READ COMMITTED",
-        hide_parameters=True,  # a bound value may be a path or a secret: never part of a message
+        hide_parameters=True,  # a bound value may be a path or a secret, which must not appear in messages
         pool_size=4,
         max_overflow=64,
         connect_args={"connect_timeout": _SOCKET_SECONDS, "application_name": "examsend"},
@@ -145,13 +149,13 @@ def make_engine(url_text: str) -> Engine:
 
 
 def _short_statements(connection: Connection) -> None:
-    # On a table without statistics the planner expects so much work that it compiles the statement: 160 ms of compiling
-    # for 9 ms of look-up, measured, once per chunk of files. Local, as nothing of a session may outlive a transaction.
+    # For a table without statistics the planner overestimates the cost and compiles the statement with JIT. Measured: 160 ms
+    # to compile a look-up of 9 ms, once per chunk of files. SET LOCAL, because pgbouncer shares sessions between clients.
     connection.exec_driver_sql("SET LOCAL jit = off")
 
 
 def revision_of(database: Database) -> str | None:
-    """Return the revision of the schema in a database, None where it has none. Waits for a database that is starting."""
+    """Return the revision of the schema in a database, None if it has no schema. Waits for a server that is starting."""
 
     def read(connection: Connection) -> str | None:
         if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:

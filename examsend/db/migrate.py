@@ -1,4 +1,4 @@
-"""Alembic, from the checkout or from inside the installed package."""
+"""Runs the Alembic migrations of the checkout or of the installed package."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _LOCK = 0x6578616D73656E64
-"""The advisory lock that makes two upgrades at once take turns: "examsend" in bytes."""
+"""Key of the advisory lock that serialises concurrent upgrades: "examsend" in ASCII."""
 
 
 def directory() -> Path:
-    """Return where the migrations are: inside the installed package, or at the top of a checkout."""
+    """Return the directory of the migrations: in the installed package, or at the top of a checkout. Raises ConfigError."""
     package = Path(__file__).resolve().parent.parent
     for place in (package / "_migrations", package.parent / "migrations"):
         if (place / "env.py").is_file():
             return place
-    raise ConfigError("the migrations are not where they were installed: install examsend again")
+    raise ConfigError("the installed package has no migrations: install examsend again")
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -38,21 +38,21 @@ def _config(connection: Connection | None = None) -> Config:
 
 
 def is_known(revision: str) -> bool:
-    """Whether this examsend has the migration that leads to ``revision``."""
+    """Return whether this version of examsend has the migration to ``revision``."""
     from alembic.script import ScriptDirectory
 
     return any(script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
 def current(connection: Connection) -> str | None:
-    """Return the revision of the schema there is, None where there is none."""
+    """Return the revision of the schema, None if there is no schema."""
     from alembic.migration import MigrationContext
 
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str | None]:
-    """Bring the schema to ``revision`` in one transaction; return the revisions before and after."""
+    """Upgrade the schema to ``revision`` in one transaction; return the revisions before and after. Raises ConfigError."""
     from alembic import command
 
     with database.transaction() as connection:
@@ -65,7 +65,7 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Take the schema back to ``revision`` ("base": nothing left of it)."""
+    """Downgrade the schema to ``revision`` ("base": remove it)."""
     from alembic import command
 
     with database.transaction() as connection:
@@ -74,8 +74,10 @@ def downgrade(database: Database, revision: str) -> None:
 
 
 def differences(database: Database) -> list[str]:
-    """Compare the database's schema with the models; return what it lacks or has otherwise, empty for agreement. Tables,
-    columns and indexes beyond that are not examsend's concern."""
+    """Compare the database's schema with the models; return a sentence for each difference.
+
+    Additional tables, columns and indexes are not differences.
+    """
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -92,7 +94,7 @@ def differences(database: Database) -> list[str]:
 
 
 def _in_words(entry: tuple[Any, ...]) -> str:
-    """Given one difference as Alembic describes it, return it as a sentence."""
+    """Given one difference as Alembic reports it, return it as a sentence."""
     kind = str(entry[0])
     if kind.startswith("add_"):
         return f"missing: {kind.removeprefix('add_')} {getattr(entry[-1], 'name', entry[-1])}"

@@ -1,6 +1,6 @@
-"""Which schema this version of examsend works with."""
+"""The revision of the schema that this version of examsend needs."""
 
 from __future__ import annotations
 
 HEAD = "0002"
-"""The newest migration (a test compares it with the files in migrations/)."""
+"""The newest migration. A test compares it with the files in migrations/."""

@@ -1,4 +1,7 @@
-"""Which server: the one a URL names, or an embedded one. Imports nothing heavy: an idle pass uses this and ``probe`` only."""
+"""Selects the server: the one that the URL names, or an embedded one.
+
+Imports no large package, because an idle pass imports this module and ``probe`` only.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from examsend.config.settings import Settings
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[tuple[str, bool]]:
-    """Given settings, yield the URL of a server and whether it is an embedded one. An embedded server runs at least until
-    the block ends.
+    """Given settings, yield the URL of a server and whether it is embedded. An embedded server is started if it is not
+    running, and runs at least until the block ends.
 
     Raises ConfigError, DatabaseUnavailable for an embedded server that cannot be started.
     """

@@ -1,7 +1,7 @@
-"""The schema, as declarative models. They describe; the statements that move a batch stand in ``batches``.
+"""The schema as SQLAlchemy models, for the migrations, ``examsend db check`` and the tests.
 
-Not imported by a pass: the mapper costs a tenth of a second, and an idle pass is to be short. Migrations, ``examsend db
-check`` and the tests read them. No patient name, id, birth date or accession number is stored anywhere.
+The passes use SQL statements (``queue``) and do not import this module, because mapping the classes takes a tenth of a second.
+No patient name, id, birth date or accession number is stored.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _names(convention_of: str) -> str:
 
 
 class Base(DeclarativeBase):
-    """Every constraint has a name of its own, so that a violated one can be told by it."""
+    """The base class. Every constraint has a name, so that an error of PostgreSQL identifies it."""
 
     metadata = MetaData(
         naming_convention={
@@ -89,7 +89,7 @@ _SQL_TYPES: dict[str, type[TypeEngine[Any]]] = {
 
 
 def _setting_columns() -> Iterator[Column[Any]]:
-    """Yield a column for each declared setting of a destination: its type, its default, NULL where it may be not set."""
+    """Yield a column for each declared setting of a destination, with its type and default; nullable if it may be not set."""
     for setting in fields(DestinationSettings):
         kind = str(setting.type)
         default = None if setting.default in {None, MISSING} else _literal(setting.default)
@@ -113,20 +113,20 @@ class StorageBackendConfig(Base):
         Column("name", Text, nullable=False, unique=True),
         Column("kind", Text, nullable=False, server_default="dimse"),
         *_setting_columns(),
-        # For what is to come: not settings yet.
+        # For planned features; not settings yet.
         Column("grace_seconds", Double, nullable=False, server_default=text("2")),
         Column("on_incomplete", Text, nullable=False, server_default=OnIncomplete.SEND),
         Column("late_policy", Text, nullable=False, server_default=LatePolicy.NEW_ONLY),
         Column("expect_from", Text),
         Column("transcode", Text, nullable=False, server_default="never"),
-        # How it fares.
+        # Its health.
         Column("held_until", DateTime(timezone=True)),
         Column("held_code", Text),
         Column("held_reason", Text),
         Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
         Column("last_success_at", DateTime(timezone=True)),
         Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
-        # Set when removed: what it was sent stays on record, its name is free again.
+        # Set when the destination is removed. The row is kept for its batches and attempts.
         Column("removed_at", DateTime(timezone=True)),
         CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
         CheckConstraint("length(called_aet) BETWEEN 1 AND 16 AND length(calling_aet) BETWEEN 1 AND 16", name="aet"),
@@ -149,7 +149,7 @@ class StorageBackendConfig(Base):
 
 
 class ExamBatch(Base):
-    """The instances of one study for one destination that go together."""
+    """Instances of one study that are sent together to one destination."""
 
     __tablename__ = "exam_batches"
 
@@ -170,7 +170,7 @@ class ExamBatch(Base):
     finished_at: Mapped[datetime | None]
     failure_code: Mapped[str | None]
     failure: Mapped[str | None]
-    # Kept by a trigger (migration 0002).
+    # Set by a trigger (migration 0002).
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
     __table_args__ = (
@@ -183,7 +183,7 @@ class ExamBatch(Base):
         CheckConstraint("status = 'PENDING' OR ready_at IS NOT NULL", name="ready"),
         CheckConstraint("(status = 'READY') = (next_attempt_at IS NOT NULL)", name="due"),
         CheckConstraint("status <> 'FAILED' OR failure_code IS NOT NULL", name="failure"),
-        # What an instance's composite foreign key points at.
+        # Target of the composite foreign key of exam_batch_instances.
         UniqueConstraint("id", "destination_id"),
         Index(
             "uq_exam_batches_pending",
@@ -216,7 +216,7 @@ class ExamBatch(Base):
 
 
 class ExamBatchInstance(Base):
-    """One file of a batch."""
+    """One instance of a batch, and its file."""
 
     __tablename__ = "exam_batch_instances"
 
@@ -224,15 +224,15 @@ class ExamBatchInstance(Base):
     batch_id: Mapped[int]
     destination_id: Mapped[int]
     sop_instance_uid: Mapped[str]
-    # Facts of the file: all of them, or none in a row that an older database held, until the file is read.
+    # Read from the file. All are NULL in a row taken over from an older database, until its file is read.
     series_instance_uid: Mapped[str | None]
     sop_class_uid: Mapped[str | None]
     transfer_syntax_uid: Mapped[str | None]
     series_number: Mapped[int | None]
     instance_number: Mapped[int | None]
-    # A path that is not UTF-8 is kept as a percent-encoded file: URI (examsend/queue/paths.py).
+    # A path that is not UTF-8 is stored as a percent-encoded file: URI (examsend/queue/paths.py).
     processed_filepath: Mapped[str]
-    # The mount point it was found under (NULL: the root file system): gone, the file is out of reach, not MISSING.
+    # The mount point of the file (NULL: the root file system). If it is not mounted, the file is not MISSING.
     mount_point: Mapped[str | None]
     file_size: Mapped[int | None]
     file_mtime_ns: Mapped[int | None]
@@ -243,7 +243,8 @@ class ExamBatchInstance(Base):
     dimse_status: Mapped[int | None] = mapped_column(Integer)
     error_comment: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    # How often in a row it was in flight when an association ended unasked: the poison instance is told by it.
+    # Number of consecutive abnormal ends of associations at which it was sent and not answered. It identifies an instance
+    # that makes the receiver end the association.
     lost_in_flight: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     stored_at: Mapped[datetime | None]
 
@@ -263,7 +264,7 @@ class ExamBatchInstance(Base):
             name="identified",
         ),
         CheckConstraint("dataset_offset >= 0 AND file_size >= dataset_offset", name="size"),
-        # Among the versions that count: a superseded one is kept, and not sent.
+        # A superseded version stays in its batch beside the version that replaced it.
         Index(
             "uq_exam_batch_instances_version",
             "batch_id",
@@ -283,7 +284,7 @@ class ExamBatchInstance(Base):
 
 
 class InstanceAlias(Base):
-    """Another path that holds the very bytes of an instance: known, so it need not be opened again."""
+    """Another path of a file with the same content as an instance. It is known, so that ingest need not read it again."""
 
     __tablename__ = "exam_batch_instance_aliases"
 
@@ -300,7 +301,7 @@ class InstanceAlias(Base):
 
 
 class SendAttempt(Base):
-    """One association, or one run of an outside sender."""
+    """One association of an attempt."""
 
     __tablename__ = "send_attempts"
 
@@ -308,14 +309,15 @@ class SendAttempt(Base):
     batch_id: Mapped[int] = mapped_column(ForeignKey("exam_batches.id", ondelete="CASCADE"))
     destination_id: Mapped[int] = mapped_column(ForeignKey("storage_backend_configs.id"))
     attempt_id: Mapped[UUID]
-    # A claim needs more than one association where more than 128 presentation contexts are, or after a changed file.
+    # Number of the association in its attempt, from 1. There are several for more than 128 presentation contexts, or after a
+    # file that changed while it was sent.
     association: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     host: Mapped[str]
     pid: Mapped[int] = mapped_column(Integer)
     sender: Mapped[str]
     started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     finished_at: Mapped[datetime | None]
-    # From connect to release, by the sender's monotonic clock.
+    # From connect to the end of the association, by the sender's monotonic clock.
     association_seconds: Mapped[float | None]
     result: Mapped[str] = mapped_column(server_default="RUNNING")
     established: Mapped[bool] = mapped_column(server_default=text("false"))
@@ -339,7 +341,7 @@ class SendAttempt(Base):
 
 
 class StudyExpectation(Base):
-    """One announcement about a study: by MPPS, a manifest, an archive or an operator."""
+    """One announcement of the instances of a study: by MPPS, a manifest, an archive or an operator."""
 
     __tablename__ = "study_expectations"
 
@@ -373,7 +375,7 @@ class ExpectedInstance(Base):
 
 
 class RejectedFile(Base):
-    """A file that was seen and could not be registered. Nothing that was seen is skipped silently."""
+    """A file that could not be registered."""
 
     __tablename__ = "rejected_files"
 
@@ -387,7 +389,7 @@ class RejectedFile(Base):
     last_seen_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
     __table_args__ = (
-        # Paths may be longer than an index entry; PostgreSQL's own digest is short enough.
+        # A path may be longer than an index entry allows; its digest is not.
         Index("uq_rejected_files_path", text("md5(file_path)"), unique=True),
         Index("ix_rejected_files_last_seen", "last_seen_at"),
     )

@@ -1,1 +1,1 @@
-"""A claimed batch becomes associations: the delivery, its watcher, its recorder, the batch's next state."""
+"""Delivers a claimed batch: sends its instances, records their outcomes, and sets the batch's next state."""

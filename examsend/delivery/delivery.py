@@ -1,4 +1,4 @@
-"""One claimed batch delivered: its associations, their outcomes recorded, the batch's next state."""
+"""Delivers one claimed batch: sends it, records the outcomes, and sets the batch's next state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("examsend.delivery")
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """How one attempt at a batch went."""
+    """The result of one attempt at a batch."""
 
     batch_id: int
     study_instance_uid: str
@@ -35,7 +35,7 @@ class Delivered:
     state: BatchState
     """The batch's state afterwards: SENT, READY or FAILED."""
     instances: int
-    """Offered in this attempt."""
+    """Unsent at the beginning of this attempt."""
     stored: int
     failed: int
     bytes_sent: int
@@ -47,18 +47,18 @@ class Delivered:
 
 
 class DeliveryProgress(Progress, Protocol):
-    """Shows people how one delivery is going, and that it has ended."""
+    """Shows the progress of one delivery, and its end."""
 
     def ended(self, delivered: Delivered) -> None:
-        """The attempt is over and written down."""
+        """The attempt has ended, and its result is recorded."""
 
 
 Observer = Callable[[Claim, Destination, int, int], DeliveryProgress]
-"""Called when an attempt begins, with how many instances and bytes it has to offer; returns what shows its progress."""
+"""Called when an attempt begins, with the number of instances and bytes to send; returns the display of its progress."""
 
 
 class NoProgress:
-    """The progress of a delivery that nobody watches."""
+    """Shows no progress."""
 
     def moved(self, sent: int) -> None:
         """See ``Progress``."""
@@ -89,10 +89,10 @@ class Delivery:
         self._observer = observer
 
     def run(self) -> Delivered:
-        """Send what the batch still has to offer and move the batch on.
+        """Send the unsent instances of the batch and set its next state.
 
-        Raises LostClaim where another sender has the batch (nothing more is written then), DatabaseUnavailable where the end
-        could not be written (the lease runs out, and the batch is claimed again).
+        Raises LostClaim if another sender has claimed the batch (nothing more is written then), DatabaseUnavailable if the
+        result could not be written (the lease expires, and the batch is claimed again).
         """
         began = time.monotonic()
         destination, unread, unsent = self._database.run(self._read)
@@ -125,7 +125,7 @@ class Delivery:
             state=state.state,
             instances=len(unsent),
             stored=tally.stored,
-            failed=tally.lost_for_good,
+            failed=tally.failed,
             bytes_sent=findings.bytes_sent,
             seconds=time.monotonic() - began,
             association_seconds=findings.seconds,
@@ -145,7 +145,7 @@ class Delivery:
 
 
 def _log(delivered: Delivered) -> None:
-    """One line for each attempt, the same fields in the same order."""
+    """Log one line per attempt, always with the same fields in the same order."""
     rate = delivered.bytes_sent / delivered.association_seconds / 1e6 if delivered.association_seconds else 0.0
     log.info(
         "attempt batch=%d study=%s destination=%s attempt=%d instances=%d stored=%d failed=%d bytes=%d seconds=%.3f"

@@ -1,4 +1,4 @@
-"""Instances that an older database left: what their rows do not say is read from their files before they are sent."""
+"""Instances taken over from an older database: what their rows lack is read from their files before they are sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GROUP = 100
 
 
 def identify(database: Database, claim: Claim, left: Sequence[Unread]) -> None:
-    """Read files of a claimed batch that have never been read; record those that are gone or hold something else.
+    """Read the files of a claimed batch that were never read, and complete their rows. Record those that are missing or changed.
 
     Raises LostClaim, DatabaseUnavailable.
     """

@@ -1,4 +1,4 @@
-"""The batch's next state after an attempt, decided and written, with the sentence that says why."""
+"""Decides and writes the state of a batch after an attempt, with the sentence that gives the reason."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from examsend.transfer import End
 
 @dataclass(frozen=True, slots=True)
 class NextState:
-    """Where a batch goes after an attempt."""
+    """The state of a batch after an attempt."""
 
     state: BatchState
     delay: float = 0.0
     """READY: seconds until it is due again."""
     uses_attempt: bool = True
-    """READY: the attempt counts as one of the batch's."""
+    """READY: the attempt counts towards the batch's limit."""
     code: str = ""
     reason: str = ""
     """Why it is not SENT; empty where it is."""
@@ -33,8 +33,10 @@ class NextState:
 def finish(
     database: Database, claim: Claim, destination: Destination, findings: Findings, *, stored: bool, stopped: bool
 ) -> tuple[NextState, Tally]:
-    """Move the batch on: SENT if every instance is proved stored, else what ``decide`` says; hold the destination where it
-    gave reason to, or record its success where the attempt ``stored`` something. Return the state and the final tally.
+    """Write the batch's next state: SENT if every instance is STORED, else the result of ``decide``. Hold the destination if
+    the attempt showed a problem with it, or record its success if the attempt ``stored`` something.
+
+    Returns the state and the number of instances by outcome.
 
     Raises LostClaim, DatabaseUnavailable.
     """
@@ -49,8 +51,8 @@ def finish(
             )
         elif state.state is BatchState.FAILED:
             batches.fail(tx, claim, code=state.code, reason=state.reason)
-        if findings.trouble is not None:
-            hold(tx, destination, findings.trouble)
+        if findings.destination_problem is not None:
+            hold(tx, destination, findings.destination_problem)
         elif stored:
             record_success(tx, destination.id)
         return state, tally
@@ -59,8 +61,8 @@ def finish(
 
 
 def decide(claim: Claim, destination: Destination, findings: Findings, tally: Tally, *, stopped: bool) -> NextState:
-    """Given an attempt, what its associations showed and how the batch's instances stand, return where the batch goes: back
-    in line, or FAILED."""
+    """Given an attempt, the findings of its associations and the batch's instances by outcome, return the batch's next state:
+    READY or FAILED."""
     if not tally.unsent:
         return NextState(BatchState.FAILED, code="INSTANCES_FAILED", reason=why_failed(tally))
     if stopped:
@@ -69,7 +71,7 @@ def decide(claim: Claim, destination: Destination, findings: Findings, tally: Ta
     if findings.unreachable_mount is not None:
         reason = not_mounted(findings.unreachable_mount)
         return NextState(BatchState.READY, delay=pause, uses_attempt=False, code="NOT_MOUNTED", reason=reason)
-    code, reason = _why_again(findings, tally)
+    code, reason = _reason_not_sent(findings, tally)
     if not findings.uses_attempt:
         return NextState(BatchState.READY, uses_attempt=False, code=code, reason=reason)
     if claim.attempt >= destination.max_attempts:
@@ -78,23 +80,23 @@ def decide(claim: Claim, destination: Destination, findings: Findings, tally: Ta
     return NextState(BatchState.READY, delay=pause, code=code, reason=reason)
 
 
-def _why_again(findings: Findings, tally: Tally) -> tuple[str, str]:
-    if findings.trouble is not None:
-        return findings.trouble.code, findings.trouble.reason
+def _reason_not_sent(findings: Findings, tally: Tally) -> tuple[str, str]:
+    if findings.destination_problem is not None:
+        return findings.destination_problem.code, findings.destination_problem.reason
     last = findings.last
     if last is not None and last.end not in {End.RELEASED, End.FILE_CHANGED}:
         return last.end.value, last.sentence
     if tally.worst is not None:
         return "REFUSED", _worst(tally)
-    return "UNSENT", "not everything was offered"
+    return "UNSENT", "not all instances were sent"
 
 
 def _worst(tally: Tally) -> str:
     outcome, status, comment = tally.worst or ("", None, None)
-    what = outcomes.words(status) if status is not None else (comment or outcome)
+    what = outcomes.status_text(status) if status is not None else (comment or outcome)
     return f"{what}: {comment}" if status is not None and comment else what
 
 
 def why_failed(tally: Tally) -> str:
-    """Given how a batch's instances stand, return the sentence of its failure: "2 of 340 failed: C000 cannot understand"."""
-    return f"{tally.lost_for_good} of {tally.counted} failed: {_worst(tally)}"
+    """Given a batch's instances by outcome, return why it failed: "2 of 340 failed: C000 cannot understand"."""
+    return f"{tally.failed} of {tally.counted} failed: {_worst(tally)}"

@@ -1,5 +1,7 @@
-"""The associations of one attempt. One carries the whole batch; there are more only where one cannot be enough: over 128
-presentation contexts, a file that changed while it was sent, and instances suspected of ending associations, which go last.
+"""The associations of one attempt. One association carries the whole batch where possible.
+
+More are used if the batch needs over 128 presentation contexts, if a file changed while it was sent, for instances that may
+have ended earlier associations, and where the destination's settings ask for several.
 """
 
 from __future__ import annotations
@@ -14,21 +16,21 @@ from examsend import outcomes
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.watcher import AssociationWatcher, Progress
 from examsend.dimse.contexts import partition
-from examsend.outcomes import DestinationAction, Trouble
+from examsend.outcomes import DestinationAction, DestinationProblem
 from examsend.queue.attempts import Counts
 from examsend.queue.destination import Destination
 from examsend.queue.instances import Unsent
 from examsend.senders.base import Sender
-from examsend.states import LOST, Outcome
+from examsend.states import UNDELIVERABLE, Outcome
 from examsend.transfer import AssociationEnd, End, Item
 
-_WORTH_SPLITTING = 16
-"""Instances an association should have at least, where a study is split over several."""
+_FEWEST_PER_ASSOCIATION = 16
+"""Fewest instances per association if a study is split over several."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """One association that is over."""
+    """One association that has ended."""
 
     end: AssociationEnd
     watcher: AssociationWatcher
@@ -37,47 +39,47 @@ class _Ended:
 
 @dataclass(slots=True)
 class Findings:
-    """What the associations of an attempt have shown so far. Only the delivering thread changes it, between associations."""
+    """Results of the associations of an attempt so far. Only the thread of the delivery changes them, between associations."""
 
     associations: int = 0
     answers: int = 0
     stored: int = 0
     bytes_sent: int = 0
     seconds: float = 0.0
-    """During which at least one association lasted."""
+    """Time during which at least one association was open."""
     reported: set[int] = field(default_factory=set)
     """Ids of the instances that have an outcome from this attempt."""
     uses_attempt: bool = True
-    trouble: Trouble | None = None
+    destination_problem: DestinationProblem | None = None
     unreachable_mount: str | None = None
     last: AssociationEnd | None = None
 
-    def add(self, together: Sequence[_Ended]) -> None:
-        """Offering ended, one or several that ran together: what that means for the batch and its destination."""
-        self.associations += len(together)
-        for ended in together:
+    def add(self, ended_associations: Sequence[_Ended]) -> None:
+        """Given one association that has ended, or several that ran in parallel, add their results."""
+        self.associations += len(ended_associations)
+        for ended in ended_associations:
             self.answers += ended.watcher.answers
             self.stored += ended.watcher.outcomes[Outcome.STORED]
             self.bytes_sent += ended.end.bytes_sent
             self.reported |= ended.watcher.reported
-            self.trouble = ended.watcher.trouble or self.trouble
+            self.destination_problem = ended.watcher.destination_problem or self.destination_problem
             self.unreachable_mount = ended.watcher.unreachable_mount or self.unreachable_mount
-        self.seconds += max(ended.seconds for ended in together)
-        ends = [ended.end for ended in together]
+        self.seconds += max(ended.seconds for ended in ended_associations)
+        ends = [ended.end for ended in ended_associations]
         self.last = next((end for end in ends if end.end is not End.RELEASED), ends[-1])
-        meant = [outcomes.of_end(end, self.answers) for end in ends]
-        self.uses_attempt = any(result.uses_attempt for result in meant)
-        for end, result in zip(ends, meant, strict=True):
-            if result.action is not DestinationAction.NONE and self.trouble is None:
-                self.trouble = Trouble(result.action, result.code, end.sentence)
+        results = [outcomes.of_end(end, self.answers) for end in ends]
+        self.uses_attempt = any(result.uses_attempt for result in results)
+        for end, result in zip(ends, results, strict=True):
+            if result.action is not DestinationAction.NONE and self.destination_problem is None:
+                self.destination_problem = DestinationProblem(result.action, result.code, end.sentence)
 
     def left(self, items: Sequence[Item]) -> list[Item]:
-        """Return those of the items that have no outcome yet."""
+        """Return the items that have no outcome yet."""
         return [item for item in items if item.id not in self.reported]
 
 
 class Offering:
-    """Sends what a batch still has to offer, and gathers what that showed in ``findings``."""
+    """Sends the unsent instances of a batch, and collects the results in ``findings``."""
 
     def __init__(
         self,
@@ -96,60 +98,65 @@ class Offering:
         self.findings = Findings()
 
     def run(self, unsent: Sequence[Unsent]) -> None:
-        """Send instances, suspects last and alone. Raises LostClaim, DatabaseUnavailable."""
+        """Send instances, suspected ones last and one at a time. Raises LostClaim, DatabaseUnavailable."""
         self._unsent = {u.item.id: u for u in unsent}
-        mount = _gone_mount(unsent)
+        mount = _unmounted(unsent)
         if mount is not None:
             self.findings.unreachable_mount = mount
             return
         at_once = min(self._destination.associations_per_study, self._destination.association_limit)
         for part in partition([u.item for u in unsent if not u.suspect]):
-            went = self._split(part, at_once) if at_once > 1 else self._through(part)
-            if not went:
+            all_reported = self._send_in_parallel(part, at_once) if at_once > 1 else self._send_part(part)
+            if not all_reported:
                 return
         suspects = [u.item for u in unsent if u.suspect]
         for part in partition(suspects):
-            self._one_by_one(part, alive=self.findings.stored > 0 or self._recorder.destination_is_alive())
+            self._send_one_by_one(part, alive=self.findings.stored > 0 or self._recorder.destination_is_alive())
 
-    def _through(self, part: Sequence[Item]) -> bool:
-        """Send a part; return whether everything of it was reported and the next may follow."""
+    def _send_part(self, part: Sequence[Item]) -> bool:
+        """Send instances over one association; return whether all of them have an outcome and the next may follow."""
         left = list(part)
         while left and not self._stop():
             before = len(left)
             ended = self._send(left, self.findings.associations + 1)
             self.findings.add([ended])
             left = self.findings.left(left)
-            # We end the association where a file changed while it was sent: the others go on a new one.
+            # The sender aborts the association if a file changed while it was sent. The others need a new association.
             if ended.end.end is End.FILE_CHANGED and len(left) < before:
                 continue
             return ended.end.end is End.RELEASED and not left
         return not left
 
-    def _split(self, part: Sequence[Item], at_once: int) -> bool:
-        """Send a part over several associations at once: an operator's choice for a receiver that is far away and takes one
-        instance at a time. Neighbours stay together. Return whether everything of it was reported."""
-        count = max(min(at_once, len(part) // _WORTH_SPLITTING), 1)
+    def _send_in_parallel(self, part: Sequence[Item], at_once: int) -> bool:
+        """Send instances over several parallel associations; return whether all of them have an outcome.
+
+        This is a setting for a distant receiver that allows one outstanding instance at a time. Each association gets
+        consecutive instances.
+        """
+        count = max(min(at_once, len(part) // _FEWEST_PER_ASSOCIATION), 1)
         each = -(-len(part) // count)
         shares = [part[n : n + each] for n in range(0, len(part), each)]
         numbers = range(self.findings.associations + 1, self.findings.associations + 1 + len(shares))
         with ThreadPoolExecutor(len(shares), thread_name_prefix="association") as pool:
-            together = list(pool.map(self._send, shares, numbers))
-        self.findings.add(together)
+            ended_associations = list(pool.map(self._send, shares, numbers))
+        self.findings.add(ended_associations)
         left = self.findings.left(part)
-        if left and all(ended.end.end in {End.RELEASED, End.FILE_CHANGED} for ended in together):
-            return self._through(left)
+        if left and all(ended.end.end in {End.RELEASED, End.FILE_CHANGED} for ended in ended_associations):
+            return self._send_part(left)
         return not left
 
-    def _one_by_one(self, part: Sequence[Item], *, alive: bool) -> None:
-        """Send instances that were in flight at unasked ends before, with one outstanding at a time, so that an end names
-        its cause. Where the destination is otherwise ``alive``, that instance is given up and the rest goes on."""
+    def _send_one_by_one(self, part: Sequence[Item], *, alive: bool) -> None:
+        """Send suspected instances with one outstanding at a time, so that an abnormal end can be assigned to one instance.
+
+        If the destination is ``alive`` (it stores other instances), that instance is FAILED and the others are sent.
+        """
         left = list(part)
         while left and not self._stop():
             ended = self._send(left, self.findings.associations + 1, window=1)
             self.findings.add([ended])
             end = ended.end
-            unasked = end.end in outcomes.UNASKED and bool(end.in_flight)
-            if unasked and (alive or self.findings.stored):
+            abnormal = end.end in outcomes.ABNORMAL_ENDS and bool(end.in_flight)
+            if abnormal and (alive or self.findings.stored):
                 for item in end.in_flight:
                     ended.watcher.give_up(item, f"the association ended each time it was sent: {end.sentence}")
                     self.findings.reported.add(item.id)
@@ -158,7 +165,7 @@ class Offering:
             left = self.findings.left(left)
 
     def _send(self, items: Sequence[Item], number: int, window: int | None = None) -> _Ended:
-        """Send items over one association, the attempt's ``number``-th. May run on several threads at once."""
+        """Send items over one association, ``number`` counted from 1 in the attempt. Called on several threads at a time."""
         row = self._recorder.association_began(number, self._sender.name)
         watcher = AssociationWatcher(
             [self._unsent[item.id] for item in items], self._recorder, self._stop, self._progress
@@ -167,13 +174,13 @@ class Offering:
         end = self._sender.send(self._destination.peer(async_window=window), items, watcher)
         seconds = time.monotonic() - began
         watcher.ended(end)
-        failed = sum(watcher.outcomes[outcome] for outcome in LOST)
+        failed = sum(watcher.outcomes[outcome] for outcome in UNDELIVERABLE)
         self._recorder.association_ended(row, end, Counts(len(items), watcher.outcomes[Outcome.STORED], failed))
         return _Ended(end, watcher, seconds)
 
 
-def _gone_mount(unsent: Sequence[Unsent]) -> str | None:
-    """The file system that every file of the batch is on and this host has not mounted, or None."""
+def _unmounted(unsent: Sequence[Unsent]) -> str | None:
+    """Return the mount point that all files of the batch are on, if it is not mounted on this host; else None."""
     mounts = {u.mount_point for u in unsent}
     if len(mounts) != 1:
         return None

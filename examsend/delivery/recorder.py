@@ -1,7 +1,8 @@
-"""What a delivery writes while it lasts: outcomes in groups from a background thread, and its associations' rows.
+"""Writes outcomes and association rows during a delivery.
 
-The database never slows an association down, and a crash loses one group. The lease is renewed with each group and by
-bytes that moved, never by a timer alone: a sender that makes no progress loses its claim.
+A background thread writes outcomes in groups, so that sending does not wait for the database. A crash loses at most one
+group. The lease is renewed with each group and when bytes were sent, never by a timer alone: a sender that makes no progress
+must lose its claim.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from examsend.transfer import AssociationEnd
 
 
 class Recorder:
-    """Writes under one claim. ``put`` hands an outcome to the background thread; ``check`` raises LostClaim once the claim
-    is known to be lost: another sender has it, or the database was out of reach for as long as the lease."""
+    """Writes under one claim. ``put`` passes an outcome to the background thread.
+
+    ``check`` raises LostClaim once the claim is known to be lost: another sender has the batch, or the database could not be
+    reached for the length of the lease.
+    """
 
     def __init__(self, database: Database, settings: Settings, claim: Claim) -> None:
         self._database = database
@@ -46,7 +50,7 @@ class Recorder:
     # --- outcomes ---
 
     def put(self, record: instances.Record) -> None:
-        """Hand over one outcome. Raises LostClaim."""
+        """Pass one outcome to the background thread. Raises LostClaim."""
         self.check()
         with self._wake:
             self._pending.append(record)
@@ -60,12 +64,12 @@ class Recorder:
         self.check()
 
     def check(self) -> None:
-        """Raise LostClaim (or an error of the writing thread) once it is known."""
+        """Raise LostClaim, or another error, if the background thread raised it."""
         if self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
-        """Write what is left and end the thread. Raises LostClaim."""
+        """Write the remaining outcomes and end the background thread. Raises LostClaim."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -86,24 +90,24 @@ class Recorder:
                     self._moved_renewed = moved
                 if closing:
                     return
-        except BaseException as error:  # noqa: BLE001 (handed to the sending thread, which raises it)
+        except BaseException as error:  # noqa: BLE001 (``check`` raises it again on the sending thread)
             self._failure = error
 
     def _write(self, records: list[instances.Record]) -> None:
-        # If the database is away for the length of the lease, another sender may have claimed the batch.
+        # If the database cannot be reached for the length of the lease, another sender may have claimed the batch.
         left = self._renewed + self._claim.lease - time.monotonic()
         try:
-            # Tries are written as numbers, not as increments, so that a group may be written twice.
+            # Tries are written as absolute numbers, not as increments, so that a group can be written twice.
             self._database.run(lambda tx: instances.record(tx, self._claim, records), wait=left, idempotent=True)
         except DatabaseUnavailable as error:
-            raise LostClaim(f"the database was out of reach for the length of the lease: {error}") from error
+            raise LostClaim(f"the database could not be reached for the length of the lease: {error}") from error
         self._renewed = time.monotonic()
         self.written.update(record.outcome for record in records)
 
     # --- associations ---
 
     def association_began(self, number: int, sender: str) -> int:
-        """Open an association's row, ``number`` counted from 1 within the attempt; return the row's id."""
+        """Insert an association's row, ``number`` counted from 1 in the attempt; return the row's id."""
         return self._database.run(
             lambda tx: attempts.open_row(
                 tx, self._claim, association=number, host=self._host, pid=os.getpid(), sender=sender
@@ -111,11 +115,11 @@ class Recorder:
         )
 
     def association_ended(self, row_id: int, end: AssociationEnd, counts: attempts.Counts) -> None:
-        """Close an association's row."""
+        """Write the end of an association to its row."""
         self._database.run(lambda tx: attempts.close_row(tx, row_id, end, counts), idempotent=True)
 
     def destination_is_alive(self) -> bool:
-        """Whether the destination has stored anything since this batch's previous attempt began."""
+        """Return whether the destination has stored anything since this batch's previous attempt began."""
         return self._database.run(
             lambda tx: stored_since_last_attempt(tx, self._claim.batch_id, self._claim.attempt_id)
         )

@@ -1,4 +1,4 @@
-"""The watcher of one association: says what each fact means and hands it to the recorder."""
+"""The watcher of one association: decides what each response means and passes the outcome to the recorder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Protocol
 
 from examsend import outcomes
 from examsend.delivery.recorder import Recorder
-from examsend.outcomes import DestinationAction, InstanceResult, Trouble
+from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult
 from examsend.queue.instances import Record, Unsent
 from examsend.states import Outcome
 from examsend.transfer import Answer, AssociationEnd, Item, Next, NotOffered, Problem
 
 
 class Progress(Protocol):
-    """Shows people how one delivery is going. Called on the sending thread; must be quick."""
+    """Shows the progress of one delivery. Called on the sending thread, so that it must be fast."""
 
     def moved(self, sent: int) -> None:
         """``sent`` more bytes were accepted by the destination."""
@@ -26,12 +26,12 @@ class Progress(Protocol):
 
 
 def not_mounted(mount: str) -> str:
-    """Given a mount point that this host has not mounted, return the sentence that says so."""
-    return f"out of reach: {mount} is not mounted on this host"
+    """Given a mount point that is not mounted on this host, return the sentence that says so."""
+    return f"the file system {mount} is not mounted on this host"
 
 
 class AssociationWatcher:
-    """See ``transfer.Watcher``. One for each association, used by that association's thread alone."""
+    """A ``transfer.Watcher``, one per association. Only the association's thread uses it."""
 
     def __init__(
         self, unsent: Sequence[Unsent], recorder: Recorder, stop: Callable[[], bool], progress: Progress
@@ -42,11 +42,11 @@ class AssociationWatcher:
         self._progress = progress
         self.outcomes: Counter[Outcome] = Counter()
         self.answers = 0
-        """C-STORE-RSPs that came."""
+        """C-STORE-RSPs received."""
         self.reported: set[int] = set()
         """Ids of the instances that have an outcome from this association."""
-        self.trouble: Trouble | None = None
-        """What the last refusal that concerns the destination means for it."""
+        self.destination_problem: DestinationProblem | None = None
+        """Set by the last status that concerns the whole destination."""
         self.unreachable_mount: str | None = None
 
     def answered(self, answer: Answer) -> Next:
@@ -55,7 +55,9 @@ class AssociationWatcher:
         unsent = self._by_id[answer.item.id]
         result = outcomes.of_answer(answer, unsent.tries, other_content_stored=unsent.other_content_stored)
         if result.action is not DestinationAction.NONE:
-            self.trouble = Trouble(result.action, f"{answer.status:04X}", outcomes.words(answer.status))
+            self.destination_problem = DestinationProblem(
+                result.action, f"{answer.status:04X}", outcomes.status_text(answer.status)
+            )
         return self._record(answer.item, result)
 
     def not_offered(self, fact: NotOffered) -> Next:
@@ -78,10 +80,10 @@ class AssociationWatcher:
         return self._stop()
 
     def ended(self, end: AssociationEnd) -> None:
-        """The association is over: what was in flight has no answer."""
-        if end.end not in outcomes.UNASKED or not end.established:
+        """Given the end of the association, record the instances that were sent and not answered."""
+        if end.end not in outcomes.ABNORMAL_ENDS or not end.established:
             return
-        # If the association was ended because the pass has to end, that says nothing about the instance in flight.
+        # If the pass was asked to end, the instance in flight did not cause the end of the association.
         lost = not self._stop()
         for item in end.in_flight:
             unsent = self._by_id[item.id]
@@ -96,7 +98,7 @@ class AssociationWatcher:
             )
 
     def give_up(self, item: Item, comment: str) -> None:
-        """The instance fails for good, although the destination never refused it."""
+        """Record an instance as FAILED although the destination never refused it."""
         unsent = self._by_id[item.id]
         self._recorder.put(
             Record(item.id, Outcome.FAILED, comment=comment, tries=unsent.tries, lost_in_flight=unsent.lost_in_flight)

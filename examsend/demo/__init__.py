@@ -1,1 +1,1 @@
-"""The demonstration: sample studies, a receiver that really stores, and the real passes between them."""
+"""The demonstration: makes sample studies, runs the passes, and sends to a receiver that stores."""

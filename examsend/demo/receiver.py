@@ -1,6 +1,6 @@
-"""A receiver on loopback that really stores: a child process that ends with its parent, whatever becomes of it.
+"""A Storage SCP on loopback. It runs in a child process, which ends when its parent ends for any reason.
 
-Every data set is written as it came, its SHA-256 recorded with the association it came over.
+Every data set is stored as it was received. Its SHA-256 and its association are recorded.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Receiver:
     directory: Path
 
     def stored(self) -> list[Stored]:
-        """Every data set received so far, in order."""
+        """Return the data sets received so far, in order."""
         return [Stored(**entry["stored"]) for entry in self._entries() if "stored" in entry]
 
     def associations(self) -> int:
-        """How many associations were accepted so far."""
+        """Return the number of associations accepted so far."""
         return sum("association" in entry for entry in self._entries())
 
     def _entries(self) -> list[dict[str, Any]]:
@@ -57,17 +57,17 @@ class Receiver:
 
 @contextmanager
 def listening(directory: Path, *, keep: bool = True) -> Iterator[Receiver]:
-    """A receiver storing into ``directory`` for as long as the block lasts (``keep`` False: only records, no files)."""
+    """Yield a receiver that stores into ``directory`` until the block ends (``keep`` False: it records and writes no files)."""
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "examsend.demo.receiver", str(directory), "keep" if keep else "drop"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            said = child.stdout.readline()
-            if not said.strip().isdigit():
+            line = child.stdout.readline()
+            if not line.strip().isdigit():
                 raise RuntimeError("the receiver did not start")
-            yield Receiver("127.0.0.1", int(said), AET, directory)
+            yield Receiver("127.0.0.1", int(line), AET, directory)
         finally:
             child.stdin.close()
             try:
@@ -77,7 +77,7 @@ def listening(directory: Path, *, keep: bool = True) -> Iterator[Receiver]:
 
 
 def _serve(directory: Path, *, keep: bool) -> None:
-    """The child: serve until standard input ends, as it does when the parent does."""
+    """Run the receiver in the child process until its standard input is closed, as it is when the parent ends."""
     import itertools
     import logging
     import socket
@@ -85,14 +85,14 @@ def _serve(directory: Path, *, keep: bool) -> None:
     from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
 
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
-    # Private and new storage classes are stored like any other.
+    # Also accepts private SOP Classes, and those that are newer than pynetdicom.
     _config.UNRESTRICTED_STORAGE_SERVICE = True
     numbers: dict[Any, int] = {}
     counter = itertools.count(1)
     with (directory / _RECORD).open("a", buffering=1) as record:
 
         def opened(event: Any) -> None:
-            # Without, each answer waits 40 ms for the sender's delayed acknowledgement.
+            # Without this, each response waits 40 ms for the sender's delayed acknowledgement.
             event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def accepted(event: Any) -> None:

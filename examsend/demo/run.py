@@ -1,4 +1,4 @@
-"""The demonstration itself: the real passes, one after another, in a directory of their own."""
+"""Runs the demonstration: the passes one after another, with a temporary directory and database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from examsend.db import access, embedded, migrate
 from examsend.demo import receiver, samples
 from examsend.errors import UsageError
 from examsend.queue import views
-from examsend.report.layout import amount, table
+from examsend.report.layout import byte_size, table
 from examsend.report.text import rendered
 
 _NAME = "demo"
@@ -24,7 +24,7 @@ _NAME = "demo"
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One study as it was delivered."""
+    """The result for one study."""
 
     study_instance_uid: str
     status: str
@@ -37,24 +37,24 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demonstration showed."""
+    """The result of the demonstration."""
 
     studies: tuple[Study, ...]
     rejected: int
     ignored: int
     associations: int
-    """As the receiver counted them; as the attempts' rows have them where the receiver is not ours."""
+    """As counted by the demo's receiver, or by the sender if another receiver is used."""
     one_per_file: int
-    """Associations that a sender with one for each file would have used."""
+    """Associations that a sender with one association per file would have used."""
     verified: int | None
-    """Instances whose bytes at the receiver have the SHA-256 they were ingested with; None: the receiver is not ours."""
+    """Instances whose data set at the receiver has the SHA-256 found at ingest; None: another receiver is used."""
     verified_bytes: int
     differing: int
     seconds: float
 
     @property
     def needs_person(self) -> bool:
-        """Whether anything was not delivered as it should."""
+        """Whether a study was not SENT, or a data set differs at the receiver."""
         return self.differing > 0 or any(s.status != "SENT" for s in self.studies)
 
 
@@ -66,15 +66,15 @@ def _demo(result: DemoResult) -> list[Any]:
             s.status,
             f"{s.stored}/{s.instances}",
             s.associations,
-            amount(s.total_bytes),
+            byte_size(s.total_bytes),
             f"{s.seconds:.2f}",
         )
         for s in result.studies
     ]
     proof = (
-        "not ours to look into"
+        "not verified: not the demo's receiver"
         if result.verified is None
-        else f"{result.verified} instances, {amount(result.verified_bytes)}; {result.differing} differ"
+        else f"{result.verified} instances, {byte_size(result.verified_bytes)}; {result.differing} differ"
     )
     facts = [
         ("studies", len(result.studies)),
@@ -82,8 +82,8 @@ def _demo(result: DemoResult) -> list[Any]:
         ("associations used", result.associations),
         ("associations with one per file", result.one_per_file),
         ("bytes verified by digest at the receiver", proof),
-        ("files rejected, and why is on record", result.rejected),
-        ("files ignored, being no DICOM", result.ignored),
+        ("files rejected, with the reason on record", result.rejected),
+        ("files ignored, because they are not DICOM", result.ignored),
         ("seconds from first file to last answer", f"{result.seconds:.1f}"),
     ]
     return [
@@ -93,9 +93,9 @@ def _demo(result: DemoResult) -> list[Any]:
 
 
 def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -> DemoResult:
-    """Run the chain on ``directory`` (None: sample studies) to ``to`` (None: a receiver of our own).
+    """Send the files of ``directory`` (None: sample studies) to ``to``, AET@HOST:PORT (None: a receiver on loopback).
 
-    Raises UsageError for a directory or an address that cannot be.
+    ``say`` is called with each line of progress. Raises UsageError for a directory or an address that is not valid.
     """
     if directory is not None and not directory.is_dir():
         raise UsageError(f"{directory} is not a directory")
@@ -109,15 +109,15 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
         settings = stack.enter_context(_settings())
         receiving = None
         if to is None:
-            say("starting a receiver on loopback that stores what it gets")
+            say("starting a receiver on loopback that stores what it receives")
             receiving = stack.enter_context(receiver.listening(place / "received"))
             to = f"{receiving.aet}@{receiving.host}:{receiving.port}"
-        return _chain(settings, directory, to, receiving, say)
+        return _run_passes(settings, directory, to, receiving, say)
 
 
 @contextmanager
 def _settings() -> Iterator[Settings]:
-    """Settings of a database of its own, kept running from the first pass to the last."""
+    """Yield settings of a temporary embedded database, which runs until the block ends."""
 
     with embedded.scratch_directory() as scratch, embedded.running(scratch, unsafe_fast=True) as url:
         made = Settings(database_url=url, settle=0)
@@ -126,28 +126,28 @@ def _settings() -> Iterator[Settings]:
         yield made
 
 
-def _chain(
+def _run_passes(
     settings: Settings,
     directory: Path,
     to: str,
     receiving: receiver.Receiver | None,
     say: Callable[[str], None],
 ) -> DemoResult:
-    def told(command: str, result: object) -> None:
+    def show(command: str, result: object) -> None:
         say(f"$ examsend {command}")
         for part in rendered(result):
             say(f"  {part}") if isinstance(part, str) else None
 
-    told(f"destination add {_NAME} {to} --quiet-period 0", destination.add(settings, _NAME, to, {"quiet_seconds": 0.0}))
-    told(f"destination echo {_NAME}", destination.echo(settings, _NAME))
+    show(f"destination add {_NAME} {to} --quiet-period 0", destination.add(settings, _NAME, to, {"quiet_seconds": 0.0}))
+    show(f"destination echo {_NAME}", destination.echo(settings, _NAME))
     began = time.monotonic()
     ingested = ingest.run(settings, [directory])
-    told(f"ingest {directory}", ingested)
-    told("finalize", finalize.run(settings))
+    show(f"ingest {directory}", ingested)
+    show("finalize", finalize.run(settings))
     sent = send.run(settings)
     seconds = time.monotonic() - began
-    told("send", sent)
-    shown = status.run(settings, most=10_000)
+    show("send", sent)
+    shown = status.run(settings, limit=10_000)
     deliveries = {d.batch_id: d for d in sent.delivered}
     studies = tuple(
         Study(
@@ -166,7 +166,7 @@ def _chain(
         studies,
         ingested.rejected,
         ingested.ignored,
-        # The C-ECHO of above had one of its own.
+        # The C-ECHO above used one association.
         receiving.associations() - 1 if receiving else sum(s.associations for s in studies),
         sum(s.stored for s in studies),
         verified,
@@ -177,7 +177,7 @@ def _chain(
 
 
 def _verify(settings: Settings, receiving: receiver.Receiver | None) -> tuple[int | None, int, int]:
-    """Compare digests at the receiver with those of the ingest; return (instances alike, their bytes, differing)."""
+    """Compare the digests at the receiver with those of the ingest; return (equal instances, their bytes, differing ones)."""
     if receiving is None:
         return None, 0, 0
     with access.opened(settings) as database:

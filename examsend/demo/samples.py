@@ -1,4 +1,7 @@
-"""Sample studies made on the spot: whole, distinct DICOM files, written byte by byte and fast. Nobody's images."""
+"""Makes sample studies: valid, distinct DICOM files with synthetic images.
+
+The files are encoded here, which is faster than by pydicom.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def new_uid() -> str:
 
 
 def element(tag: int, vr: str, value: bytes | str | int) -> bytes:
-    """Given tag, VR and value, return the element in Explicit VR Little Endian (PS3.5 7.1.2)."""
+    """Given a tag, a VR and a value, return the element in Explicit VR Little Endian (PS3.5 7.1.2)."""
     if isinstance(value, int):
         data = struct.pack("<H" if vr == "US" else "<L", value)
     elif isinstance(value, str):
@@ -43,7 +46,7 @@ def element(tag: int, vr: str, value: bytes | str | int) -> bytes:
 
 
 def file_of(data_set: bytes, sop_class: str, sop_instance: str, syntax: str = EXPLICIT_VR_LITTLE_ENDIAN) -> bytes:
-    """Given a data set and what it is, return a DICOM file (PS3.10 7.1)."""
+    """Given a data set with its UIDs and transfer syntax, return a DICOM file (PS3.10 7.1)."""
     meta = (
         element(0x00020001, "OB", b"\0\1")
         + element(0x00020002, "UI", sop_class)
@@ -56,7 +59,7 @@ def file_of(data_set: bytes, sop_class: str, sop_instance: str, syntax: str = EX
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What one image is: its place in its study and its geometry."""
+    """Identification and geometry of one image."""
 
     sop_class: str
     study: str
@@ -71,7 +74,7 @@ class Image:
 
 
 def data_set(image: Image, sop_instance: str, pixels: bytes) -> bytes:
-    """Given an image and its pixel data element, return its data set in Explicit VR Little Endian."""
+    """Given an image and its encoded Pixel Data element, return the data set in Explicit VR Little Endian."""
     frames = element(0x00280008, "IS", str(image.frames)) if image.frames > 1 else b""
     return b"".join(
         (
@@ -107,7 +110,7 @@ def data_set(image: Image, sop_instance: str, pixels: bytes) -> bytes:
 
 
 def _disc(rows: int, columns: int, radius: float, inside: bytes, outside: bytes) -> Iterator[bytes]:
-    """The rows of a picture of a disc, each pixel one of two values."""
+    """Yield the rows of an image of a disc. Each pixel has one of two values."""
     for y in range(rows):
         half = radius**2 - (y - rows / 2) ** 2
         width = min(int(half**0.5) if half > 0 else 0, columns // 2)
@@ -116,14 +119,14 @@ def _disc(rows: int, columns: int, radius: float, inside: bytes, outside: bytes)
 
 
 def picture(image: Image, seed: int) -> bytes:
-    """Given an image and a number, return native 16-bit pixels that no other number gives."""
+    """Given an image and a seed, return native 16-bit pixels. They differ between seeds."""
     radius = image.rows * (0.25 + 0.2 * (seed % 50) / 50)
     inside, outside = struct.pack("<H", 1000 + seed % 3000), struct.pack("<H", seed % 7)
     return b"".join(_disc(image.rows, image.columns, radius, inside, outside))
 
 
 def _packed(row: bytes) -> bytes:
-    """PackBits of a row of runs (PS3.5 G.3.1)."""
+    """Return a row of pixels encoded as PackBits (PS3.5 G.3.1)."""
     out = bytearray()
     at = 0
     while at < len(row):
@@ -152,7 +155,7 @@ def element_item(value: bytes) -> bytes:
 
 
 def write_series(directory: Path, images: Iterable[Image], *, age: float = 3600.0) -> list[Path]:
-    """Write native images, one file each, dated ``age`` seconds ago (as files are that have come to rest)."""
+    """Write native images, one file each, with a modification time ``age`` seconds ago, so that ingest does not defer them."""
     directory.mkdir(parents=True, exist_ok=True)
     then = time.time() - age
     made = []
@@ -177,11 +180,11 @@ def ct_study(
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What was made."""
+    """The files that were made."""
 
     directory: Path
     studies: int
-    """That can be delivered."""
+    """Studies that can be delivered."""
     instances: int
     broken: int
     others: int
@@ -203,7 +206,7 @@ def make(directory: Path) -> Samples:
     broken = ct_study(directory / "broken", 1)[0]
     os.truncate(broken, broken.stat().st_size // 2)
     note = directory / "README.txt"
-    note.write_text("Not a DICOM file: examsend ignores it, and says so.\n")
+    note.write_text("This is not a DICOM file. examsend ignores and counts it.\n")
     then = time.time() - 3600
     for path in (us, broken, note):
         os.utime(path, (then, then))
@@ -211,8 +214,10 @@ def make(directory: Path) -> Samples:
 
 
 def write_small(directory: Path, files: int, *, studies: int, age: float = 3600.0) -> None:
-    """Write many tiny CT files (8 x 8 pixels, some 0.8 kB) of ``studies`` studies, one directory a study: bytes of one are
-    written again with other UIDs of the same length."""
+    """Write many small CT files (8 x 8 pixels, about 0.8 kB) of ``studies`` studies, one directory per study.
+
+    They are copies of one file, with other UIDs of the same length, which is fast.
+    """
     root = f"1.2.826.0.1.3680043.10.999.{uuid.uuid4().int % 10**9 + 10**9}"
     each = -(-files // studies)
     then = time.time() - age

@@ -1,1 +1,1 @@
-"""A file becomes an instance: walk the directory, identify the file, prove it whole, register it."""
+"""Ingest of files: list the directory, identify each file, check that it is complete, register it as an instance."""

@@ -1,4 +1,4 @@
-"""The walk of a drop directory, and the mount points its files are on."""
+"""Lists the files of a drop directory, and finds the mount points they are on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from examsend.queue.paths import FileStat
 
 
 def root_of(directory: Path) -> str:
-    """Given a directory an operator names, return its absolute path. Raises UsageError unless it is a directory."""
-    path = os.path.abspath(directory)  # noqa: PTH100 (keeps the path that every host mounts it at: resolve() would not)
+    """Given a directory that an operator named, return its absolute path. Raises UsageError unless it is a directory."""
+    path = os.path.abspath(directory)  # noqa: PTH100 (resolve() follows links, whose targets may differ between hosts)
     if not os.path.lexists(path):
         raise UsageError(f"there is no directory {directory}")
     if not os.path.isdir(path):  # noqa: PTH112
@@ -21,22 +21,25 @@ def root_of(directory: Path) -> str:
 
 
 class Walk:
-    """Lists the regular files below directories. Symbolic links to directories are not followed, those to files only where
-    they stay below the directory: a drop directory must not be a way to read the rest of the machine."""
+    """Lists the regular files in directories.
+
+    Symbolic links to directories are not followed. Links to files are followed only if the target is in the same directory
+    tree, so that a link in a drop directory cannot make examsend send other files of the machine.
+    """
 
     def __init__(self, *, recursive: bool, unreadable: Callable[[str, OSError], None]) -> None:
         """``unreadable`` is called for each directory that cannot be read."""
         self._recursive = recursive
         self._unreadable = unreadable
         self.seen = 0
-        """Files listed so far, of every kind."""
+        """Files found so far, the ignored and vanished ones included."""
         self.ignored = 0
-        """Of those, links that lead out of the directory."""
+        """Symbolic links whose target is outside the directory."""
         self.vanished = 0
-        """Of those, files that were gone before their size could be read."""
+        """Files that were deleted before their size could be read."""
 
     def files(self, root: str) -> Iterator[FileStat]:
-        """Yield every regular file below ``root``, directory by directory, in the order of names."""
+        """Yield every regular file in ``root``, directory by directory, ordered by name."""
         real_root = os.path.realpath(root)
         stack = [root]
         while stack:
@@ -77,13 +80,13 @@ def _stays(link: str, real_root: str) -> bool:
 
 
 class Mounts:
-    """The mount point above a file; looked up once for each directory."""
+    """Finds the mount point of a file. Looks it up once per directory."""
 
     def __init__(self) -> None:
         self._of: dict[str, str | None] = {}
 
     def above(self, path: str) -> str | None:
-        """Given a file's absolute path, return the mount point above it, None for the root file system."""
+        """Given a file's absolute path, return its mount point; None for the root file system."""
         directory = os.path.dirname(path)  # noqa: PTH120
         if directory not in self._of:
             place = directory

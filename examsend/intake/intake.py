@@ -1,4 +1,4 @@
-"""Files of drop directories become instances of PENDING batches; each file is counted under one kind."""
+"""Registers the files of drop directories as instances of PENDING batches, and counts each file under one kind."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from examsend.queue.registration import Arrival, Kind, Registered
 from examsend.queue.rejected import Rejection
 
 _LOOKED_UP = 2000
-"""Files looked up at once: more than are registered at once, as a look-up locks nothing and its round trip is what counts."""
+"""Files in one look-up. More than in one registration, because a look-up locks nothing and its cost is the round trip."""
 
 _AHEAD = 2
-"""Look-ups under way while the files of another are registered."""
+"""Look-ups in progress while the files of an earlier one are registered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """Something a person should know about one path."""
+    """A message about one path."""
 
     path: str
     sentence: str
@@ -38,7 +38,7 @@ class Noted:
 
 @dataclass(slots=True)
 class Counts:
-    """What an intake did with the files it read or passed over."""
+    """Number of files by kind, and the batches and messages that resulted."""
 
     new: int = 0
     known: int = 0
@@ -57,11 +57,11 @@ class Counts:
 
 
 Progress = Callable[[int, int, int], None]
-"""Called now and then with (files seen, new instances, bytes of the new ones)."""
+"""Called repeatedly with (files seen, new instances, bytes of the new instances)."""
 
 
 class Intake:
-    """One pass over drop directories, for the destinations the files are routed to."""
+    """One pass over drop directories, for the destinations that the files are routed to."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Intake:
         self.counts = Counts()
 
     def run(self, roots: Sequence[str]) -> None:
-        """Register every DICOM file below the directories. Raises DatabaseUnavailable."""
+        """Register every DICOM file in the directories. Raises DatabaseUnavailable."""
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
         for found in self._looked_up(files):
             left = self._to_open(found)
@@ -100,8 +100,11 @@ class Intake:
         self.counts.warnings.append(Noted(directory, f"cannot read this directory: {error.strerror or error}"))
 
     def _looked_up(self, files: Iterator[FileStat]) -> Iterator[seen.Seen]:
-        """Yield what is known of the files, a group at a time. The database looks a group up while the next is walked: a
-        second run over a directory waits for little else."""
+        """Yield which files are registered already, one group at a time.
+
+        The database looks up one group while the next one is listed: in a second run over a directory, these two take nearly
+        all of the time.
+        """
         ids = list(self._names)
 
         def look_up(group: Sequence[FileStat]) -> seen.Seen:
@@ -117,7 +120,7 @@ class Intake:
                 yield answer.result()
 
     def _to_open(self, found: seen.Seen) -> list[FileStat]:
-        """Count the files that need not be opened, return the others."""
+        """Count the files that need not be opened; return the others."""
         self.counts.known += found.known
         if self._accept_incomplete:
             return found.new + found.rejected
@@ -128,7 +131,7 @@ class Intake:
         return found.new
 
     def _register(self, files: Sequence[FileStat]) -> None:
-        """Open files and register them in one short transaction; no file is read inside it."""
+        """Read files, then register them in one transaction. No file is read while the transaction is open."""
         read = [self._read(file) for file in files]
         arrivals = [r for r in read if isinstance(r, Arrival)]
         rejections = [r for r in read if isinstance(r, Rejection)]
@@ -144,8 +147,8 @@ class Intake:
         self._count(arrivals, rejections, self._database.run(write, idempotent=True))
 
     def _read(self, file: FileStat) -> Arrival | Rejection | None:
-        """Read one file; None where it is counted under another kind already."""
-        # Files are dated by the file system's clock. A time in the future says nothing about a file's age.
+        """Read one file. Return None if it is neither registered nor rejected; it is then counted here."""
+        # Modification times are set by the file system's clock. A time in the future says nothing about a file's age.
         age = time.time() - file.mtime_ns / 1e9
         if 0 <= age < self._settings.settle:
             self.counts.deferred += 1

@@ -1,1 +1,1 @@
-"""The queue: the only SQL outside db/. Batches and their transitions, instances, destinations, attempts, files seen."""
+"""The queue: batches and their transitions, instances, destinations, attempts, known files. The only SQL outside ``db``."""

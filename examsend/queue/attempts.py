@@ -1,4 +1,4 @@
-"""One row an association: who sent, when, how it ended, how much went."""
+"""The table send_attempts, one row per association: sender, times, end, instances and bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CLOSE = text("""
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one association did: instances offered, stored, refused."""
+    """Instances of one association: to send, stored, failed."""
 
     instances: int
     stored: int
@@ -35,7 +35,7 @@ class Counts:
 
 
 def open_row(tx: Connection, claim: Claim, *, association: int, host: str, pid: int, sender: str) -> int:
-    """Begin an association's row; return its id."""
+    """Insert the row of an association that begins; return its id."""
     return int(
         tx.execute(
             _OPEN,
@@ -57,7 +57,7 @@ def _clean(text_of_peer: str, length: int) -> str | None:
 
 
 def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) -> None:
-    """End an association's row; one that was closed as LEASE_LOST stays so."""
+    """Write the end of an association to its row. A row that was closed as LEASE_LOST is not changed."""
     tx.execute(
         _CLOSE,
         {

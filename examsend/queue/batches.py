@@ -1,8 +1,8 @@
-"""Every transition of a batch: one function each, one statement each, fenced. The ONLY writer of exam_batches.status.
+"""The transitions of a batch, one function and one statement each. The only module that writes exam_batches.status.
 
-``TRANSITIONS`` is the whole life of a batch; the functions follow in its order. A statement names the state it leaves (and,
-for a sender, the attempt it belongs to), so it updates one row, or none if another process was first, and the function
-says which. All times are the database's.
+``TRANSITIONS`` lists all transitions; the functions follow in its order. Each statement has the state that it leaves in its
+condition, and for a sender also the attempt. It therefore updates one row, or none if another process was first; the function
+reports which. All times are those of the database.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ PENDING, READY, SENDING, SENT, FAILED = BatchState
 TRANSITIONS: dict[str, tuple[tuple[BatchState, ...], BatchState]] = {
     "reopen": ((READY,), PENDING),  # a late instance, and no attempt yet
     "finalize": ((PENDING,), READY),  # complete
-    "claim": ((READY, SENDING), SENDING),  # due, or its lease ran out
-    "sent": ((SENDING,), SENT),  # every instance proved stored
-    "put_back": ((SENDING,), READY),  # not everything went; again later
-    "fail": ((SENDING,), FAILED),  # nothing left that another attempt would change
+    "claim": ((READY, SENDING), SENDING),  # due, or its lease expired
+    "sent": ((SENDING,), SENT),  # every instance is STORED
+    "put_back": ((SENDING,), READY),  # instances are left; another attempt later
+    "fail": ((SENDING,), FAILED),  # another attempt would change nothing
     "give_up": ((SENDING,), FAILED),  # its senders died until its attempts were used up
-    "expire": ((READY,), FAILED),  # waited too long for its destination
-    "retry": ((FAILED,), READY),  # an operator asks for it
+    "expire": ((READY,), FAILED),  # not delivered within the destination's --expire
+    "retry": ((FAILED,), READY),  # an operator's request
 }
-"""Transition -> (states it may leave, state it leads to). A batch is born PENDING by ``open_pending``."""
+"""Transition -> (states it may leave, state it leads to). ``open_pending`` creates batches as PENDING."""
 
 SENDING_INDEX = "uq_exam_batches_sending"
 
 _UNCLAIMED = "attempt_id = NULL, lease_expires_at = NULL, claimed_by = NULL"
 
-# --- born, grown, re-opened -------------------------------------------------------------------------------------------
+# --- open, grow, re-open ----------------------------------------------------------------------------------------------
 
 _TOUCH = text("""
     UPDATE exam_batches b SET last_instance_at = clock_timestamp()
@@ -76,7 +76,7 @@ _OPEN = text("""
 
 @dataclass(frozen=True, slots=True)
 class PendingBatch:
-    """The PENDING batch that new instances of a (study, destination) go into."""
+    """The PENDING batch that new instances of a (study, destination) are added to."""
 
     batch_id: int
     opened: bool
@@ -86,10 +86,10 @@ class PendingBatch:
 
 
 def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], PendingBatch]:
-    """Given (study, destination id) pairs, return the PENDING batch of each: the one there is, a READY one that was never
-    attempted re-opened, or a new one that follows the newest earlier one.
+    """Given (study, destination id) pairs, return the PENDING batch of each: the existing one, a READY one without an attempt
+    that is re-opened, or a new one that follows the newest earlier batch.
 
-    Each stays locked until the end of the transaction, so ``finalize`` waits and then sees that it has grown.
+    Its row stays locked until the end of the transaction. A concurrent ``finalize`` waits, and then sees the new instances.
     """
     found: dict[tuple[str, int], PendingBatch] = {}
     left = sorted(set(wanted))
@@ -118,13 +118,13 @@ _DROP_EMPTY = text("""
 
 
 def drop_empty(tx: Connection, batch_ids: Iterable[int]) -> None:
-    """Take back batches opened in this transaction for which no instance was left (another ingest was quicker)."""
+    """Delete batches that were opened in this transaction and have no instance, because another ingest was first."""
     ids = sorted(batch_ids)
     if ids:
         tx.execute(_DROP_EMPTY, {"ids": ids})
 
 
-# --- complete ---------------------------------------------------------------------------------------------------------
+# --- finalize ---------------------------------------------------------------------------------------------------------
 
 _FINALIZE = text("""
     UPDATE exam_batches b
@@ -137,7 +137,7 @@ _FINALIZE = text("""
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A PENDING batch found complete: by which rule, and how far it had grown when that was decided."""
+    """A PENDING batch that is complete, the reason, and the time of its last instance when that was decided."""
 
     batch_id: int
     last_instance_at: datetime
@@ -145,7 +145,10 @@ class Completed:
 
 
 def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
-    """PENDING -> READY. Return the ids that moved; one that has grown meanwhile, or is not PENDING, is left alone."""
+    """PENDING -> READY. Return the ids of the batches that changed.
+
+    A batch that has new instances since ``last_instance_at``, or is not PENDING any more, is not changed.
+    """
     if not completed:
         return set()
     rows = tx.execute(
@@ -159,7 +162,7 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
     return {row.id for row in rows}
 
 
-# --- claimed ----------------------------------------------------------------------------------------------------------
+# --- claim ------------------------------------------------------------------------------------------------------------
 
 _DUE_DESTINATIONS = text(f"""
     SELECT due.id FROM (
@@ -170,7 +173,8 @@ _DUE_DESTINATIONS = text(f"""
     ORDER BY due.at
 """)
 
-# Claims of one destination take turns on its row: without, two of them would both see room for one more association.
+# Concurrent claims for one destination wait for each other at its row lock. Without the lock, two of them could both find one
+# association free and together exceed the limit.
 _LOCK_DESTINATION = text(f"""
     SELECT d.association_limit, d.associations_per_study, d.consecutive_failures FROM storage_backend_configs d
     WHERE d.id = :destination AND {due.SENDABLE}
@@ -201,14 +205,14 @@ _CLAIM = text("""
 
 _CLOSE_LOST = text("""
     UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp(),
-        detail = 'the sender ended without a word, or made no progress for the length of its lease'
+        detail = 'the sender ended without recording it, or made no progress for the length of its lease'
     WHERE attempt_id = :lost AND result = 'RUNNING'
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One sender's hold on one batch. Every later write names it."""
+    """One sender's claim of one batch. Every later write of the sender has it in its condition."""
 
     batch_id: int
     attempt_id: UUID
@@ -217,24 +221,24 @@ class Claim:
     attempt: int
     """1 for the first."""
     lease: float
-    """Seconds the claim lasts without progress."""
+    """Seconds that the claim lasts without progress."""
 
 
 def due_destinations(tx: Connection, only: int | None) -> list[int]:
-    """Return the ids of the destinations that have a due batch and may be sent to, the longest due first."""
+    """Return the ids of the destinations that are neither disabled nor held and have a due batch, the longest due first."""
     return [row.id for row in tx.execute(_DUE_DESTINATIONS, {"only": only})]
 
 
 def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Claim | None:
-    """READY (due) or SENDING (lease ran out) -> SENDING. Return the claim; None where nothing is due, or the destination is
-    held or at its association limit. A destination that failed last time is probed with one batch.
+    """READY (due) or SENDING (lease expired) -> SENDING. Return the claim; None if no batch is due, or if the destination is
+    held, disabled or at its association limit. After a failure, a destination gets one batch at a time.
 
-    A dead attempt's row is closed as LEASE_LOST.
+    The association rows of an attempt whose lease expired are closed as LEASE_LOST.
     """
     destination = tx.execute(_LOCK_DESTINATION, {"destination": destination_id}).one_or_none()
     if destination is None:
         return None
-    # A batch may take several associations at once, where the destination allows it.
+    # One batch may use several associations at a time, if the destination's settings allow it.
     limit = max(destination.association_limit // destination.associations_per_study, 1)
     limit = 1 if destination.consecutive_failures else limit
     if tx.execute(_RUNNING, {"destination": destination_id}).scalar_one() >= limit:
@@ -246,7 +250,7 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
                 _CLAIM, {"destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease}
             ).one_or_none()
     except exc.IntegrityError as error:
-        # Another batch of the same study has just begun to be sent: its turn comes first.
+        # Another sender has just claimed another batch of the same study. This batch waits until that one is sent.
         if SENDING_INDEX not in str(error.orig):
             raise
         return None
@@ -257,7 +261,7 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
     return Claim(row.id, attempt_id, row.study_instance_uid, row.destination_id, row.attempt_count, lease)
 
 
-# --- while it is sent: every statement names the attempt --------------------------------------------------------------
+# --- during an attempt: every statement has the attempt in its condition ----------------------------------------------
 
 _RENEW = text("""
     UPDATE exam_batches SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
@@ -270,9 +274,12 @@ def _fence(claim: Claim) -> dict[str, object]:
 
 
 def renew(tx: Connection, claim: Claim) -> None:
-    """Renew the lease, and lock the batch's row against a take-over until the transaction ends. Raises LostClaim."""
+    """Renew the lease, and lock the batch's row so that no other sender can claim it until the transaction ends.
+
+    Raises LostClaim.
+    """
     if tx.execute(_RENEW, {**_fence(claim), "lease": claim.lease}).rowcount != 1:
-        raise LostClaim(f"batch {claim.batch_id} is no longer this sender's")
+        raise LostClaim(f"batch {claim.batch_id} is not claimed by this sender any more")
 
 
 _SENT = text(f"""
@@ -297,7 +304,7 @@ _FAIL = text(f"""
 
 
 def sent(tx: Connection, claim: Claim) -> bool:
-    """SENDING -> SENT, if every instance of the batch has a stored outcome; else return False and move nothing.
+    """SENDING -> SENT, if every instance of the batch is STORED. Otherwise change nothing and return False.
 
     Raises LostClaim.
     """
@@ -310,7 +317,7 @@ def sent(tx: Connection, claim: Claim) -> bool:
 def put_back(
     tx: Connection, claim: Claim, *, delay: float, uses_attempt: bool, code: str | None, reason: str | None
 ) -> None:
-    """SENDING -> READY, due in ``delay`` seconds; ``code`` and ``reason`` say why it did not get through. Raises LostClaim."""
+    """SENDING -> READY, due in ``delay`` seconds; ``code`` and ``reason`` say why it is not SENT. Raises LostClaim."""
     values = {**_fence(claim), "delay": delay, "unused": 0 if uses_attempt else 1, "code": code, "reason": reason}
     require_one_row(claim, tx.execute(_PUT_BACK, values).rowcount)
 
@@ -321,9 +328,9 @@ def fail(tx: Connection, claim: Claim, *, code: str, reason: str) -> None:
 
 
 def require_one_row(claim: Claim, rows: int) -> None:
-    """Raise LostClaim unless a fenced statement changed exactly one row."""
+    """Raise LostClaim unless a statement under the claim changed exactly one row."""
     if rows != 1:
-        raise LostClaim(f"batch {claim.batch_id} is no longer this sender's")
+        raise LostClaim(f"batch {claim.batch_id} is not claimed by this sender any more")
 
 
 # --- without a sender -------------------------------------------------------------------------------------------------
@@ -333,7 +340,7 @@ _GIVE_UP = text(f"""
     SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = 'ATTEMPTS_USED_UP',
         failure = 'its sender died ' || b.attempt_count || ' times', {_UNCLAIMED}
     FROM storage_backend_configs d
-    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.TRIES_USED_UP}
+    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.ATTEMPTS_USED_UP}
     RETURNING b.id
 """)
 
@@ -355,7 +362,7 @@ _EXPIRE = text(f"""
 
 
 def give_up(tx: Connection) -> list[int]:
-    """SENDING -> FAILED for batches whose senders died as often as they may be tried. Return their ids."""
+    """SENDING -> FAILED for batches whose lease expired and whose attempts are used up. Return their ids."""
     ids = [row.id for row in tx.execute(_GIVE_UP)]
     if ids:
         tx.execute(_CLOSE_OF_FAILED, {"ids": ids})
@@ -363,11 +370,11 @@ def give_up(tx: Connection) -> list[int]:
 
 
 def expire(tx: Connection) -> list[int]:
-    """READY -> FAILED for batches older than their destination allows. Return their ids."""
+    """READY -> FAILED for batches that are READY for longer than their destination allows. Return their ids."""
     return [row.id for row in tx.execute(_EXPIRE)]
 
 
-# --- an operator's word -----------------------------------------------------------------------------------------------
+# --- an operator's request --------------------------------------------------------------------------------------------
 
 _RETRY = text("""
     UPDATE exam_batches
@@ -384,9 +391,9 @@ _RETRY_INSTANCES = text("""
 
 
 def retry(tx: Connection, batch_id: int, *, reason: str) -> int:
-    """FAILED -> READY now, its unsent instances waiting again. Return how many those are.
+    """FAILED -> READY, due now; its instances that are not STORED are WAITING again. Return their number.
 
-    Raises ForbiddenTransition where the batch is not FAILED.
+    Raises ForbiddenTransition if the batch is not FAILED.
     """
     if tx.execute(_RETRY, {"batch": batch_id, "reason": reason}).rowcount != 1:
         raise ForbiddenTransition(f"batch {batch_id} is not FAILED")

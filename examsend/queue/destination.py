@@ -1,4 +1,4 @@
-"""Where batches go: a destination's settings and health (held until, failures in a row, last success)."""
+"""Destinations: their settings and their health (held until, consecutive failures, last success)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy import Connection, exc, text
 
 from examsend.config.destination import DestinationSettings, check_name, check_settings, check_together
 from examsend.errors import Refused, UsageError
-from examsend.outcomes import DestinationAction, Trouble, back_off
+from examsend.outcomes import DestinationAction, DestinationProblem, back_off
 from examsend.states import BatchState, SenderName, sql_list
 from examsend.transfer import Peer, Tls, UserIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination(DestinationSettings):
-    """A row of storage_backend_configs: its settings and how it fares."""
+    """A row of storage_backend_configs: settings and health of a destination."""
 
     id: int
     name: str
@@ -31,7 +31,7 @@ class Destination(DestinationSettings):
     last_success_at: datetime | None
 
     def peer(self, *, async_window: int | None = None) -> Peer:
-        """Return whom to dial and how."""
+        """Return the destination as the peer of a sender. ``async_window``: None is the destination's own setting."""
         tls = None
         if self.tls:
             tls = Tls(
@@ -70,7 +70,8 @@ _UNSENT = text(
     f"SELECT count(*) FROM exam_batches WHERE destination_id = :id AND status IN ({sql_list(_UNSENT_STATES)})"
 )
 _FAILED = text(f"SELECT count(*) FROM exam_batches WHERE destination_id = :id AND status = '{BatchState.FAILED}'")
-# What was sent stays on record, so its row stays too; a name with a space can be nobody else's.
+# The row is kept, because batches and attempts refer to it. It is renamed, so that its name can be used again: a valid name
+# contains no space.
 _REMOVE = text("""
     UPDATE storage_backend_configs
     SET removed_at = clock_timestamp(), enabled = false, name = name || ' (removed ' || id || ')'
@@ -84,7 +85,7 @@ def _destination(row: Any) -> Destination:
 
 
 def get_destination(tx: Connection, name: str) -> Destination:
-    """Given a name, return the destination. Raises UsageError where there is none."""
+    """Given a name, return the destination. Raises UsageError if there is none."""
     row = tx.execute(_GET, {"name": name}).one_or_none()
     if row is None:
         others = [d.name for d in list_destinations(tx)]
@@ -99,12 +100,12 @@ def get_destination_by_id(tx: Connection, destination_id: int) -> Destination:
 
 
 def list_destinations(tx: Connection) -> list[Destination]:
-    """Return every destination, by name."""
+    """Return every destination, ordered by name."""
     return [_destination(row) for row in tx.execute(_LIST)]
 
 
 def routed_destinations(tx: Connection, names: list[str]) -> list[Destination]:
-    """Given names, return those destinations; given none, every enabled one marked default. Raises UsageError."""
+    """Given names, return these destinations; given none, every enabled default destination. Raises UsageError."""
     if names:
         found = [get_destination(tx, name) for name in dict.fromkeys(names)]
         disabled = [d.name for d in found if not d.enabled]
@@ -120,7 +121,7 @@ def routed_destinations(tx: Connection, names: list[str]) -> list[Destination]:
 
 
 def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:
-    """Add a destination. Raises UsageError for a name that is not allowed or taken, or a setting that is not allowed."""
+    """Add a destination. Raises UsageError if the name is invalid or taken, or a setting is invalid."""
     values = {k: v for k, v in check_settings(settings).items() if v is not None}
     check_together(DestinationSettings(**values))
     values["name"] = check_name(name)
@@ -149,7 +150,7 @@ def change_destination(tx: Connection, name: str, settings: Mapping[str, object]
 
 
 def remove_destination(tx: Connection, name: str) -> None:
-    """Remove a destination. Raises UsageError where there is none, Refused while it has unsent or failed batches."""
+    """Remove a destination. Raises UsageError if there is none, Refused if it has unsent or FAILED batches."""
     destination = get_destination(tx, name)
     tx.execute(text("SELECT 1 FROM storage_backend_configs WHERE id = :id FOR UPDATE"), {"id": destination.id})
     unsent = tx.execute(_UNSENT, {"id": destination.id}).scalar_one()
@@ -183,24 +184,24 @@ _UNHOLD = text("""
 """)
 
 
-def hold(tx: Connection, destination: Destination, trouble: Trouble) -> None:
-    """Hold a destination: for a pause that doubles with every failure in a row (BACK_OFF), or the longest one (HOLD)."""
+def hold(tx: Connection, destination: Destination, problem: DestinationProblem) -> None:
+    """Hold a destination: for a pause that doubles with each consecutive failure (BACK_OFF), or the longest pause (HOLD)."""
     failures = tx.execute(_FAILURES, {"id": destination.id}).scalar_one() + 1
-    jitter = random.random()  # noqa: S311 (not a secret: it keeps destinations out of step)
+    jitter = random.random()  # noqa: S311 (not a secret: it spreads the retries of several destinations)
     longest = destination.backoff_max_seconds
-    first = longest if trouble.action is DestinationAction.HOLD else destination.backoff_seconds
+    first = longest if problem.action is DestinationAction.HOLD else destination.backoff_seconds
     pause = back_off(first, longest, failures, jitter)
-    reason = trouble.reason.replace("\x00", "")[:500]
-    tx.execute(_HOLD, {"id": destination.id, "code": trouble.code, "reason": reason, "pause": pause})
+    reason = problem.reason.replace("\x00", "")[:500]
+    tx.execute(_HOLD, {"id": destination.id, "code": problem.code, "reason": reason, "pause": pause})
 
 
 def record_success(tx: Connection, destination_id: int) -> None:
-    """A destination has stored something: it is not held, and its failures are reset."""
+    """Record that a destination has stored an instance: end its hold and reset its failures."""
     tx.execute(_SUCCESS, {"id": destination_id})
 
 
 def end_hold(tx: Connection, destination_id: int) -> bool:
-    """End a destination's hold now; return whether it was held or had failed."""
+    """End a destination's hold and reset its failures; return whether it was held or had failures."""
     return tx.execute(_UNHOLD, {"id": destination_id}).rowcount == 1
 
 
@@ -212,5 +213,5 @@ _STORED_SINCE = text("""
 
 
 def stored_since_last_attempt(tx: Connection, batch_id: int, attempt_id: UUID) -> bool:
-    """Whether a batch's destination has stored anything since the batch's attempt before ``attempt_id`` began."""
+    """Return whether a batch's destination has stored an instance since the batch's attempt before ``attempt_id`` began."""
     return bool(tx.execute(_STORED_SINCE, {"batch": batch_id, "attempt": attempt_id}).scalar_one())

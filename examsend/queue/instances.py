@@ -1,4 +1,4 @@
-"""The instances of a batch as a sender uses them: what is unsent, their outcomes recorded under the claim, how they stand."""
+"""The instances of a batch: reads the unsent ones, records their outcomes under a claim, counts them by outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.queue import batches
 from examsend.queue.paths import from_text
-from examsend.states import LOST, NOT_COUNTED, UNSENT, Outcome, sql_list
+from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, Outcome, sql_list
 from examsend.transfer import Item
 
 _TO_SEND = text(f"""
@@ -29,25 +29,25 @@ _TO_SEND = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """An instance the next attempt has to offer."""
+    """An instance that the next attempt sends."""
 
     item: Item
     tries: int
-    """How often it has been answered so far."""
+    """How often it was answered so far."""
     lost_in_flight: int
-    """At how many unasked ends of associations in a row it was in flight."""
+    """Number of consecutive abnormal ends of associations at which it was sent and not answered."""
     mount_point: str | None
     other_content_stored: bool
-    """The destination stored other content under its SOP Instance UID."""
+    """The destination stored other content under the same SOP Instance UID."""
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be what ends the associations: it goes last, with nothing beside it."""
+        """Whether it may cause the abnormal ends: it is then sent last, with no other instance outstanding."""
         return self.lost_in_flight >= SUSPECT_AFTER
 
 
 def to_send(tx: Connection, batch_id: int) -> list[Unsent]:
-    """Return what a batch still has to offer, in series and instance order, suspects last."""
+    """Return the unsent instances of a batch, ordered by series and instance number, suspected ones last."""
     return [
         Unsent(
             Item(
@@ -72,7 +72,7 @@ def to_send(tx: Connection, batch_id: int) -> list[Unsent]:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """An instance of an older database that knows only its path and SOP Instance UID: its file is read before sending."""
+    """An instance taken over from an older database with path and SOP Instance UID only. Its file is read before it is sent."""
 
     id: int
     path: str
@@ -88,23 +88,23 @@ _UNREAD = text(f"""
 
 
 def unread(tx: Connection, batch_id: int) -> list[Unread]:
-    """Return what a batch still has to offer and whose file has never been read."""
+    """Return the unsent instances of a batch whose files were never read."""
     rows = tx.execute(_UNREAD, {"batch": batch_id})
     return [Unread(r.id, from_text(r.processed_filepath), r.sop_instance_uid, r.attempts) for r in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of one instance in this attempt."""
+    """The outcome of one instance in this attempt."""
 
     instance_id: int
     outcome: Outcome
     dimse_status: int | None = None
     comment: str | None = None
     tries: int = 0
-    """How often it has been answered, this time included."""
+    """How often it was answered, this time included."""
     lost_in_flight: int = 0
-    """At how many unasked ends in a row it was in flight, this one included."""
+    """Number of consecutive abnormal ends at which it was sent and not answered, this one included."""
 
 
 _RECORD = text(f"""
@@ -119,7 +119,7 @@ _RECORD = text(f"""
 
 
 def record(tx: Connection, claim: batches.Claim, records: Sequence[Record]) -> None:
-    """Write outcomes under a claim and renew its lease. Writing the same again changes nothing. Raises LostClaim."""
+    """Write outcomes under a claim and renew its lease. Writing the same records twice is safe. Raises LostClaim."""
     batches.renew(tx, claim)
     if not records:
         return
@@ -142,22 +142,22 @@ _TALLY = text("SELECT outcome, count(*) AS n FROM exam_batch_instances WHERE bat
 
 _WORST = text(f"""
     SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n FROM exam_batch_instances i
-    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list((Outcome.RETRY, *LOST))})
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list((Outcome.RETRY, *UNDELIVERABLE))})
     GROUP BY i.outcome, i.dimse_status, i.error_comment ORDER BY n DESC, i.dimse_status LIMIT 1
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How a batch's instances stand."""
+    """The number of a batch's instances by outcome."""
 
     outcomes: Counter[Outcome]
     worst: tuple[str, int | None, str | None] | None
-    """(outcome, DIMSE status, comment) of the most frequent thing that went wrong."""
+    """(outcome, DIMSE status, comment) of the most frequent failure; None: there is no failure."""
 
     @property
     def unsent(self) -> int:
-        """Instances another attempt would offer."""
+        """Instances that another attempt would send."""
         return sum(self.outcomes[outcome] for outcome in UNSENT)
 
     @property
@@ -171,13 +171,13 @@ class Tally:
         return sum(n for outcome, n in self.outcomes.items() if outcome not in NOT_COUNTED)
 
     @property
-    def lost_for_good(self) -> int:
-        """Instances that no further attempt would offer."""
-        return sum(self.outcomes[outcome] for outcome in LOST)
+    def failed(self) -> int:
+        """Instances that were to be delivered and that no further attempt would send."""
+        return sum(self.outcomes[outcome] for outcome in UNDELIVERABLE)
 
 
 def tally(tx: Connection, batch_id: int) -> Tally:
-    """Return how a batch's instances stand."""
+    """Return the number of a batch's instances by outcome."""
     outcomes = Counter({Outcome(row.outcome): row.n for row in tx.execute(_TALLY, {"batch": batch_id})})
     worst = tx.execute(_WORST, {"batch": batch_id}).one_or_none()
     return Tally(outcomes, None if worst is None else (worst.outcome, worst.dimse_status, worst.error_comment))

@@ -1,4 +1,4 @@
-"""Batches an operator names, whatever their state: by id, by study, or every FAILED one."""
+"""Look-up of batches in any state, for commands of an operator: by id, by study, or every FAILED batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FAILED = text(f"""{_SELECT}
 
 @dataclass(frozen=True, slots=True)
 class NamedBatch:
-    """A batch an operator named."""
+    """A batch that an operator named."""
 
     batch_id: int
     study_instance_uid: str
@@ -51,11 +51,11 @@ def _named(row: Any) -> NamedBatch:
 
 
 def named_batches(tx: Connection, *, batch_ids: Sequence[int] = (), studies: Sequence[str] = ()) -> list[NamedBatch]:
-    """Return the batches with these ids, and those of these studies."""
+    """Return the batches with these ids, and the batches of these studies."""
     rows = tx.execute(_NAMED, {"ids": list(batch_ids), "studies": list(studies)})
     return [_named(row) for row in rows]
 
 
 def failed_batches(tx: Connection, destination_id: int | None) -> list[NamedBatch]:
-    """Return the FAILED batches, of one destination where that is given."""
+    """Return the FAILED batches of one destination, or of all (None)."""
     return [_named(row) for row in tx.execute(_FAILED, {"destination": destination_id})]

@@ -1,7 +1,7 @@
-"""Files in the database: their paths as text that can name any path a file system can hold.
+"""Paths of files as text for the database. Every path that a file system allows can be stored.
 
-Paths are absolute, so they begin with a slash. One that is not valid UTF-8 (Linux allows any byte but NUL) is kept as a
-percent-encoded ``file:`` URI, which cannot be mistaken for one that is.
+Paths are absolute, so that they begin with a slash. A path that is not valid UTF-8 (Linux allows any byte but NUL) is stored
+as a percent-encoded ``file:`` URI, which does not begin with a slash.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 
 def to_text(path: str) -> str:
-    """Given an absolute path as ``os.fsdecode`` gives it, return text that PostgreSQL can hold."""
+    """Given an absolute path as ``os.fsdecode`` returns it, return text that PostgreSQL can store."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""PENDING batches that may be complete: candidates for the rules of ``completion``."""
+"""PENDING batches that may be complete: the input of the rules in ``completion``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from examsend.db import due
 from examsend.queue.reasons import WAITS
 
-# The two halves each follow a partial index, so that this costs what is due and not what is waiting.
+# Each half of the UNION uses a partial index, so that the cost depends on the batches that are due, not on all PENDING ones.
 _CANDIDATES = text(f"""
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.last_instance_at, d.quiet_seconds, d.longest_wait_seconds,
            {WAITS}
@@ -22,13 +22,13 @@ _CANDIDATES = text(f"""
     ) b ON true
     WHERE d.removed_at IS NULL
     ORDER BY b.last_instance_at
-    LIMIT :most
+    LIMIT :limit
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A PENDING batch and how long it still waits."""
+    """A PENDING batch and its remaining waits."""
 
     batch_id: int
     study_instance_uid: str
@@ -37,13 +37,13 @@ class Candidate:
     quiet_seconds: float
     longest_wait_seconds: float
     quiet_in: float
-    """Seconds until it has been quiet long enough."""
+    """Seconds until its quiet period ends; 0 or less: it has ended."""
     longest_in: float
-    """Seconds until it has waited longest."""
+    """Seconds until its longest wait ends; 0 or less: it has ended."""
 
 
-def candidates(tx: Connection, most: int) -> list[Candidate]:
-    """Return PENDING batches for which a wait is over, at most ``most``, the longest quiet first."""
+def candidates(tx: Connection, limit: int) -> list[Candidate]:
+    """Return at most ``limit`` PENDING batches for which a wait has ended, the one with the oldest last instance first."""
     return [
         Candidate(
             row.id,
@@ -55,5 +55,5 @@ def candidates(tx: Connection, most: int) -> list[Candidate]:
             row.quiet_in,
             row.longest_in,
         )
-        for row in tx.execute(_CANDIDATES, {"most": most})
+        for row in tx.execute(_CANDIDATES, {"limit": limit})
     ]

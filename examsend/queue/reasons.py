@@ -1,4 +1,4 @@
-"""Why a batch is where it is: the seconds it still waits, computed by the database, and the sentence people read. Once."""
+"""Why a batch is in its state: the remaining waits, computed by the database, and the sentence shown to users."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ WAITS = f"""
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
     extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for
 """
-"""Columns of a SELECT over exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait is over."""
+"""Columns of a SELECT from exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait ends."""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What the sentence about a batch is made of. Times in seconds from now; None where they do not apply."""
+class StateFacts:
+    """What the sentence about a batch depends on. Times in seconds from now; None if they do not apply."""
 
     status: BatchState
     instances: int
@@ -40,11 +40,11 @@ class Standing:
     warned: int
     """Instances stored with a warning."""
     warned_status: int | None
-    """The lowest DIMSE status of those."""
+    """The lowest DIMSE status among them."""
 
 
-def why(batch: Standing) -> str | None:
-    """Given how a batch stands, return why it is where it is; None where there is nothing to say (SENT without warnings)."""
+def state_reason(batch: StateFacts) -> str | None:
+    """Return why a batch is in its state; None for a SENT batch without warnings."""
     match batch.status:
         case BatchState.PENDING:
             return _pending(batch)
@@ -57,19 +57,19 @@ def why(batch: Standing) -> str | None:
         case BatchState.SENT:
             if batch.warned_status is None:
                 return None
-            return f"{batch.warned} stored with a warning: {outcomes.words(batch.warned_status)}"
+            return f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status)}"
 
 
-def _pending(batch: Standing) -> str:
+def _pending(batch: StateFacts) -> str:
     wait = min(batch.quiet_in, batch.longest_in)
     if wait <= 0:
         return "complete: goes with the next finalize"
     if batch.longest_in < batch.quiet_in:
-        return f"longest wait over in {span(batch.longest_in)}"
+        return f"longest wait ends in {span(batch.longest_in)}"
     return f"quiet in {span(batch.quiet_in)}, goes in {span(batch.longest_in)} at the latest"
 
 
-def _ready(batch: Standing) -> str:
+def _ready(batch: StateFacts) -> str:
     after = f" after {batch.failure} (attempt {batch.attempts} of {batch.max_attempts})" if batch.failure else ""
     if not batch.enabled:
         return disabled(batch.held_reason)
@@ -80,24 +80,24 @@ def _ready(batch: Standing) -> str:
     return f"due: goes with the next send{after}"
 
 
-def _sending(batch: Standing) -> str:
+def _sending(batch: StateFacts) -> str:
     if batch.lease_for is not None and batch.lease_for <= 0:
         return f"its sender ({batch.claimed_by}) is gone: goes with the next send"
     return f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored"
 
 
 def disabled(reason: str | None) -> str:
-    """Given why a destination is disabled (None: an operator did it), return the sentence."""
+    """Given why a destination is disabled (None: an operator disabled it), return the sentence."""
     return f"destination disabled: {reason}" if reason else "destination disabled"
 
 
 def held(reason: str | None, seconds: float) -> str:
-    """Given why a destination is held and for how many seconds more, return the words."""
+    """Given why a destination is held and the remaining seconds, return the sentence."""
     return f"held: {reason}; tried again in {span(seconds)}"
 
 
 def span(seconds: float) -> str:
-    """Given seconds, return them as people say them: "41 s", "4 min", "2.5 h", "3 days"."""
+    """Given seconds, return them in a suitable unit: "41 s", "4 min", "2.5 h", "3 days"."""
     seconds = max(seconds, 0.0)
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""Files registered as instances: new, known, moved, or another version of a known SOP Instance UID."""
+"""Registers files as instances: new, known, moved, or another version of a known SOP Instance UID."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from examsend.states import NOT_COUNTED, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A whole DICOM file and where it is (an absolute path)."""
+    """A complete DICOM file and its absolute path."""
 
     path: str
     file: DicomFile
     mount_point: str | None = None
-    """The mount point above it; None: the root file system."""
+    """The mount point it is on; None: the root file system."""
 
 
 class Kind(StrEnum):
-    """What a file is at one destination."""
+    """How a file relates to the instances registered for one destination."""
 
     NEW = "NEW"
     KNOWN = "KNOWN"
-    """Registered before with the same content, or (a row of an older database) identified by this file."""
+    """Registered before with the same content, or the file of a row taken over from an older database."""
     MOVED = "MOVED"
-    """Known, and its path was updated."""
+    """Registered before with the same content; its path was updated."""
     NEW_VERSION = "NEW_VERSION"
     """Its SOP Instance UID is known with other content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What one arrival is at one destination."""
+    """The result for one arrival and one destination."""
 
     arrival: Arrival
     destination_id: int
@@ -54,7 +54,7 @@ class _Version:
     batch_id: int
     outcome: Outcome
     sha256: bytes | None
-    """None: the row comes from an older database, and its file has not been read yet."""
+    """None: the row was taken over from an older database, and its file has not been read yet."""
     path: str
 
 
@@ -121,11 +121,11 @@ def _versions(tx: Connection, keys: Iterable[_Key]) -> dict[_Key, list[_Version]
 def register(
     tx: Connection, arrivals: Sequence[Arrival], destination_ids: Sequence[int], *, gone: Callable[[str], bool]
 ) -> list[Registered]:
-    """Given whole files and destinations, make each file an instance of the PENDING batch of its (study, destination).
+    """Given complete files and destinations, add each file to the PENDING batch of its (study, destination).
 
-    The same content under the same SOP Instance UID is already known, whatever its path; where it is unsent and
-    ``gone(old path)``, the path is updated. Other content replaces a version in the same batch, which was never offered, or
-    goes with a follow-up batch.
+    A file with the same SOP Instance UID and the same content is known, whatever its path. If it is unsent and
+    ``gone(old path)``, its path is updated. A file with other content supersedes a version in the same PENDING batch, which
+    was never sent; otherwise it is added to a follow-up batch.
     """
     todo = [(arrival, destination) for arrival in arrivals for destination in destination_ids]
     versions = _versions(tx, ((d, a.file.sop_instance_uid) for a, d in todo))
@@ -135,7 +135,7 @@ def register(
     if not fresh:
         return results
     pending = batches.open_pending(tx, ((a.file.study_instance_uid, d) for a, d in fresh))
-    # Another ingest may have registered the same while we waited for the batches' rows: look again, now they are locked.
+    # Another ingest may have registered the same files while this one waited for the locks of the batches' rows.
     versions = _versions(tx, ((d, a.file.sop_instance_uid) for a, d in fresh))
     rows: list[tuple[int, int, Arrival, Outcome]] = []
     superseded: list[int] = []
@@ -172,7 +172,7 @@ def register(
 
 
 def identify(tx: Connection, instance_id: int, arrival: Arrival) -> None:
-    """Fill in what a row of an older database does not say, from its file; a row that says it already is left alone."""
+    """Complete a row taken over from an older database with what its file says. A row that is complete is not changed."""
     file = arrival.file
     tx.execute(
         _IDENTIFY,
@@ -217,7 +217,7 @@ def _columns(rows: Sequence[tuple[int, int, Arrival, Outcome]]) -> dict[str, lis
 def _known(
     tx: Connection, arrival: Arrival, destination: int, versions: Iterable[_Version], gone: Callable[[str], bool]
 ) -> Registered | None:
-    """Return the arrival as an instance that is registered already, or None."""
+    """Return the result for an arrival that is registered already, or None."""
     file = arrival.file
     path = to_text(arrival.path)
 

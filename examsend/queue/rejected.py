@@ -1,4 +1,4 @@
-"""Files that were seen and could not be registered, each with its reason. Nothing that was seen is skipped silently."""
+"""Files that could not be registered, each with its reason. No file is skipped without a record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SEEN_AGAIN = text("""
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A file that cannot be registered, and why: a code for machines, a sentence for people."""
+    """A file that cannot be registered, and why: a code for programs, a sentence for users."""
 
     file: FileStat
     code: str
@@ -47,20 +47,23 @@ _FORGET = text("""
 
 
 def record(tx: Connection, rejections: Sequence[Rejection]) -> None:
-    """Record files that cannot be registered; one that was rejected before keeps when it was first seen."""
+    """Record files that cannot be registered. A file that was rejected before keeps its first_seen_at."""
     if rejections:
         codes = {"codes": [r.code for r in rejections], "reasons": [r.sentence[:500] for r in rejections]}
         tx.execute(_RECORD, {**arrays([r.file for r in rejections]), **codes})
 
 
 def forget(tx: Connection, paths: Sequence[str]) -> None:
-    """Forget earlier rejections of files that have been registered since."""
+    """Delete the rejections of files that are registered now."""
     if paths:
         tx.execute(_FORGET, {"paths": [to_text(p) for p in paths]})
 
 
 def seen_again(tx: Connection, files: Sequence[FileStat]) -> set[FileStat]:
-    """Given files, return those that were rejected before and are unchanged since, and record that they were seen again."""
+    """Given files, return those that were rejected before and not changed since, and set their last_seen_at.
+
+    A file that could not be read is not among them: its permissions may have changed.
+    """
     return {files[n - 1] for n in tx.scalars(_SEEN_AGAIN, arrays(files))} if files else set()
 
 
@@ -78,22 +81,22 @@ class RejectedFile:
 
 _RECENT = text("""
     SELECT file_path, file_size, reason_code, reason, first_seen_at, last_seen_at FROM rejected_files
-    ORDER BY last_seen_at DESC LIMIT :most
+    ORDER BY last_seen_at DESC LIMIT :limit
 """)
 
 _COUNT = text("SELECT count(*) FROM rejected_files")
 
 
-def recent(tx: Connection, most: int) -> list[RejectedFile]:
-    """Return rejected files, at most ``most``, the last seen first."""
+def recent(tx: Connection, limit: int) -> list[RejectedFile]:
+    """Return at most ``limit`` rejected files, the one seen last first."""
     return [
         RejectedFile(
             from_text(row.file_path), row.file_size, row.reason_code, row.reason, row.first_seen_at, row.last_seen_at
         )
-        for row in tx.execute(_RECENT, {"most": most})
+        for row in tx.execute(_RECENT, {"limit": limit})
     ]
 
 
 def count(tx: Connection) -> int:
-    """Return how many rejected files are on record."""
+    """Return the number of rejected files."""
     return int(tx.execute(_COUNT).scalar_one())

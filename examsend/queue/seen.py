@@ -1,4 +1,4 @@
-"""Which files have been seen: a file is known again by path, size and modification time."""
+"""Which files are registered or rejected already. A file is identified by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from sqlalchemy import Connection, text
 from examsend.queue import rejected
 from examsend.queue.paths import FileStat, arrays
 
-# What is left, not what is known: a second run over a directory then fetches nothing. OFFSET 0 keeps it at one look into the
-# index for each file: a planner that knows a young table badly would read all of it for each group of files. The destination
-# stays outside of it for the same reason: inside, it would offer the planner a second and far worse index.
-_LEFT = text("""
+# Returns the files that are not registered, so that a second run over a directory fetches no rows. OFFSET 0 forces one index
+# look-up per file: without statistics (a new table) the planner would read the whole table for each group of files. The
+# condition on the destination is outside the subquery for the same reason: inside, the planner could choose an index on it,
+# which is much slower.
+_NOT_REGISTERED = text("""
     SELECT w.n
     FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
          WITH ORDINALITY w (path, size, mtime, n)
@@ -33,19 +34,19 @@ _LEFT = text("""
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Of some files: those to open, and those to pass over."""
+    """The result of a look-up of files."""
 
     new: list[FileStat]
-    """Not registered for every one of the destinations."""
+    """Files that are not registered for all of the destinations."""
     rejected: list[FileStat]
-    """Not registered either, but rejected before and unchanged since."""
+    """Files that are not registered, and were rejected before and not changed since."""
     known: int
-    """How many are registered for all of them."""
+    """Number of files that are registered for all of the destinations."""
 
 
 def look_up(tx: Connection, files: Sequence[FileStat], destination_ids: Sequence[int]) -> Seen:
-    """Given files and destinations, return which of the files have been seen, in the order given."""
-    left = [files[n - 1] for n in tx.scalars(_LEFT, {**arrays(files), "destinations": list(destination_ids)})]
+    """Given files and destinations, return which files are new, rejected and known, in the order given."""
+    left = [files[n - 1] for n in tx.scalars(_NOT_REGISTERED, {**arrays(files), "destinations": list(destination_ids)})]
     before = rejected.seen_again(tx, left)
     return Seen(
         new=[f for f in left if f not in before],

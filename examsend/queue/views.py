@@ -1,4 +1,4 @@
-"""Read only: what stands where, and why; what status and monitoring show."""
+"""The state of batches and destinations, and the reason, for ``examsend status`` and monitoring. Reads only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sqlalchemy import Connection, text
 from examsend import outcomes
 from examsend.db.due import NOW
 from examsend.queue.paths import from_text
-from examsend.queue.reasons import WAITS, Standing, disabled, held, why
-from examsend.states import LOST, NOT_COUNTED, BatchState, sql_list
+from examsend.queue.reasons import WAITS, StateFacts, disabled, held, state_reason
+from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, sql_list
 
-# What is alive is found through the partial indexes, what has ended through its time: the cost follows what is asked for,
-# not what was ever sent.
+# Unfinished batches are found by partial indexes and SENT ones by the time they finished, so that the cost does not grow with
+# the number of batches that were ever sent.
 _ORDER = """
     CASE b.status WHEN 'FAILED' THEN 0 WHEN 'SENDING' THEN 1 WHEN 'READY' THEN 2 WHEN 'PENDING' THEN 3 ELSE 4 END, b.id DESC
 """
@@ -32,7 +32,7 @@ _BATCHES = text(f"""
                OR (CAST(:state AS text) IS NULL AND (b.status IN ('PENDING', 'READY', 'SENDING', 'FAILED')
                    OR b.status = 'SENT' AND b.finished_at > {NOW} - make_interval(secs => :recent))))
         ORDER BY {_ORDER}
-        LIMIT :most
+        LIMIT :limit
     )
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.status, b.attempt_count, b.created_at, b.finished_at,
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
@@ -43,7 +43,7 @@ _BATCHES = text(f"""
     JOIN LATERAL (
         SELECT count(*) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})) AS instances,
                count(*) FILTER (WHERE i.outcome = 'STORED') AS stored,
-               count(*) FILTER (WHERE i.outcome IN ({sql_list(LOST)})) AS failed,
+               count(*) FILTER (WHERE i.outcome IN ({sql_list(UNDELIVERABLE)})) AS failed,
                count(*) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned,
                min(i.dimse_status) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned_status,
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
@@ -79,12 +79,12 @@ _ATTEMPTS = text("""
 """)
 
 RECENT = 86400.0
-"""Seconds for which a SENT batch is shown without being asked for."""
+"""A SENT batch is listed by default for this many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """One batch: where it stands and why."""
+    """The state of one batch, and the reason."""
 
     id: int
     study_instance_uid: str
@@ -98,7 +98,7 @@ class BatchStatus:
     total_bytes: int
     attempts: int
     waiting_for: str | None
-    """Why it is where it is; None where there is nothing to say (SENT without warnings)."""
+    """Why it is in this state; None for a SENT batch without warnings."""
     created_at: datetime
     finished_at: datetime | None
     ready_at: datetime | None
@@ -108,7 +108,7 @@ class BatchStatus:
 
 @dataclass(frozen=True, slots=True)
 class DestinationStatus:
-    """One destination: health and queue."""
+    """One destination: its health, and the number of its batches by state."""
 
     name: str
     address: str
@@ -125,7 +125,7 @@ class DestinationStatus:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """Instances of a batch that fared alike."""
+    """Instances of a batch with the same outcome, DIMSE status and comment."""
 
     outcome: str
     dimse_status: str | None
@@ -169,7 +169,7 @@ def _batch(row: Any) -> BatchStatus:
         row.warned,
         int(row.total_bytes),
         row.attempt_count,
-        why(_standing(row)),
+        state_reason(_state_facts(row)),
         row.created_at,
         row.finished_at,
         row.ready_at,
@@ -178,8 +178,8 @@ def _batch(row: Any) -> BatchStatus:
     )
 
 
-def _standing(row: Any) -> Standing:
-    return Standing(
+def _state_facts(row: Any) -> StateFacts:
+    return StateFacts(
         status=BatchState(row.status),
         instances=row.instances,
         stored=row.stored,
@@ -217,10 +217,13 @@ def batches(
     study: str | None = None,
     destination_id: int | None = None,
     state: BatchState | None = None,
-    most: int,
+    limit: int,
 ) -> list[BatchStatus]:
-    """Return batches, FAILED ones first, at most ``most``: those with these ids or of one study whatever their state, or those
-    in one state, or (None) all that are alive and those that were sent lately; of one destination where that is given."""
+    """Return at most ``limit`` batches, FAILED ones first.
+
+    With ``ids`` or ``study``: these batches in any state. Else with ``state``: the batches in this state. Else the batches that
+    are not SENT, and those SENT in the last 24 hours. With ``destination_id``: only batches of this destination.
+    """
     values = {
         "ids": None if ids is None else list(ids),
         "study": study,
@@ -228,13 +231,13 @@ def batches(
         "everything": ids is not None or study is not None,
         "state": state,
         "recent": RECENT,
-        "most": most,
+        "limit": limit,
     }
     return [_batch(row) for row in tx.execute(_BATCHES, values)]
 
 
 def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
-    """Return every destination, by name: its health and its queue."""
+    """Return every destination, ordered by name: its health, and the number of its batches by state."""
     return tuple(
         DestinationStatus(
             row.name,
@@ -253,11 +256,11 @@ def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
 
 
 def groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:
-    """Return the instances of a batch, grouped by how they fared."""
+    """Return the instances of a batch, grouped by outcome, DIMSE status and comment."""
     return tuple(
         InstanceGroup(
             row.outcome,
-            None if row.dimse_status is None else outcomes.words(row.dimse_status),
+            None if row.dimse_status is None else outcomes.status_text(row.dimse_status),
             row.error_comment,
             row.n,
             int(row.total_bytes),
@@ -297,5 +300,5 @@ _DIGESTS = text(
 
 
 def stored_digests(tx: Connection) -> dict[str, str]:
-    """Return {SOP Instance UID: SHA-256 in hex} of every stored instance: what a receiver is compared with."""
+    """Return {SOP Instance UID: SHA-256 in hex} of every stored instance, to compare with the data sets at a receiver."""
     return {row[0]: row[1] for row in tx.execute(_DIGESTS)}

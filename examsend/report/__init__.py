@@ -1,1 +1,1 @@
-"""A command's result as text or JSON, and text from outside made safe for a terminal."""
+"""Shows the result of a command as text or JSON. Untrusted text is escaped for the terminal."""

@@ -1,4 +1,4 @@
-"""A command's result as JSON."""
+"""Converts the result of a command to JSON."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def _plain(value: object) -> Any:
 
 
 def as_json(result: object) -> str:
-    """Given a pass's result, return it as JSON: the dataclass's own names, times in UTC."""
+    """Given the result of a command, return it as JSON. The keys are the fields of the dataclass; times are in UTC."""
     return json.dumps(_plain(result), indent=2)

@@ -1,4 +1,4 @@
-"""What the text renderings share: the console, tables, times, amounts, counts."""
+"""Parts of the text output: console, tables, times, sizes, counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Return the console results go to: as wide as the terminal, and wide enough for its lines where there is none."""
+    """Return the console on standard output: as wide as the terminal, or 200 columns if it is not a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200
@@ -23,7 +23,7 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """Given column names (one that ends in ``>`` is flush right) and rows, return a table of cleaned text."""
+    """Given column names and rows, return a table of escaped text. A column whose name ends in ``>`` is right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -37,13 +37,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     return made
 
 
-def when(moment: datetime | None) -> str:
-    """Given a time, return it in this host's zone, to the second."""
+def local_time(moment: datetime | None) -> str:
+    """Given a time, return it in the time zone of this host, to the second; "" for None."""
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def amount(size: float) -> str:
-    """Given a number of bytes, return them in the unit people read."""
+def byte_size(size: float) -> str:
+    """Given a number of bytes, return it in a suitable decimal unit: "999 B", "1.5 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
@@ -51,13 +51,15 @@ def amount(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def some(number: int, one: str, many: str | None = None) -> str:
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """Given a number and a noun (and its plural, if it is not formed with "s"), return "1 batch" or "2 batches"."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 _SHOWN = 20
 
 
-def listed(lines: Sequence[str]) -> list[str]:
+def first_lines(lines: Sequence[str]) -> list[str]:
+    """Given lines, return the first 20 of them and a line with the number of the others."""
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return [*lines[:_SHOWN], *more]

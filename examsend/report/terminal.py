@@ -1,4 +1,4 @@
-"""Text from outside, made safe for a terminal."""
+"""Escapes untrusted text for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def clean(text: str) -> str:
-    """Given untrusted text, return it with everything escaped that a terminal might obey: control characters, escape
+    """Given untrusted text, return it with everything escaped that could control a terminal: control characters, escape
     sequences, direction marks, undecodable bytes."""
     if text.isascii() and text.isprintable():
         return text

@@ -1,7 +1,6 @@
-"""A command's result as text: lines and tables. Whether it needs a person (exit code 1) the result says itself.
+"""Shows the result of a command as lines and tables. All results are printed here, or as JSON by ``report.json``.
 
-Nothing else prints results, so what people read and what scripts read cannot drift apart. All text that came from a file,
-a path or a peer goes through ``clean``.
+Text from a file, a path or a peer is untrusted: ``clean`` escapes it.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from examsend.commands.status import StatusResult
 from examsend.config.destination import DECLARED, label
 from examsend.queue.destination import Destination
 from examsend.queue.views import BatchStatus
-from examsend.report.layout import amount, console, listed, some, table, when
+from examsend.report.layout import byte_size, console, first_lines, local_time, plural, table
 from examsend.report.terminal import clean
 from examsend.senders.base import Capabilities
 
 
 def to_console(result: object) -> None:
-    """Show a pass's result to people."""
+    """Print the result of a command."""
     out = console()
     for part in rendered(result):
         if isinstance(part, str):
-            # A sentence is one line, however long: what reads it may be grep.
+            # Lines are not wrapped, so that grep finds them.
             out.print(clean(part), soft_wrap=True)
         else:
             out.print(part)
@@ -38,7 +37,7 @@ def to_console(result: object) -> None:
 
 @singledispatch
 def rendered(result: object) -> list[Any]:
-    """Given a pass's result, return lines of text and tables."""
+    """Given the result of a command, return lines of text and tables."""
     return [str(result)]
 
 
@@ -48,12 +47,12 @@ def _ingest(result: IngestResult) -> list[Any]:
         f"{getattr(result, name)} {name}" for name in ("seen", "new", "known", "deferred", "ignored", "rejected")
     )
     vanished = f", {result.vanished} vanished" if result.vanished else ""
-    lines: list[Any] = listed([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
-    lines += listed([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
+    lines: list[Any] = first_lines([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
+    lines += first_lines([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
-        f"{counts}{vanished}; {some(len(result.batches), 'batch', 'batches')} touched ({result.opened} opened)"
-        f" for {', '.join(result.destinations)}; {amount(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
+        f"{counts}{vanished}; {plural(len(result.batches), 'batch', 'batches')} changed ({result.opened} opened)"
+        f" for {', '.join(result.destinations)}; {byte_size(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
     return lines
 
@@ -66,7 +65,7 @@ def _finalize(result: FinalizeResult) -> list[Any]:
         for r in result.ready
     ]
     lines += [
-        f"batch {w.id} waits for {w.destination}: {some(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
+        f"batch {w.id} waits for {w.destination}: {plural(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
         for w in result.waiting
     ]
     return lines or ["nothing is complete: no batch to make READY"]
@@ -77,27 +76,25 @@ def _send(result: SendResult) -> list[Any]:
     lines: list[Any] = []
     for d in result.delivered:
         rate = (
-            f", {amount(d.bytes_sent / d.association_seconds)}/s"
+            f", {byte_size(d.bytes_sent / d.association_seconds)}/s"
             if d.association_seconds > 0.01 and d.bytes_sent
             else ""
         )
         what = f"batch {d.batch_id} to {d.destination}: {d.state}, {d.stored} stored"
         what += f", {d.failed} failed" if d.failed else ""
-        what += (
-            f", {some(d.associations, 'association')}, {amount(d.bytes_sent)} in {d.association_seconds:.2f} s{rate}"
-        )
+        what += f", {plural(d.associations, 'association')}, {byte_size(d.bytes_sent)} in {d.association_seconds:.2f} s{rate}"
         lines.append(what + (f": {d.reason}" if d.reason else ""))
-    lines += [f"batch {b}: another sender took it over" for b in result.lost]
+    lines += [f"batch {b}: another sender has claimed it" for b in result.lost]
     lines += [f"batch {b} FAILED without an attempt: `examsend status {b}` says why" for b in result.expired]
     if result.stopped:
-        lines.append("ended as asked; what is left goes with the next send")
+        lines.append("stopped as requested; the rest goes with the next send")
     return lines or ["nothing is due"]
 
 
 @rendered.register
 def _retry(result: RetryResult) -> list[Any]:
     lines: list[Any] = [
-        f"batch {r.batch_id} READY for {r.destination}: {some(r.instances, 'instance')} to send (study {r.study_instance_uid})"
+        f"batch {r.batch_id} READY for {r.destination}: {plural(r.instances, 'instance')} to send (study {r.study_instance_uid})"
         for r in result.retried
     ]
     lines += [r.sentence for r in result.refused]
@@ -114,7 +111,7 @@ def _schema(result: SchemaResult) -> list[Any]:
     if result.revision is None:
         return [f"no schema on {where}: run `examsend db upgrade`"]
     if result.differences:
-        return [f"schema {result.revision} on {where} is not what it should be:", *result.differences]
+        return [f"schema {result.revision} on {where} differs from what examsend needs:", *result.differences]
     return [f"schema {result.revision} on {where}" + ("" if result.good else f", needed is {result.needed}")]
 
 
@@ -124,7 +121,7 @@ def _status(result: StatusResult) -> list[Any]:
         return [
             table(
                 ("last seen", "bytes>", "reason", "path"),
-                ((when(r.last_seen_at), r.size, r.reason, r.path) for r in result.rejected),
+                ((local_time(r.last_seen_at), r.size, r.reason, r.path) for r in result.rejected),
             )
         ]
     lines: list[Any] = []
@@ -160,9 +157,9 @@ def _status(result: StatusResult) -> list[Any]:
             )
         )
     if result.more:
-        lines.append("there are more: --limit shows them")
+        lines.append("there are more batches: use a larger --limit")
     if result.rejected_count:
-        lines.append(f"{some(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
+        lines.append(f"{plural(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
     if not result.destinations and not result.batches:
         lines.append("nothing yet: `examsend destination add NAME AET@HOST:PORT`, then `examsend ingest DIR`")
     elif not result.batches:
@@ -173,7 +170,7 @@ def _status(result: StatusResult) -> list[Any]:
 def _why(batch: BatchStatus) -> str:
     if batch.waiting_for:
         return batch.waiting_for
-    return f"sent {when(batch.finished_at)}" if batch.status == "SENT" else ""
+    return f"sent {local_time(batch.finished_at)}" if batch.status == "SENT" else ""
 
 
 def _one(result: StatusResult) -> list[Any]:
@@ -181,10 +178,10 @@ def _one(result: StatusResult) -> list[Any]:
     lines: list[Any] = [
         f"batch {batch.id}: {batch.status}" + (f": {batch.waiting_for}" if batch.waiting_for else ""),
         f"study {batch.study_instance_uid} for {batch.destination}",
-        f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {amount(batch.total_bytes)}",
-        f"opened {when(batch.created_at)}"
-        + (f", ready {when(batch.ready_at)} ({batch.ready_reason})" if batch.ready_at else "")
-        + (f", finished {when(batch.finished_at)}" if batch.finished_at else "")
+        f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {byte_size(batch.total_bytes)}",
+        f"opened {local_time(batch.created_at)}"
+        + (f", ready {local_time(batch.ready_at)} ({batch.ready_reason})" if batch.ready_at else "")
+        + (f", finished {local_time(batch.finished_at)}" if batch.finished_at else "")
         + (f"; follows batch {batch.follows_batch_id}" if batch.follows_batch_id else ""),
         table(
             ("outcome", "status", "instances>", "bytes>", "comment", "for example"),
@@ -193,7 +190,7 @@ def _one(result: StatusResult) -> list[Any]:
                     g.outcome,
                     g.dimse_status,
                     g.count,
-                    amount(g.total_bytes),
+                    byte_size(g.total_bytes),
                     g.comment,
                     "\n".join(p for _, p in g.examples[:2]),
                 )
@@ -207,13 +204,13 @@ def _one(result: StatusResult) -> list[Any]:
                 ("attempt", "by", "result", "offered>", "stored>", "failed>", "sent>", "seconds>", "detail"),
                 (
                     (
-                        when(a.started_at),
+                        local_time(a.started_at),
                         f"{a.sender} {a.host}:{a.pid}",
                         a.result,
                         a.instances,
                         a.stored,
                         a.failed,
-                        amount(a.bytes_sent),
+                        byte_size(a.bytes_sent),
                         "" if a.association_seconds is None else f"{a.association_seconds:.2f}",
                         a.detail,
                     )

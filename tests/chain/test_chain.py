@@ -1,4 +1,4 @@
-"""The whole chain on real files to real receivers: one association a study, every data set identical."""
+"""All passes together, from files to receivers: one association per study, and every data set is identical."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
 from examsend.states import SenderName
-from tests.helpers import add, chain, cli, digests, one, prepare, rows, states
+from tests.helpers import add, cli, deliver, digests, one, prepare, rows, states
 from tests.peers import dcmtk, orthanc
 
 
 @pytest.fixture
 def real_files(tmp_path: Path) -> Path:
-    """pydicom's own real files, in a directory of their own."""
+    """A directory with a copy of the files of pydicom's tests."""
     drop = tmp_path / "real"
     home = Path(pydicom.data.__file__).parent
     for part in ("test_files", "charset_files"):
@@ -37,7 +37,7 @@ def test_real_files_arrive_byte_for_byte(
     settings: Settings, database: engine.Database, receiving: receiver.Receiver, real_files: Path, sender: str
 ) -> None:
     add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}", sender=sender)
-    chain(settings, real_files)
+    deliver(settings, real_files)
     assert set(states(database)) == {"SENT"}
     got = {entry.sop_instance_uid: entry.sha256 for entry in receiving.stored()}
     assert got == digests(database)
@@ -58,7 +58,7 @@ def test_a_large_study_takes_exactly_one_association(
     samples.ct_study(tmp_path / "drop", 500, size=64)
     peer = storescp()
     add(settings, peer.address, sender=sender)
-    chain(settings, tmp_path / "drop")
+    deliver(settings, tmp_path / "drop")
     assert peer.associations() == 1
     assert peer.digests() == digests(database)
     [batch] = status.run(settings).batches
@@ -68,7 +68,7 @@ def test_a_large_study_takes_exactly_one_association(
 @pytest.mark.parametrize("sender", SenderName)
 @orthanc.needs_orthanc
 @pytest.mark.orthanc
-def test_orthanc_holds_what_was_sent(
+def test_orthanc_stores_identical_data_sets(
     settings: Settings,
     database: engine.Database,
     orthanc_server: Callable[..., orthanc.Orthanc],
@@ -78,18 +78,18 @@ def test_orthanc_holds_what_was_sent(
     samples.make(tmp_path / "drop")
     peer = orthanc_server()
     add(settings, peer.address, sender=sender)
-    chain(settings, tmp_path / "drop")
+    deliver(settings, tmp_path / "drop")
     assert set(states(database)) == {"SENT"}
     found: dict[str, str] = {}
     for uid, data in peer.files().items():
         copy = tmp_path / "copy.dcm"
         copy.write_bytes(data)
-        found[uid] = samples_digest(copy)
+        found[uid] = data_set_digest(copy)
     assert found == digests(database)
 
 
-def samples_digest(path: Path) -> str:
-    """SHA-256 of a file's data set in hex."""
+def data_set_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's data set in hex."""
     from examsend.dicom import identity
 
     return identity.inspect(path).content_sha256.hex()
@@ -97,19 +97,19 @@ def samples_digest(path: Path) -> str:
 
 @orthanc.needs_orthanc
 @pytest.mark.orthanc
-def test_orthanc_calls_the_same_bytes_a_duplicate_and_that_is_success(
+def test_a_duplicate_reported_by_orthanc_is_success(
     settings: Settings, database: engine.Database, orthanc_server: Callable[..., orthanc.Orthanc], tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 2, size=16)
     peer = orthanc_server(OverwriteInstances=False)
     add(settings, peer.address)
-    chain(settings, tmp_path / "drop")
+    deliver(settings, tmp_path / "drop")
     add(settings, peer.address, name="again")
-    chain(settings, tmp_path / "drop")
+    deliver(settings, tmp_path / "drop")
     assert states(database) == ["SENT", "SENT"]
 
 
-def test_two_sends_at_once_send_every_instance_exactly_once(
+def test_two_concurrent_sends_send_every_instance_exactly_once(
     settings: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
 ) -> None:
     for n in range(12):
@@ -135,29 +135,29 @@ def test_two_sends_at_once_send_every_instance_exactly_once(
     assert receiving.associations() == 12
 
 
-def test_the_demo_shows_what_it_says_and_leaves_nothing_behind() -> None:
+def test_the_demo_verifies_its_studies_and_leaves_no_files() -> None:
     with tempfile.TemporaryDirectory() as name:
-        # The embedded server runs as another user where root runs the demo.
+        # The embedded server runs as another user if root runs the demo.
         Path(name).chmod(0o711)
-        said = cli("demo", "--json", TMPDIR=name)
+        completed = cli("demo", "--json", TMPDIR=name)
         left = list(Path(name).iterdir())
-    assert said.returncode == 0, said.stderr
-    result = json.loads(said.stdout)
+    assert completed.returncode == 0, completed.stderr
+    result = json.loads(completed.stdout)
     assert result["verified"] == 102
     assert result["differing"] == 0
     assert result["associations"] == len(result["studies"]) == 4
     assert left == []
 
 
-def test_the_demo_takes_files_of_ones_own_and_another_receiver(receiving: receiver.Receiver, tmp_path: Path) -> None:
+def test_the_demo_sends_given_files_to_a_given_receiver(receiving: receiver.Receiver, tmp_path: Path) -> None:
     samples.ct_study(tmp_path / "drop", 3, size=16)
-    said = cli("demo", tmp_path / "drop", "--to", f"{receiving.aet}@{receiving.host}:{receiving.port}")
-    assert said.returncode == 0, said.stderr
+    completed = cli("demo", tmp_path / "drop", "--to", f"{receiving.aet}@{receiving.host}:{receiving.port}")
+    assert completed.returncode == 0, completed.stderr
     assert len(receiving.stored()) == 3
     assert len(list((tmp_path / "drop").iterdir())) == 3
 
 
-def test_instances_go_in_series_and_instance_order(
+def test_instances_are_sent_in_series_and_instance_order(
     settings: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
 ) -> None:
     study = samples.new_uid()
@@ -167,7 +167,7 @@ def test_instances_go_in_series_and_instance_order(
         images = [samples.Image(samples.MR, study, series, number, n, 8, 8) for n in (10, 9, 2, 1)]
         samples.write_series(tmp_path / "drop" / str(number), images)
     add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}")
-    chain(settings, tmp_path / "drop")
+    deliver(settings, tmp_path / "drop")
     wanted = [
         row[0]
         for row in rows(
@@ -177,7 +177,7 @@ def test_instances_go_in_series_and_instance_order(
     assert [entry.sop_instance_uid for entry in receiving.stored()] == wanted
 
 
-def test_more_than_128_contexts_take_as_many_associations_as_it_needs(
+def test_a_study_with_more_than_128_contexts_takes_several_associations(
     settings: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
 ) -> None:
     study, series = samples.new_uid(), samples.new_uid()
@@ -197,6 +197,6 @@ def test_more_than_128_contexts_take_as_many_associations_as_it_needs(
 
 
 def send_all(settings: Settings, drop: Path) -> send.SendResult:
-    """Prepare and send."""
+    """Ingest, finalize, send."""
     prepare(settings, drop)
     return send.run(settings)

@@ -1,4 +1,4 @@
-"""The command line as scripts and people meet it: sentences, exit codes, JSON."""
+"""The command line: messages, exit codes, JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.helpers import cli, execute, one, states
 from tests.peers.dcmtk import free_port
 
 
-def test_a_stranger_goes_from_files_to_sent(database_url: str, receiving: receiver.Receiver, tmp_path: Path) -> None:
+def test_the_commands_take_files_from_ingest_to_sent(
+    database_url: str, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
     samples.make(tmp_path / "drop")
     added = cli(
         "destination",
@@ -47,16 +49,16 @@ def test_a_stranger_goes_from_files_to_sent(database_url: str, receiving: receiv
         "created_at", "finished_at",
     } <= batch.keys()  # fmt: skip
     assert (batch["status"], shown.stderr) == ("SENT", "")
-    people = cli("status", url=database_url).stdout
-    assert "1 rejected file" in people
+    text = cli("status", url=database_url).stdout
+    assert "1 rejected file" in text
     assert "geometry" in (rejected := cli("status", "--rejected", url=database_url).stdout) or "says" in rejected
     assert "STORED" in cli("status", str(batch["id"]), url=database_url).stdout
 
 
-def test_an_idle_pass_with_q_says_nothing(database_url: str) -> None:
+def test_an_idle_pass_with_q_prints_nothing(database_url: str) -> None:
     for command in ("finalize", "send"):
-        said = cli(command, "-q", url=database_url)
-        assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+        completed = cli(command, "-q", url=database_url)
+        assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -96,13 +98,13 @@ def test_an_idle_pass_with_q_says_nothing(database_url: str) -> None:
         (("status", "--config", "/none.toml"), 78, "No such file"),
     ],
 )
-def test_wrong_input_gets_a_sentence_and_its_exit_code(
+def test_invalid_input_gives_a_sentence_and_an_exit_code(
     database_url: str, arguments: tuple[str, ...], code: int, sentence: str
 ) -> None:
-    said = cli(*arguments, url=database_url)
-    assert said.returncode == code
-    assert sentence in said.stderr
-    assert "Traceback" not in said.stderr
+    completed = cli(*arguments, url=database_url)
+    assert completed.returncode == code
+    assert sentence in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -115,17 +117,17 @@ def test_wrong_input_gets_a_sentence_and_its_exit_code(
         ("postgresql://u:pass@h:notaport/x", 78),
     ],
 )
-def test_a_wrong_database_url(url: str, code: int) -> None:
-    said = cli("status", url=url, EXAMSEND_DATABASE_WAIT="0.3")
-    assert said.returncode == code
-    assert said.stderr.startswith("examsend: ")
-    assert len(said.stderr.splitlines()) == 1
-    assert "secret" not in said.stderr
+def test_an_unusable_database_url_gives_one_line_without_the_password(url: str, code: int) -> None:
+    completed = cli("status", url=url, EXAMSEND_DATABASE_WAIT="0.3")
+    assert completed.returncode == code
+    assert completed.stderr.startswith("examsend: ")
+    assert len(completed.stderr.splitlines()) == 1
+    assert "secret" not in completed.stderr
 
 
-def test_a_database_without_schema_says_what_to_run(empty_database_url: str) -> None:
-    said = cli("status", url=empty_database_url)
-    assert (said.returncode, "examsend db upgrade" in said.stderr) == (78, True)
+def test_a_database_without_a_schema_gives_the_command_that_creates_it(empty_database_url: str) -> None:
+    completed = cli("status", url=empty_database_url)
+    assert (completed.returncode, "examsend db upgrade" in completed.stderr) == (78, True)
     assert cli("db", "upgrade", url=empty_database_url).returncode == 0
     assert cli("db", "check", url=empty_database_url).returncode == 0
     assert cli("status", url=empty_database_url).returncode == 0
@@ -133,14 +135,14 @@ def test_a_database_without_schema_says_what_to_run(empty_database_url: str) -> 
 
 def test_a_bug_is_exit_70_without_a_traceback(database_url: str, database: engine.Database) -> None:
     execute(database, "DROP TABLE rejected_files")
-    said = cli("status", url=database_url)
-    assert said.returncode == 70
-    assert "this is a bug" in said.stderr
-    assert "Traceback" not in said.stderr
+    completed = cli("status", url=database_url)
+    assert completed.returncode == 70
+    assert "this is a bug" in completed.stderr
+    assert "Traceback" not in completed.stderr
     assert "Traceback" in cli("status", "-vv", url=database_url).stderr
 
 
-def test_the_embedded_database_serves_with_no_setting_at_all(tmp_path: Path) -> None:
+def test_the_embedded_database_is_used_without_a_database_url(tmp_path: Path) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:
@@ -151,18 +153,18 @@ def test_the_embedded_database_serves_with_no_setting_at_all(tmp_path: Path) -> 
         assert "pacs" in cli("destination", "list", EXAMSEND_DATA_DIRECTORY=str(data)).stdout
 
 
-def test_a_hostile_file_name_cannot_steer_the_terminal(database_url: str, tmp_path: Path) -> None:
+def test_control_characters_in_a_file_name_are_escaped(database_url: str, tmp_path: Path) -> None:
     drop = tmp_path / "drop"
     [file] = samples.ct_study(drop, 1, size=8)
     file.write_bytes(file.read_bytes()[:-10])
     file.rename(drop / "\x1b[31mred\n.dcm")
     cli("destination", "add", "pacs", "A@127.0.0.1:104", url=database_url)
-    said = cli("ingest", drop, url=database_url, EXAMSEND_INCOMPLETE_AFTER="0", EXAMSEND_SETTLE="0")
-    assert "\x1b" not in said.stdout + said.stderr
-    assert "\\x1b[31mred\\n.dcm" in said.stdout
+    completed = cli("ingest", drop, url=database_url, EXAMSEND_INCOMPLETE_AFTER="0", EXAMSEND_SETTLE="0")
+    assert "\x1b" not in completed.stdout + completed.stderr
+    assert "\\x1b[31mred\\n.dcm" in completed.stdout
 
 
-def test_sigterm_ends_a_send_in_good_order(
+def test_sigterm_ends_a_send_cleanly_and_leaves_the_batch_ready(
     settings: Settings, database_url: str, database: engine.Database, tmp_path: Path
 ) -> None:
     from tests.peers.scripted import Script, scripted
@@ -188,7 +190,7 @@ def test_sigterm_ends_a_send_in_good_order(
     assert stored == len(peer.stored) > 0
 
 
-def test_retry_puts_a_failed_batch_back_and_refuses_a_sent_one(
+def test_retry_makes_a_failed_batch_ready_and_refuses_a_sent_one(
     database_url: str, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
@@ -196,7 +198,7 @@ def test_retry_puts_a_failed_batch_back_and_refuses_a_sent_one(
     cli("destination", "add", "pacs", f"A@127.0.0.1:{port}", "--quiet-period", "0", url=database_url)
     cli("ingest", tmp_path / "drop", url=database_url)
     cli("finalize", url=database_url)
-    assert cli("send", url=database_url).returncode == 0, "put back in line is a completed pass"
+    assert cli("send", url=database_url).returncode == 0, "a pass that leaves a batch READY is a completed pass"
     assert "destination held: cannot connect" in cli("status", url=database_url).stdout
     assert cli("retry", "1", url=database_url).returncode == 1
     execute(
@@ -204,9 +206,9 @@ def test_retry_puts_a_failed_batch_back_and_refuses_a_sent_one(
         "UPDATE exam_batches SET status='FAILED', failure_code='X', failure='x', finished_at=now(), next_attempt_at=NULL",
     )
     cli("destination", "set", "pacs", "--address", f"{receiving.aet}@127.0.0.1:{receiving.port}", url=database_url)
-    said = cli("retry", "--all-failed", "--destination", "pacs", url=database_url)
-    assert said.returncode == 0
-    assert "destination pacs is no longer held" in said.stdout
+    completed = cli("retry", "--all-failed", "--destination", "pacs", url=database_url)
+    assert completed.returncode == 0
+    assert "destination pacs is no longer held" in completed.stdout
     assert cli("send", url=database_url).returncode == 0
     assert states(database) == ["SENT"]
     refused = cli("retry", "1", url=database_url)
@@ -217,11 +219,11 @@ def test_a_destination_with_unsent_batches_is_not_removed(database_url: str, tmp
     samples.ct_study(tmp_path / "drop", 1, size=8)
     cli("destination", "add", "pacs", "A@127.0.0.1:104", url=database_url)
     cli("ingest", tmp_path / "drop", url=database_url)
-    said = cli("destination", "remove", "pacs", url=database_url)
-    assert (said.returncode, "unsent" in said.stderr) == (1, True)
+    completed = cli("destination", "remove", "pacs", url=database_url)
+    assert (completed.returncode, "unsent" in completed.stderr) == (1, True)
 
 
-def test_finalize_dry_run_says_why_the_others_wait(database_url: str, tmp_path: Path) -> None:
+def test_finalize_dry_run_shows_why_batches_wait(database_url: str, tmp_path: Path) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
     cli("destination", "add", "pacs", "A@127.0.0.1:104", "--quiet-period", "600", url=database_url)
     cli("ingest", tmp_path / "drop", url=database_url)

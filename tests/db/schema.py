@@ -1,4 +1,4 @@
-"""A database's schema as lines of text that can be compared."""
+"""The schema of a database as lines of text, for comparison."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tabl
 _TRIGGERS = "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal"
 
 
-def shape(database: engine.Database) -> set[str]:
-    """Columns with types and defaults, constraints with their texts, indexes and triggers, a line each."""
+def schema_lines(database: engine.Database) -> set[str]:
+    """Return columns with types and defaults, constraints, indexes and triggers, one line each."""
     parts = (_COLUMNS, _CONSTRAINTS, _INDEXES, _TRIGGERS)
     return {str(row[0]) for part in parts for row in rows(database, part)}

@@ -1,4 +1,4 @@
-"""A database that already holds the three tables of the project's first document, with rows in every state."""
+"""Taking over a database that already has the three tables of an earlier program, with batches in every state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from examsend.db import access, engine, migrate
 from examsend.demo import samples
 from examsend.dicom import identity
 from examsend.errors import ConfigError
-from tests.db.schema import shape
+from tests.db.schema import schema_lines
 from tests.helpers import cli, execute, one, rows
 from tests.peers.scripted import scripted
 
-# The document's own DDL; it leaves the types of its columns to the reader.
-DOCUMENT = """
+# The tables of the earlier program, with typical column types.
+EARLIER_TABLES = """
 CREATE TABLE storage_backend_configs (id SERIAL PRIMARY KEY, name VARCHAR(255) NOT NULL UNIQUE, bucket TEXT NOT NULL);
 CREATE TABLE exam_batches (id SERIAL PRIMARY KEY, study_instance_uid VARCHAR(64) NOT NULL,
     destination_id INTEGER NOT NULL REFERENCES storage_backend_configs (id), status VARCHAR(20) NOT NULL DEFAULT 'PENDING',
@@ -45,14 +45,14 @@ def _sql(url: str, statement: str, *values: Any) -> None:
 
 @pytest.fixture
 def studies(tmp_path: Path) -> dict[str, list[Path]]:
-    """Two files of a study for each state."""
+    """A study of two files for each state."""
     return {state: samples.ct_study(tmp_path / "drop" / state, 2, size=8) for state in STATES}
 
 
 @pytest.fixture
 def url(empty_database_url: str, studies: dict[str, list[Path]]) -> str:
-    """A database of the document, with a batch in every state."""
-    _sql(empty_database_url, DOCUMENT)
+    """A database of the earlier program, with a batch in every state."""
+    _sql(empty_database_url, EARLIER_TABLES)
     _sql(empty_database_url, "INSERT INTO storage_backend_configs (name, bucket) VALUES ('archive', 'b1')")
     for state, files in studies.items():
         study = identity.inspect(files[0]).study_instance_uid
@@ -76,7 +76,7 @@ def url(empty_database_url: str, studies: dict[str, list[Path]]) -> str:
 
 @pytest.fixture
 def settings(url: str) -> Settings:
-    """Settings on that database; files need not settle."""
+    """Settings with that database. Files are ingested without waiting for ``settle``."""
     return Settings(database_url=url, settle=0, incomplete_after=0, database_wait=2, record_seconds=0.02)
 
 
@@ -86,7 +86,7 @@ def _upgraded(settings: Settings) -> engine.Database:
         return database
 
 
-def test_every_row_is_kept_and_a_batch_that_was_being_sent_is_ready(settings: Settings) -> None:
+def test_every_row_is_kept_and_a_sending_batch_becomes_ready(settings: Settings) -> None:
     database = _upgraded(settings)
     found = rows(database, "SELECT id, status, created_at < now() - interval '19 days' FROM exam_batches ORDER BY id")
     assert found == [
@@ -103,15 +103,15 @@ def test_every_row_is_kept_and_a_batch_that_was_being_sent_is_ready(settings: Se
 
 
 def test_the_schema_is_the_one_a_new_database_has(settings: Settings, database_url: str) -> None:
-    adopted = shape(_upgraded(settings))
+    adopted = schema_lines(_upgraded(settings))
     with access.opened(Settings(database_url=database_url)) as fresh:
-        wanted = shape(fresh)
+        wanted = schema_lines(fresh)
     extra = {line for line in adopted - wanted if "bucket" not in line and "exam_batches_status_idx" not in line}
     assert (extra, wanted - adopted) == (set(), set())
     assert db.check(settings).good
 
 
-def test_what_the_rows_do_not_say_is_said_to_be_missing(settings: Settings) -> None:
+def test_status_shows_what_the_earlier_database_does_not_say(settings: Settings) -> None:
     _upgraded(settings)
     shown = cli("status", url=settings.database_url).stdout
     assert "destination disabled: the earlier database does not say its address" in shown
@@ -120,7 +120,7 @@ def test_what_the_rows_do_not_say_is_said_to_be_missing(settings: Settings) -> N
 
 
 @pytest.mark.parametrize("ingest_first", [False, True])
-def test_it_is_read_from_the_files_at_the_next_send_or_ingest(
+def test_rows_taken_over_are_completed_from_their_files_by_ingest_or_send(
     settings: Settings, tmp_path: Path, studies: dict[str, list[Path]], ingest_first: bool
 ) -> None:
     database = _upgraded(settings)
@@ -139,10 +139,10 @@ def test_it_is_read_from_the_files_at_the_next_send_or_ingest(
         assert len(peer.offered) == len(wanted)
     assert {row[0] for row in rows(database, "SELECT status FROM exam_batches")} == {"SENT"}
     unread = one(database, "SELECT count(*) FROM exam_batch_instances WHERE content_sha256 IS NULL")
-    assert unread == (0 if ingest_first else 2), "of the batch that was SENT before, nothing has to be read to send"
+    assert unread == (0 if ingest_first else 2), "the files of the batch that was SENT before need not be read"
 
 
-def test_a_file_that_is_gone_or_holds_something_else_is_named(
+def test_missing_and_changed_files_of_rows_taken_over_are_reported(
     settings: Settings, studies: dict[str, list[Path]]
 ) -> None:
     database = _upgraded(settings)
@@ -161,7 +161,7 @@ def test_a_file_that_is_gone_or_holds_something_else_is_named(
     assert one(database, "SELECT status FROM exam_batches WHERE id = 2") == "FAILED"
 
 
-def test_new_rows_are_numbered_behind_the_old_ones(settings: Settings, tmp_path: Path) -> None:
+def test_new_rows_get_higher_ids_than_rows_taken_over(settings: Settings, tmp_path: Path) -> None:
     database = _upgraded(settings)
     assert cli("destination", "add", "second", "A@127.0.0.1:104", url=settings.database_url).returncode == 0
     samples.ct_study(tmp_path / "new", 1, size=8)
@@ -170,7 +170,7 @@ def test_new_rows_are_numbered_behind_the_old_ones(settings: Settings, tmp_path:
     assert one(database, "SELECT max(id) FROM exam_batch_instances") == 11
 
 
-def test_two_open_batches_of_a_study_become_one_open_and_one_ready(settings: Settings, url: str) -> None:
+def test_two_pending_batches_of_a_study_become_one_pending_and_one_ready(settings: Settings, url: str) -> None:
     _sql(
         url,
         "INSERT INTO exam_batches (study_instance_uid, destination_id, status)"
@@ -183,7 +183,7 @@ def test_two_open_batches_of_a_study_become_one_open_and_one_ready(settings: Set
     ]
 
 
-def test_a_state_that_examsend_does_not_know_is_named_and_nothing_is_changed(settings: Settings, url: str) -> None:
+def test_an_unknown_state_is_reported_and_nothing_is_changed(settings: Settings, url: str) -> None:
     _sql(url, "UPDATE exam_batches SET status = 'LOST' WHERE id = 1")
     with pytest.raises(ConfigError, match="does not know: LOST"):
         db.upgrade(settings)
@@ -192,14 +192,14 @@ def test_a_state_that_examsend_does_not_know_is_named_and_nothing_is_changed(set
         assert one(database, "SELECT to_regclass('send_attempts')") is None
 
 
-def test_ids_that_are_no_numbers_are_a_configuration_error(empty_database_url: str) -> None:
+def test_ids_that_are_not_numbers_are_a_configuration_error(empty_database_url: str) -> None:
     _sql(empty_database_url, "CREATE TABLE exam_batches (id uuid PRIMARY KEY, status text)")
-    said = cli("db", "upgrade", url=empty_database_url)
-    assert (said.returncode, len(said.stderr.splitlines())) == (78, 1)
-    assert "exam_batches that the database already holds cannot be taken over" in said.stderr
+    completed = cli("db", "upgrade", url=empty_database_url)
+    assert (completed.returncode, len(completed.stderr.splitlines())) == (78, 1)
+    assert "exam_batches that the database already holds cannot be taken over" in completed.stderr
 
 
-def test_the_database_can_be_taken_back(settings: Settings) -> None:
+def test_a_database_taken_over_can_be_downgraded(settings: Settings) -> None:
     database = _upgraded(settings)
     migrate.downgrade(database, "base")
     assert [r[0] for r in rows(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")] == [
@@ -207,7 +207,7 @@ def test_the_database_can_be_taken_back(settings: Settings) -> None:
     ]
 
 
-def test_updated_at_is_kept_by_the_database(settings: Settings) -> None:
+def test_updated_at_is_set_by_the_database(settings: Settings) -> None:
     database = _upgraded(settings)
     assert one(database, "SELECT bool_and(updated_at < now() - interval '9 days') FROM exam_batches")
     before = one(database, "SELECT updated_at FROM exam_batches WHERE id = 2")

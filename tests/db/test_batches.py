@@ -1,4 +1,4 @@
-"""Every state against every transition: what TRANSITIONS allows moves, everything else leaves the row untouched."""
+"""Every transition in every state: those in TRANSITIONS change the batch, all others leave its row unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COLUMNS = {
 
 @pytest.fixture
 def one_batch(database: engine.Database) -> engine.Database:
-    """A destination; the batches are made by ``put``."""
+    """A database with one destination. ``insert_batch`` adds batch 1."""
     execute(
         database,
         "INSERT INTO storage_backend_configs (name, host, port, called_aet, sender) VALUES ('d', 'h', 104, 'A', 'native')",
@@ -43,8 +43,8 @@ def one_batch(database: engine.Database) -> engine.Database:
     return database
 
 
-def put(database: engine.Database, state: str, *, outcome: str = "STORED", **columns: str) -> None:
-    """Make batch 1 in a state, with one instance."""
+def insert_batch(database: engine.Database, state: str, *, outcome: str = "STORED", **columns: str) -> None:
+    """Insert batch 1 in a state, with one instance."""
     values = {
         "study_instance_uid": "'1.2.3'",
         "destination_id": "1",
@@ -90,7 +90,7 @@ def _retry(tx: Any) -> bool:
     return True
 
 
-_ACTS = {
+_CALLS = {
     "reopen": _reopen,
     "finalize": _finalize,
     "claim": _claim,
@@ -101,8 +101,8 @@ _ACTS = {
     "expire": lambda tx: bool(batches.expire(tx)),
     "retry": _retry,
 }
-# What a transition needs of the row besides its state.
-_NEEDS = {
+# Column values that a transition requires besides the state.
+_PRECONDITIONS = {
     "claim": {"SENDING": {"lease_expires_at": "now() - interval '1 s'"}},
     "give_up": {"SENDING": {"lease_expires_at": "now() - interval '1 s'", "attempt_count": "10"}},
     "expire": {"READY": {"ready_at": "now() - interval '6 days'"}},
@@ -111,41 +111,43 @@ _NEEDS = {
 
 @pytest.mark.parametrize("state", BatchState)
 @pytest.mark.parametrize("transition", batches.TRANSITIONS)
-def test_only_the_table_of_transitions_moves_a_batch(one_batch: engine.Database, transition: str, state: str) -> None:
-    put(one_batch, state, **_NEEDS.get(transition, {}).get(state, {}))
+def test_a_transition_changes_a_batch_only_in_the_states_that_transitions_allows(
+    one_batch: engine.Database, transition: str, state: str
+) -> None:
+    insert_batch(one_batch, state, **_PRECONDITIONS.get(transition, {}).get(state, {}))
     before = rows(one_batch, "SELECT * FROM exam_batches WHERE id = 1")
     allowed, leads_to = batches.TRANSITIONS[transition]
     moved = False
     try:
         with one_batch.transaction() as tx:
-            moved = _ACTS[transition](tx)
+            moved = _CALLS[transition](tx)
     except (LostClaim, ForbiddenTransition):
         moved = False
     assert moved == (state in allowed)
     if moved:
         assert one(one_batch, "SELECT status FROM exam_batches WHERE id = 1") == leads_to
-    elif transition != "reopen" or state != "PENDING":  # a PENDING batch that is asked for is touched
+    elif transition != "reopen" or state != "PENDING":  # ``open_pending`` sets last_instance_at of a PENDING batch
         assert rows(one_batch, "SELECT * FROM exam_batches WHERE id = 1") == before
 
 
 @pytest.mark.parametrize("outcome", ["WAITING", "RETRY", "FAILED", "CONFLICT", "CHANGED", "MISSING"])
-def test_sent_needs_a_stored_outcome_of_every_instance(one_batch: engine.Database, outcome: str) -> None:
-    put(one_batch, "SENDING", outcome=outcome)
+def test_sent_requires_every_instance_to_be_stored(one_batch: engine.Database, outcome: str) -> None:
+    insert_batch(one_batch, "SENDING", outcome=outcome)
     with one_batch.transaction() as tx:
         assert batches.sent(tx, CLAIM) is False
     assert one(one_batch, "SELECT status FROM exam_batches") == "SENDING"
 
 
 @pytest.mark.parametrize("act", ["sent", "put_back", "fail"])
-def test_a_sender_that_lost_its_claim_moves_nothing(one_batch: engine.Database, act: str) -> None:
-    put(one_batch, "SENDING", attempt_id=f"'{uuid.uuid4()}'")
+def test_a_transition_by_a_sender_that_lost_its_claim_changes_nothing(one_batch: engine.Database, act: str) -> None:
+    insert_batch(one_batch, "SENDING", attempt_id=f"'{uuid.uuid4()}'")
     with pytest.raises(LostClaim), one_batch.transaction() as tx:
-        _ACTS[act](tx)
+        _CALLS[act](tx)
     assert one(one_batch, "SELECT status FROM exam_batches") == "SENDING"
 
 
-def test_a_batch_that_grew_since_it_was_looked_at_is_not_finalized(one_batch: engine.Database) -> None:
-    put(one_batch, "PENDING")
+def test_a_batch_with_a_newer_instance_is_not_finalized(one_batch: engine.Database) -> None:
+    insert_batch(one_batch, "PENDING")
     with one_batch.transaction() as tx:
         seen = tx.execute(text("SELECT last_instance_at FROM exam_batches")).scalar_one()
     execute(one_batch, "UPDATE exam_batches SET last_instance_at = clock_timestamp()")
@@ -153,16 +155,16 @@ def test_a_batch_that_grew_since_it_was_looked_at_is_not_finalized(one_batch: en
         assert batches.finalize(tx, [batches.Completed(1, seen, "QUIET")]) == set()
 
 
-def test_an_attempted_batch_is_not_reopened_and_a_follow_up_points_at_it(one_batch: engine.Database) -> None:
-    put(one_batch, "READY", attempt_count="1")
+def test_a_batch_with_an_attempt_is_not_reopened_and_a_new_one_follows_it(one_batch: engine.Database) -> None:
+    insert_batch(one_batch, "READY", attempt_count="1")
     with one_batch.transaction() as tx:
         home = batches.open_pending(tx, [("1.2.3", 1)])["1.2.3", 1]
     assert home.opened
     assert home.follows_batch_id == 1
 
 
-def test_the_association_limit_holds_one_batch_back(one_batch: engine.Database) -> None:
-    put(one_batch, "SENDING")
+def test_no_batch_is_claimed_beyond_the_association_limit(one_batch: engine.Database) -> None:
+    insert_batch(one_batch, "SENDING")
     execute(
         one_batch,
         "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, next_attempt_at)"
@@ -176,7 +178,7 @@ def test_the_association_limit_holds_one_batch_back(one_batch: engine.Database) 
 
 
 def test_a_second_batch_of_a_study_waits_for_the_first(one_batch: engine.Database) -> None:
-    put(one_batch, "SENDING")
+    insert_batch(one_batch, "SENDING")
     execute(one_batch, "UPDATE storage_backend_configs SET association_limit = 5")
     execute(
         one_batch,
@@ -189,14 +191,14 @@ def test_a_second_batch_of_a_study_waits_for_the_first(one_batch: engine.Databas
 
 @pytest.mark.parametrize("column", ["enabled = false", "held_until = now() + interval '1 h'"])
 def test_a_disabled_or_held_destination_is_not_sent_to(one_batch: engine.Database, column: str) -> None:
-    put(one_batch, "READY")
+    insert_batch(one_batch, "READY")
     execute(one_batch, f"UPDATE storage_backend_configs SET {column}")
     with one_batch.transaction() as tx:
         assert batches.due_destinations(tx, None) == []
         assert batches.claim(tx, 1, by="me", lease=300) is None
 
 
-def test_the_readme_draws_exactly_the_table_of_transitions() -> None:
+def test_the_transitions_in_the_readme_match_the_code() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     drawn = {
         (match["name"], tuple(sorted(re.split(r"\s*\|\s*", match["states"]))), match["to"])

@@ -1,4 +1,4 @@
-"""Transactions that are tried again: the connection lost, a deadlock, a COMMIT whose answer never came. Real backends are ended."""
+"""Transactions that are repeated after a lost connection, a deadlock or a lost COMMIT. The tests end backends of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _END_OURSELVES = "SELECT pg_terminate_backend(pg_backend_pid())"
 
 @pytest.fixture
 def counter(database: engine.Database) -> engine.Database:
-    """A table with one number in it."""
+    """A database with the table counter, which contains one number."""
     execute(database, "CREATE TABLE counter (n integer)")
     execute(database, "INSERT INTO counter VALUES (0)")
     return database
@@ -27,7 +27,7 @@ def _count(tx: engine.Connection) -> None:
     tx.execute(text("UPDATE counter SET n = n + 1"))
 
 
-def test_work_is_done_again_where_the_connection_is_lost_before_commit(counter: engine.Database) -> None:
+def test_work_is_repeated_after_a_connection_lost_before_commit(counter: engine.Database) -> None:
     tries: list[int] = []
 
     def work(tx: engine.Connection) -> None:
@@ -40,7 +40,7 @@ def test_work_is_done_again_where_the_connection_is_lost_before_commit(counter: 
     assert (len(tries), one(counter, "SELECT n FROM counter")) == (3, 1)
 
 
-def test_it_gives_up_after_its_time(counter: engine.Database) -> None:
+def test_run_gives_up_after_its_wait(counter: engine.Database) -> None:
     began = time.monotonic()
     with pytest.raises(DatabaseUnavailable):
         counter.run(lambda tx: tx.execute(text(_END_OURSELVES)), wait=0.3)
@@ -50,8 +50,10 @@ def test_it_gives_up_after_its_time(counter: engine.Database) -> None:
 
 
 @pytest.mark.parametrize("idempotent", [False, True])
-def test_a_lost_commit_is_done_again_only_where_that_does_no_harm(counter: engine.Database, idempotent: bool) -> None:
-    """The backend is ended after the work and before COMMIT is sent: nobody can tell whether it was committed."""
+def test_work_with_a_lost_commit_is_repeated_only_if_it_is_idempotent(
+    counter: engine.Database, idempotent: bool
+) -> None:
+    """The backend is ended after the work, before COMMIT is sent. The client cannot know whether it was committed."""
     lost: list[int] = []
 
     def lose(connection: engine.Connection) -> None:
@@ -79,7 +81,7 @@ def test_a_lost_commit_is_done_again_only_where_that_does_no_harm(counter: engin
     assert one(counter, "SELECT n FROM counter") == (1 if idempotent else 0)
 
 
-def test_a_deadlock_is_done_again(counter: engine.Database) -> None:
+def test_work_is_repeated_after_a_deadlock(counter: engine.Database) -> None:
     execute(counter, "CREATE TABLE other (n integer)")
     execute(counter, "INSERT INTO other VALUES (0)")
     both = threading.Barrier(2)

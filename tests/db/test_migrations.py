@@ -1,4 +1,4 @@
-"""The schema: migrations up and down, the same as the models, told apart by `db` commands."""
+"""The schema: upgrade and downgrade, agreement with the models, and the `examsend db` commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from examsend.states import (
     Outcome,
     SenderName,
 )
-from tests.db.schema import shape
+from tests.db.schema import schema_lines
 from tests.helpers import execute, one, rows
 
 TOP = Path(__file__).parents[2]
@@ -37,11 +37,11 @@ def _head() -> str | None:
     return ScriptDirectory.from_config(migrate._config()).get_current_head()
 
 
-def test_the_revision_the_code_asks_for_is_the_newest_migration() -> None:
+def test_the_revision_that_the_code_needs_is_the_newest_migration() -> None:
     assert _head() == HEAD
 
 
-def test_migrations_make_what_the_models_say_and_take_it_back(empty_database_url: str) -> None:
+def test_migrations_create_the_schema_of_the_models_and_can_be_downgraded(empty_database_url: str) -> None:
     settings = Settings(database_url=empty_database_url)
     with access.opened(settings, check=False) as database:
         assert migrate.upgrade(database) == (None, HEAD)
@@ -84,11 +84,11 @@ def test_rows_of_an_earlier_schema_are_kept(empty_database_url: str) -> None:
 def test_the_migrated_schema_has_the_models_own_checks_defaults_and_indexes(
     database: engine.Database, empty_database_url: str
 ) -> None:
-    """Compared as PostgreSQL prints them, texts included: a sender added to the enumeration without a migration shows here."""
+    """The schemas are compared as PostgreSQL prints them. A sender without a migration of its CHECK constraint fails here."""
     with access.opened(Settings(database_url=empty_database_url), check=False) as made:
         Base.metadata.create_all(made.engine)
-        wanted = shape(made)
-    found = {line for line in shape(database) if "TRIGGER" not in line}
+        wanted = schema_lines(made)
+    found = {line for line in schema_lines(database) if "TRIGGER" not in line}
     assert found == wanted
 
 
@@ -116,7 +116,7 @@ def test_a_check_allows_exactly_the_members_of_its_enumeration(
     assert re.findall(r"'([^']+)'::text", text) == list(of)
 
 
-def test_every_word_in_capitals_in_the_queues_sql_is_a_state_or_an_outcome() -> None:
+def test_every_constant_in_the_queues_sql_is_a_known_state_outcome_or_code() -> None:
     words = {*BatchState, *Outcome, RUNNING, LEASE_LOST, "UNREADABLE", "EXPIRED", "ATTEMPTS_USED_UP"}
     for path in [*(TOP / "examsend" / "queue").glob("*.py"), TOP / "examsend" / "db" / "due.py"]:
         for match in re.finditer(
@@ -130,7 +130,7 @@ def test_a_database_without_the_schema_is_a_configuration_error(empty_database_u
         pass
 
 
-def test_a_newer_schema_is_left_alone(settings: Settings, database: engine.Database) -> None:
+def test_a_newer_schema_is_a_configuration_error(settings: Settings, database: engine.Database) -> None:
     execute(database, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigError, match="newer"), access.opened(settings):
         pass
@@ -138,12 +138,12 @@ def test_a_newer_schema_is_left_alone(settings: Settings, database: engine.Datab
         db.upgrade(settings)
 
 
-def test_check_names_what_differs(settings: Settings, database: engine.Database) -> None:
+def test_db_check_lists_the_differences(settings: Settings, database: engine.Database) -> None:
     assert db.check(settings).good
     execute(database, "DROP INDEX ix_exam_batches_due")
     execute(database, "DROP TRIGGER exam_batches_touch ON exam_batches")
     execute(database, "ALTER TABLE send_attempts ALTER COLUMN host TYPE varchar(9)")
-    execute(database, "CREATE TABLE somebody_elses (id int)")
+    execute(database, "CREATE TABLE additional (id int)")
     assert db.check(settings).differences == (
         "missing: index ix_exam_batches_due",
         "different: type of send_attempts.host",
@@ -151,6 +151,6 @@ def test_check_names_what_differs(settings: Settings, database: engine.Database)
     )
 
 
-def test_no_column_could_hold_a_patient() -> None:
+def test_no_column_is_named_after_patient_data() -> None:
     names = {column.name for table in Base.metadata.tables.values() for column in table.columns}
     assert not [n for n in names if "patient" in n or "birth" in n or "accession" in n]

@@ -1,4 +1,4 @@
-"""The idle check: it says "nothing to do" only when that is true, and whenever nothing is due."""
+"""The idle check returns True if and only if the pass has nothing to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCHES = {
 
 
 def _destination(database: engine.Database, **columns: str) -> None:
-    """Destination 1: nobody answers there; its first pause is long."""
+    """Insert a destination, at an address where no process listens."""
     values = {"name": "'d'", "host": "'127.0.0.1'", "port": "1", "called_aet": "'A'", "sender": "'native'", **columns}
     execute(
         database,
@@ -66,7 +66,7 @@ _PAST = "now() - interval '1 h'"
         ({}, "FAILED", "now(), now(), 'X'", False, False),
     ],
 )
-def test_the_idle_check_agrees_with_what_the_passes_do(
+def test_the_idle_check_agrees_with_the_passes(
     settings: Settings,
     database: engine.Database,
     destination: dict[str, str],
@@ -117,18 +117,18 @@ except SystemExit as end:
 
 
 def _imported(url: str, *command: str) -> str:
-    """Run a command as its entry point does; return its exit code and which heavy packages it imported."""
-    said = subprocess.run(
+    """Run a command by its entry point; return its exit code and the large packages that it imported."""
+    completed = subprocess.run(
         [sys.executable, "-c", _MODULES, *command, "--database-url", url], capture_output=True, text=True, check=True
     )
-    return said.stdout
+    return completed.stdout
 
 
 @pytest.mark.parametrize("many", [1, 100_000])
-def test_a_pass_with_nothing_due_imports_nothing_and_says_nothing(
+def test_an_idle_pass_imports_no_large_package_and_prints_nothing(
     settings: Settings, database_url: str, database: engine.Database, many: int
 ) -> None:
-    """One destination with a study that waits, one held with READY batches, one removed."""
+    """There is a destination with a PENDING study, a held one with READY batches, and a removed one."""
     _destination(database, quiet_seconds="9999")
     _batch(database, "PENDING", "now(), now()")
     execute(
@@ -144,15 +144,13 @@ def test_a_pass_with_nothing_due_imports_nothing_and_says_nothing(
     _destination(database, name="'gone'", removed_at="now()", enabled="false")
     for command in ("send", "finalize"):
         assert _imported(database_url, command, "-q") == "0 []\n"
-        said = cli(command, "-q", url=database_url)
-        assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+        completed = cli(command, "-q", url=database_url)
+        assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
     execute(database, "UPDATE storage_backend_configs SET held_until = NULL")
     assert "sqlalchemy" in _imported(database_url, "send", "-q", "--limit", "1")
 
 
-def test_a_named_destination_json_or_an_ordinary_pass_is_run_in_any_case(
-    database_url: str, database: engine.Database
-) -> None:
+def test_a_selection_json_or_missing_q_skips_the_idle_check(database_url: str, database: engine.Database) -> None:
     _destination(database)
     for words in (
         ("send", "-q", "--destination", "d"),

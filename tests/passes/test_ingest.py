@@ -1,4 +1,4 @@
-"""Ingest: what becomes of every file, once and only once."""
+"""Ingest: each file is registered, deferred, ignored or rejected, and counted once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers import add, execute, one, rows, states
 
 @pytest.fixture
 def pacs(settings: Settings) -> Settings:
-    """Settings with one destination nobody answers at."""
+    """Settings with one destination, at an address where no process listens."""
     add(settings, "PACS@127.0.0.1:1")
     return settings
 
@@ -35,7 +35,7 @@ def test_every_file_is_counted_under_one_kind(pacs: Settings, tmp_path: Path) ->
     assert (again.new, again.known, again.rejected, again.batches) == (0, made.instances, made.broken, ())
 
 
-def test_a_known_file_is_not_opened_again(pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_file_is_not_read_again(pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples.make(tmp_path / "drop")
     ingest.run(pacs, [tmp_path / "drop"])
     opened: list[str] = []
@@ -45,9 +45,7 @@ def test_a_known_file_is_not_opened_again(pacs: Settings, tmp_path: Path, monkey
     assert [Path(p).name for p in opened] == ["README.txt"]
 
 
-def test_a_copy_elsewhere_is_known_and_then_not_opened_again(
-    pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_of_a_known_file_is_read_once(pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = samples.ct_study(tmp_path / "drop", 2, size=16)
     ingest.run(pacs, [tmp_path / "drop"])
     shutil.copy(files[0], tmp_path / "drop" / "copy.dcm")
@@ -56,7 +54,7 @@ def test_a_copy_elsewhere_is_known_and_then_not_opened_again(
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 3
 
 
-def test_a_file_that_moved_is_known_and_its_path_brought_up_to_date(
+def test_a_moved_file_is_known_and_its_path_is_updated(
     pacs: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     files = samples.ct_study(tmp_path / "drop", 1, size=16)
@@ -66,7 +64,7 @@ def test_a_file_that_moved_is_known_and_its_path_brought_up_to_date(
     assert one(database, "SELECT processed_filepath FROM exam_batch_instances").endswith("moved.dcm")
 
 
-def test_a_young_file_is_left_to_the_next_pass(database_url: str, tmp_path: Path) -> None:
+def test_a_file_younger_than_settle_is_deferred(database_url: str, tmp_path: Path) -> None:
     patient = Settings(database_url=database_url, settle=3600)
     add(patient, "PACS@127.0.0.1:1")
     samples.ct_study(tmp_path / "drop", 3, size=16, age=1)
@@ -74,7 +72,7 @@ def test_a_young_file_is_left_to_the_next_pass(database_url: str, tmp_path: Path
     assert ingest.run(Settings(database_url=database_url, settle=0), [tmp_path / "drop"]).new == 3
 
 
-def test_a_truncated_file_is_deferred_while_young_then_rejected_then_taken_once_whole(
+def test_a_truncated_file_is_deferred_then_rejected_and_registered_once_it_is_complete(
     database_url: str, tmp_path: Path
 ) -> None:
     young = Settings(database_url=database_url, settle=0, incomplete_after=3600)
@@ -92,7 +90,7 @@ def test_a_truncated_file_is_deferred_while_young_then_rejected_then_taken_once_
     assert status.run(old).rejected_count == 0
 
 
-def test_an_operator_may_take_what_there_is(pacs: Settings, tmp_path: Path) -> None:
+def test_accept_incomplete_registers_a_truncated_file(pacs: Settings, tmp_path: Path) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
     file.write_bytes(file.read_bytes()[:-100])
     assert ingest.run(pacs, [tmp_path / "drop"]).rejected == 1
@@ -112,7 +110,7 @@ def test_one_batch_for_each_study_and_destination(
     assert one(database, "SELECT count(*) FROM exam_batch_instances") == 6
 
 
-def test_other_bytes_under_the_same_uid_take_the_place_of_a_version_never_offered(
+def test_other_content_under_a_known_uid_supersedes_an_unsent_version(
     pacs: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
@@ -129,7 +127,9 @@ def test_other_bytes_under_the_same_uid_take_the_place_of_a_version_never_offere
     ]
 
 
-def test_two_versions_in_one_chunk(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
+def test_the_second_of_two_versions_in_one_chunk_supersedes_the_first(
+    pacs: Settings, database: engine.Database, tmp_path: Path
+) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
     data = bytearray(file.read_bytes())
     data[-2] ^= 1
@@ -138,7 +138,7 @@ def test_two_versions_in_one_chunk(pacs: Settings, database: engine.Database, tm
     assert sorted(r[0] for r in rows(database, "SELECT outcome FROM exam_batch_instances")) == ["SUPERSEDED", "WAITING"]
 
 
-def test_a_late_instance_reopens_a_ready_batch_and_follows_one_that_was_attempted(
+def test_a_late_instance_reopens_a_ready_batch_or_opens_a_second_one_after_an_attempt(
     pacs: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     study = samples.new_uid()
@@ -171,13 +171,13 @@ def test_symbolic_links_that_leave_the_directory_are_not_followed(pacs: Settings
     assert found.new == 1
 
 
-def test_only_the_directory_itself_when_asked(pacs: Settings, tmp_path: Path) -> None:
+def test_without_recursion_subdirectories_are_ignored(pacs: Settings, tmp_path: Path) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=16)
     samples.ct_study(tmp_path / "drop" / "below", 1, size=16)
     assert ingest.run(pacs, [tmp_path / "drop"], recursive=False).new == 1
 
 
-def test_names_of_any_bytes(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_are_registered(pacs: Settings, database: engine.Database, tmp_path: Path) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
     odd = os.path.join(os.fsencode(tmp_path / "drop"), b"\xff\xfe \n%41.dcm")
     os.rename(file, odd)
@@ -185,38 +185,36 @@ def test_names_of_any_bytes(pacs: Settings, database: engine.Database, tmp_path:
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 1
 
 
-def test_pipes_and_devices_hold_nobody_up(pacs: Settings, tmp_path: Path) -> None:
+def test_pipes_are_skipped(pacs: Settings, tmp_path: Path) -> None:
     (tmp_path / "drop").mkdir()
     os.mkfifo(tmp_path / "drop" / "pipe")
     assert ingest.run(pacs, [tmp_path / "drop"]).seen == 0
 
 
-def test_an_empty_directory_is_a_completed_pass(pacs: Settings, tmp_path: Path) -> None:
+def test_an_empty_directory_is_not_an_error(pacs: Settings, tmp_path: Path) -> None:
     assert ingest.run(pacs, [tmp_path]).seen == 0
 
 
 @pytest.mark.parametrize("name", ["nothing", "file"])
-def test_what_is_no_directory_is_wrong_usage(pacs: Settings, tmp_path: Path, name: str) -> None:
+def test_a_path_that_is_not_a_directory_is_a_usage_error(pacs: Settings, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=name):
         ingest.run(pacs, [tmp_path / name])
 
 
 @pytest.mark.parametrize(("directory", "known"), [("--to", False), ("unknown", False)])
-def test_a_destination_that_does_not_exist_is_wrong_usage(
-    pacs: Settings, tmp_path: Path, directory: str, known: bool
-) -> None:
+def test_an_unknown_destination_is_a_usage_error(pacs: Settings, tmp_path: Path, directory: str, known: bool) -> None:
     with pytest.raises(UsageError, match="no destination is called"):
         ingest.run(pacs, [tmp_path], to=[directory])
 
 
-def test_without_a_destination_nothing_is_registered(settings: Settings, tmp_path: Path) -> None:
+def test_ingest_without_a_destination_is_a_usage_error(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="destination add"):
         ingest.run(settings, [tmp_path])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_files_and_directories_are_said_and_taken_later(pacs: Settings, tmp_path: Path) -> None:
+def test_unreadable_files_and_directories_are_reported_and_registered_later(pacs: Settings, tmp_path: Path) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=16)
     below = tmp_path / "drop" / "below"
     samples.ct_study(below, 1, size=16)
@@ -229,7 +227,7 @@ def test_unreadable_files_and_directories_are_said_and_taken_later(pacs: Setting
     assert ingest.run(pacs, [tmp_path / "drop"]).new == 2
 
 
-def test_a_file_that_disappears_between_walk_and_open(
+def test_a_file_deleted_before_it_is_read_is_counted_as_vanished(
     pacs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=16)
@@ -241,7 +239,7 @@ def test_a_file_that_disappears_between_walk_and_open(
     assert ingest.run(pacs, [tmp_path / "drop"]).vanished == 1
 
 
-def test_ingests_at_once_register_every_file_exactly_once(
+def test_concurrent_ingests_register_every_file_exactly_once(
     pacs: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     for n in range(5):

@@ -1,4 +1,4 @@
-"""Send: what becomes of a batch under every answer and every fault, and of the destination."""
+"""Send: the state of batch, instances and destination after each kind of answer and fault."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from examsend.queue import attempts, batches
-from tests.helpers import add, chain, execute, one, prepare, rows, states
+from tests.helpers import add, deliver, execute, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
 
 
-def _wait(database: engine.Database) -> None:
-    """Let every pause be over."""
+def _end_pauses(database: engine.Database) -> None:
+    """End every hold and pause."""
     execute(database, "UPDATE storage_backend_configs SET held_until = NULL WHERE held_until IS NOT NULL")
     execute(database, "UPDATE exam_batches SET next_attempt_at = now() WHERE status = 'READY'")
 
 
 def _until_done(settings: Settings, database: engine.Database, most: int = 20) -> list[str]:
-    """Send until nothing is READY any more; return the states on the way."""
+    """Send until batch 1 is SENT or FAILED; return its state after each pass."""
     seen = []
     for _ in range(most):
         send.run(settings)
         seen.append(states(database)[0])
         if seen[-1] in {"SENT", "FAILED"}:
             break
-        _wait(database)
+        _end_pauses(database)
     return seen
 
 
-def test_a_refusal_for_good_is_tried_once_more_and_fails_just_its_instance(
+def test_a_permanently_refused_instance_is_sent_twice_and_fails_alone(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 5, size=8)
@@ -70,12 +70,12 @@ def test_out_of_resources_ends_the_association_and_holds_the_destination(
     samples.ct_study(tmp_path / "drop", 5, size=8)
     with scripted(Script(status=lambda k, _u: 0xA700 if k == 3 else 0)) as peer:
         add(settings, peer.address, backoff_seconds=60.0, backoff_max_seconds=600.0)
-        chain(settings, tmp_path / "drop")
+        deliver(settings, tmp_path / "drop")
         assert len(peer.offered) == 3
         [batch] = status.run(settings).batches
         assert "destination held: A700 out of resources" in (batch.waiting_for or "")
         assert batch.attempts == 1
-        _wait(database)
+        _end_pauses(database)
         send.run(settings)
         assert states(database) == ["SENT"]
         assert len(peer.offered) == 6
@@ -89,7 +89,7 @@ def test_a_rejection_holds_the_destination_and_uses_no_attempt(
     samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted(Script(reject=reject)) as peer:
         add(settings, peer.address, backoff_seconds=60.0, backoff_max_seconds=600.0)
-        chain(settings, tmp_path / "drop")
+        deliver(settings, tmp_path / "drop")
     assert states(database) == ["READY"]
     assert one(database, "SELECT attempt_count FROM exam_batches") == 0
     held = one(database, "SELECT extract(epoch FROM held_until - now()) FROM storage_backend_configs")
@@ -108,7 +108,7 @@ def test_a_dead_destination_does_not_delay_the_others(
     with scripted() as peer:
         add(settings, f"DEAD@127.0.0.1:{free_port()}", name="dead", backoff_seconds=60.0, backoff_max_seconds=60.0)
         add(settings, peer.address, name="alive")
-        result = chain(settings, tmp_path / "drop")
+        result = deliver(settings, tmp_path / "drop")
     found = dict(
         rows(
             database,
@@ -116,10 +116,12 @@ def test_a_dead_destination_does_not_delay_the_others(
         )
     )
     assert found == {"deadREADY": 3, "aliveSENT": 3}
-    assert sum(d.destination == "dead" for d in result.delivered) == 1, "one batch finds out for all of them"
+    assert sum(d.destination == "dead" for d in result.delivered) == 1, (
+        "only one batch is attempted before the destination is held"
+    )
 
 
-def test_an_instance_that_ends_every_association_is_isolated_and_the_rest_arrives(
+def test_an_instance_that_ends_every_association_fails_and_the_others_are_stored(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 6, size=8)
@@ -138,7 +140,7 @@ def test_an_instance_that_ends_every_association_is_isolated_and_the_rest_arrive
     assert "ended each time" in failed[1]
 
 
-def test_a_hung_receiver_costs_single_instance_studies_no_attempt(
+def test_a_receiver_that_answers_nothing_uses_no_attempt(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
@@ -148,7 +150,9 @@ def test_a_hung_receiver_costs_single_instance_studies_no_attempt(
         assert _until_done(settings, database) == ["READY"] * 4 + ["SENT"]
 
 
-def test_attempts_are_used_up(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
+def test_a_batch_fails_when_its_attempts_are_used_up(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted(Script(status=lambda _k, _u: 0x0110)) as peer:
         add(settings, peer.address, max_attempts=3)
@@ -157,23 +161,23 @@ def test_attempts_are_used_up(settings: Settings, database: engine.Database, tmp
     assert "3 attempts used up; last: 0110 processing failure" in (status.run(settings).batches[0].waiting_for or "")
 
 
-def test_a_duplicate_is_success_unless_other_bytes_went_there(
+def test_a_duplicate_is_a_conflict_if_other_content_was_stored_before(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted() as peer:
         add(settings, peer.address)
-        chain(settings, tmp_path / "drop")
+        deliver(settings, tmp_path / "drop")
         data = bytearray(file.read_bytes())
         data[-2] ^= 1
         file.write_bytes(data)
         peer.script.status = lambda _k, _u: 0x0111
-        chain(settings, tmp_path / "drop")
+        deliver(settings, tmp_path / "drop")
     assert rows(database, "SELECT status FROM exam_batches ORDER BY id") == [("SENT",), ("FAILED",)]
     assert one(database, "SELECT outcome FROM exam_batch_instances ORDER BY id DESC LIMIT 1") == "CONFLICT"
 
 
-def test_files_that_changed_or_went_fail_alone(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
+def test_changed_and_missing_files_fail_alone(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
     files = samples.ct_study(tmp_path / "drop", 4, size=8)
     with scripted() as peer:
         add(settings, peer.address)
@@ -187,7 +191,7 @@ def test_files_that_changed_or_went_fail_alone(settings: Settings, database: eng
     assert outcome == {"STORED": 2, "CHANGED": 1, "MISSING": 1}
 
 
-def test_a_file_out_of_reach_because_its_mount_is_gone_is_not_missing(
+def test_a_file_on_an_unmounted_file_system_is_not_missing(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     [file] = samples.ct_study(tmp_path / "drop", 1, size=8)
@@ -202,7 +206,7 @@ def test_a_file_out_of_reach_because_its_mount_is_gone_is_not_missing(
         assert one(database, "SELECT attempt_count FROM exam_batches") == 0
         (tmp_path / "away").rename(file)
         execute(database, "UPDATE exam_batch_instances SET mount_point = NULL")
-        _wait(database)
+        _end_pauses(database)
         send.run(settings)
     assert states(database) == ["SENT"]
 
@@ -233,7 +237,7 @@ def test_one_file_on_a_mount_that_is_gone_puts_its_batch_back(
     assert states(database) == ["SENT"]
 
 
-def test_a_large_file_that_changed_under_way_goes_and_the_others_follow(
+def test_after_a_file_that_changed_the_others_are_sent_over_a_second_association(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     study = samples.new_uid()
@@ -251,7 +255,7 @@ def test_a_large_file_that_changed_under_way_goes_and_the_others_follow(
     assert states(database) == ["FAILED"]
 
 
-def test_a_dead_senders_batch_is_claimed_again_and_its_attempt_closed(
+def test_the_batch_of_a_killed_sender_is_claimed_again_and_its_attempt_is_closed(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 30, size=8)
@@ -268,17 +272,17 @@ def test_a_dead_senders_batch_is_claimed_again_and_its_attempt_closed(
         process.kill()
         process.wait()
         assert states(database) == ["SENDING"]
-        assert send.run(settings).delivered == (), "its lease still runs"
+        assert send.run(settings).delivered == (), "its lease has not expired"
         execute(database, "UPDATE exam_batches SET lease_expires_at = now() - interval '1 s'")
         peer.script.delay = 0
         send.run(settings)
         assert states(database) == ["SENT"]
         again = len(peer.offered) - len({*peer.offered})
-        assert again <= 3, "only what was unproven is sent again"
+        assert again <= 3, "only instances without a recorded outcome are sent again"
     assert [r[0] for r in rows(database, "SELECT result FROM send_attempts ORDER BY id")] == ["LEASE_LOST", "RELEASED"]
 
 
-def test_a_sender_whose_batch_was_taken_over_aborts_and_changes_nothing(
+def test_a_sender_that_lost_its_claim_aborts_and_changes_nothing(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 40, size=8)
@@ -305,7 +309,7 @@ def test_a_sender_whose_batch_was_taken_over_aborts_and_changes_nothing(
     assert before < 40
 
 
-def test_a_batch_that_waited_too_long_fails_without_an_attempt(
+def test_a_batch_that_is_ready_too_long_fails_without_an_attempt(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
@@ -341,10 +345,10 @@ def test_a_batch_whose_senders_died_too_often_fails_and_its_last_attempt_is_clos
     assert [r[0] for r in rows(database, "SELECT result FROM send_attempts ORDER BY id")] == ["LEASE_LOST"] * 2
 
 
-def test_lost_database_connections_cost_a_delivery_nothing(
+def test_a_delivery_survives_lost_database_connections(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
-    """Every backend but one is ended every 30 ms while 40 instances are sent: each is offered once, and recorded."""
+    """All backends but one are ended every 30 ms while 40 instances are sent: each is sent once, and recorded."""
     samples.ct_study(tmp_path / "drop", 40, size=8)
     with scripted(Script(delay=0.02)) as peer:
         add(settings, peer.address)
@@ -381,7 +385,7 @@ def test_lost_database_connections_cost_a_delivery_nothing(
 
 
 def _studies(tmp_path: Path, count: int) -> Path:
-    """So many studies of one instance."""
+    """Make studies of one instance each; return their directory."""
     for n in range(count):
         samples.ct_study(tmp_path / "drop" / str(n), 1, size=8)
     return tmp_path / "drop"
@@ -396,7 +400,7 @@ def test_a_pass_attempts_at_most_limit_batches(settings: Settings, database: eng
         assert len(send.run(settings, parallel=4).delivered) == 1
 
 
-def test_a_pass_for_one_destination_leaves_the_others(
+def test_a_pass_for_one_destination_does_not_send_to_others(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     with scripted() as peer:
@@ -407,9 +411,7 @@ def test_a_pass_for_one_destination_leaves_the_others(
     assert one(database, "SELECT count(*) FROM exam_batches WHERE status = 'READY' AND destination_id = 1") == 2
 
 
-def test_a_pass_ends_in_good_order_when_its_time_is_over(
-    settings: Settings, database: engine.Database, tmp_path: Path
-) -> None:
+def test_a_pass_ends_cleanly_after_max_runtime(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
     with scripted(Script(delay=0.4)) as peer:
         add(settings, peer.address)
         prepare(settings, _studies(tmp_path, 4))
@@ -420,16 +422,14 @@ def test_a_pass_ends_in_good_order_when_its_time_is_over(
     assert set(states(database)) == {"READY", "SENT"}
 
 
-def test_a_late_instance_after_sent_goes_alone_in_a_batch_that_follows(
-    settings: Settings, database: engine.Database, tmp_path: Path
-) -> None:
+def test_late_instance_opens_a_second_batch(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
     study = samples.new_uid()
     samples.ct_study(tmp_path / "drop" / "1", 3, size=8, study=study)
     with scripted() as peer:
         add(settings, peer.address)
-        chain(settings, tmp_path / "drop")
+        deliver(settings, tmp_path / "drop")
         samples.ct_study(tmp_path / "drop" / "2", 1, size=8, study=study)
-        chain(settings, tmp_path / "drop")
+        deliver(settings, tmp_path / "drop")
         assert len(peer.offered) == 4
     assert rows(database, "SELECT status, follows_batch_id FROM exam_batches ORDER BY id") == [
         ("SENT", None),
@@ -437,10 +437,10 @@ def test_a_late_instance_after_sent_goes_alone_in_a_batch_that_follows(
     ]
 
 
-def test_what_two_hosts_register_at_once_goes_once(
+def test_two_hosts_running_the_passes_together_send_every_instance_once(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
-    """Two processes, each under a host name of its own, ingest the same directory at the same time, then send from it."""
+    """Two processes with different host names run each pass at the same time, on the same directory."""
     for n in range(6):
         samples.ct_study(tmp_path / "drop" / str(n), 5, size=8)
     with scripted(Script(delay=0.02)) as peer:
@@ -459,13 +459,13 @@ def test_what_two_hosts_register_at_once_goes_once(
     assert {row[0] for row in rows(database, "SELECT host FROM send_attempts")} == {"first", "second"}
 
 
-def test_a_large_study_may_be_split_over_several_associations_at_once(
+def test_a_large_study_can_be_split_over_parallel_associations(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 100, size=8)
     with scripted(Script(delay=0.01)) as peer:
         add(settings, peer.address, association_limit=3, associations_per_study=4)
-        result = chain(settings, tmp_path / "drop")
+        result = deliver(settings, tmp_path / "drop")
         assert peer.associations == 3
         assert len(peer.offered) == len(set(peer.offered)) == 100
     assert states(database) == ["SENT"]
@@ -473,7 +473,7 @@ def test_a_large_study_may_be_split_over_several_associations_at_once(
     assert one(database, "SELECT sum(stored) FROM send_attempts") == 100
 
 
-def test_one_of_several_associations_that_ends_unasked_leaves_the_rest_for_later(
+def test_instances_of_an_aborted_parallel_association_are_sent_in_the_next_attempt(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 100, size=8)

@@ -1,4 +1,4 @@
-"""DCMTK's storescp as a receiver, and as a fault injector by its flags."""
+"""DCMTK's storescp as a receiver. Its options can inject faults."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from examsend.dicom import identity
 
 
 def needs(tool: str) -> pytest.MarkDecorator:
-    """A mark that skips, with a reason, where a tool of DCMTK is missing."""
+    """Return a mark that skips a test, with a reason, if a tool of DCMTK is missing."""
     return pytest.mark.skipif(shutil.which(tool) is None, reason=f"needs DCMTK's {tool}")
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a TCP port on loopback that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until_listening(port: int, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
-    """Return once somebody accepts on ``port``; fail where the process ends before, or time is up."""
+    """Return once a connection to ``port`` is accepted. Fail if the process ends before, or after ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the receiver ended with {process.returncode}"
@@ -39,11 +39,11 @@ def wait_until_listening(port: int, process: subprocess.Popen[bytes], seconds: f
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.02)
-    raise AssertionError(f"nobody listens on port {port}")
+    raise AssertionError(f"no process listens on port {port}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process by its id and wait for it."""
+    """End a process, and wait for it."""
     process.terminate()
     try:
         process.wait(10)
@@ -62,22 +62,22 @@ class Storescp:
 
     @property
     def address(self) -> str:
-        """What a destination is added with."""
+        """The address to pass to ``destination add``."""
         return f"STORESCP@127.0.0.1:{self.port}"
 
     def digests(self) -> dict[str, str]:
-        """{SOP Instance UID: SHA-256 of its data set in hex} of everything it stored."""
+        """Return {SOP Instance UID: SHA-256 of the data set in hex} of all files that it stored."""
         found = (identity.inspect(path) for path in self.directory.iterdir() if path.is_file())
         return {f.sop_instance_uid: f.content_sha256.hex() for f in found}
 
     def associations(self) -> int:
-        """How many associations it received, the probe that waited for it not counted."""
+        """Return the number of associations it accepted. The connection of ``wait_until_listening`` is not counted."""
         return self.log.read_text(errors="replace").count("Association Acknowledged")
 
 
 @contextmanager
 def storescp(directory: Path, *flags: str) -> Iterator[Storescp]:
-    """storescp with flags (``+B`` keeps bytes as sent) on a free port; stopped by its process id."""
+    """Run storescp with options on a free port (``+B``: it stores the bytes as received)."""
     stored = directory / "stored"
     stored.mkdir(parents=True)
     log = directory / "log"
@@ -94,5 +94,5 @@ def storescp(directory: Path, *flags: str) -> Iterator[Storescp]:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hex."""
+    """Return the SHA-256 in hex."""
     return hashlib.sha256(data).hexdigest()

@@ -32,20 +32,20 @@ class Orthanc:
 
     @property
     def address(self) -> str:
-        """What a destination is added with."""
+        """The address to pass to ``destination add``."""
         return f"ORTHANC@127.0.0.1:{self.port}"
 
     def get(self, path: str) -> Any:
-        """JSON of the REST API."""
+        """Return the decoded JSON of a path of the REST API."""
         return json.loads(self.content(path))
 
     def content(self, path: str) -> bytes:
-        """Bytes of the REST API."""
+        """Return the content of a path of the REST API."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
             return bytes(answer.read())
 
     def files(self) -> dict[str, bytes]:
-        """{SOP Instance UID: the file as stored}."""
+        """Return {SOP Instance UID: the stored file} of all instances."""
         return {
             self.get(f"/instances/{i}")["MainDicomTags"]["SOPInstanceUID"]: self.content(f"/instances/{i}/file")
             for i in self.get("/instances")
@@ -54,7 +54,7 @@ class Orthanc:
 
 @contextmanager
 def running(directory: Path, **options: object) -> Iterator[Orthanc]:
-    """Orthanc with settings on free ports; stopped by its process id, and waited for: its database allows no second."""
+    """Run Orthanc with settings on free ports. Returns after it has ended, because its database allows one process only."""
     directory.mkdir(parents=True)
     port, http = free_port(), free_port()
     settings: dict[str, object] = {

@@ -38,7 +38,7 @@ class Script:
     reverse: int = 0
     """Answer only once this many requests are received, the last one first."""
     quiet: float | None = None
-    """Hold responses back until nothing arrives for so many seconds, then answer the newer half, the last one first.
+    """Hold responses back until nothing arrives for this many seconds, then answer the newer half, the last one first.
     The sender thus fills its window, and ``max_outstanding`` is the window that it uses."""
     answer_during: int | None = None
     """Hold all responses back until the first bytes of the k-th data set; then write them before reading on. From then on
@@ -113,7 +113,7 @@ class Peer:
 
 
 class Gone(Exception):
-    """The connection is over."""
+    """The connection has ended."""
 
 
 @contextmanager

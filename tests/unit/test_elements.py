@@ -1,4 +1,4 @@
-"""The element walker: what it yields of small data sets, with and without what is inside sequences of a defined length."""
+"""The element walker on small data sets, with and without the content of sequences of a defined length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEQUENCE, INNER, PIXELS, ITEM = 0x00081115, 0x00081150, 0x7FE00010, 0xFFFEE000
 
 
 class Memory:
-    """A data set in memory that insists on being read forward."""
+    """A data set in memory that must be read forward."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -36,7 +36,7 @@ def long(tag: int, vr: bytes, value: bytes, length: int | None = None) -> bytes:
 
 
 def bare(tag: int, value: bytes = b"", length: int | None = None) -> bytes:
-    """An implicit element, an item or a delimiter."""
+    """Return an element without a VR, an item or a delimiter."""
     return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value) if length is None else length) + value
 
 
@@ -72,7 +72,7 @@ def walked(content: bytes, *, descend: bool, explicit: bool = True) -> list[tupl
         (UID + bare(SEQUENCE, b"12"), [(VALUE, 0, INNER), (VALUE, 0, SEQUENCE)], [(VALUE, 0, INNER), (VALUE, 0, SEQUENCE)]),
     ],
 )  # fmt: skip
-def test_what_is_yielded(
+def test_walk_yields_values_sequences_and_encapsulated_data(
     content: bytes, skipping: list[tuple[int, int, int]], descending: list[tuple[int, int, int]]
 ) -> None:
     assert walked(content, descend=False) == skipping
@@ -84,12 +84,12 @@ def test_what_is_yielded(
     [
         (UID, (b"UI", 8, 4)),
         (long(INNER, b"UT", b"text"), (b"UT", 12, 4)),
-        (long(INNER, b"ZZ", b"text"), (b"ZZ", 12, 4)),  # of a later edition: the long form
-        (short(INNER, b"ZZ", b"text"), (b"ZZ", 8, 4)),  # made up by a toolkit, in the short form
-        (bare(INNER, b"text"), (b"", 8, 4)),  # left in implicit form
+        (long(INNER, b"ZZ", b"text"), (b"ZZ", 12, 4)),  # a VR of a later edition, in the long form
+        (short(INNER, b"ZZ", b"text"), (b"ZZ", 8, 4)),  # a VR that is not in the standard, in the short form
+        (bare(INNER, b"text"), (b"", 8, 4)),  # an element without a VR
     ],
 )
-def test_vr_and_place_of_a_value(element: bytes, expected: tuple[bytes, int, int]) -> None:
+def test_walk_yields_vr_and_offsets_of_a_value(element: bytes, expected: tuple[bytes, int, int]) -> None:
     _, event = walk(Memory(UID + element), explicit=True, little=True)
     _, _, _, vr, start, begin, length = event
     assert (start, (vr, begin - start, length)) == (len(UID), expected)
@@ -113,7 +113,7 @@ def test_vr_and_place_of_a_value(element: bytes, expected: tuple[bytes, int, int
         (bare(INNER, b"1.2\0"), Unacceptable, "WRONG_SYNTAX"),
     ],
 )
-def test_what_is_raised(content: bytes, kind: type[FileProblem], code: str, descend: bool) -> None:
+def test_walk_raises_for_an_invalid_data_set(content: bytes, kind: type[FileProblem], code: str, descend: bool) -> None:
     with pytest.raises(kind) as caught:
         walked(content, descend=descend)
     assert caught.value.code == code
@@ -128,14 +128,14 @@ def test_what_is_raised(content: bytes, kind: type[FileProblem], code: str, desc
         long(SEQUENCE, b"SQ", bare(ITEM, UID + ITEM_END)) + UID,  # a delimiter in an item of a defined length
     ],
 )
-def test_what_does_not_fit_in_a_sequence_is_raised_where_it_is_walked(content: bytes) -> None:
+def test_invalid_content_of_a_defined_length_sequence_raises_only_when_it_is_walked(content: bytes) -> None:
     assert next(walk(Memory(content), explicit=True, little=True))[:3] == (VALUE, 0, SEQUENCE)
     with pytest.raises(FileProblem):
         walked(content + UID, descend=True)
 
 
 @pytest.mark.parametrize("length", [UNDEFINED, None])
-def test_depth_is_limited(length: int | None) -> None:
+def test_the_depth_of_nested_sequences_is_limited(length: int | None) -> None:
     def nested(depth: int) -> bytes:
         content = b""
         for _ in range(depth):

@@ -1,4 +1,4 @@
-"""Identity and wholeness: what is whole is taken, what is cut short is not, at whatever octet it was cut."""
+"""Identification of files: complete files are accepted, truncated files are not, wherever they are truncated."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ REFUSED = {
     "MR_truncated.dcm": "TRUNCATED",
     "rtplan_truncated.dcm": "TRUNCATED",
 }
-"""pydicom's real files that cannot be registered, each with its true reason."""
+"""Real files of pydicom that cannot be registered, each with the code of the reason."""
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.relative_to(HOME).as_posix())
-def test_real_files_are_what_pydicom_says_they_are(path: Path) -> None:
+def test_uids_of_real_files_match_pydicom(path: Path) -> None:
     try:
         found = identity.inspect(path)
     except NotDicom as problem:
@@ -68,9 +68,9 @@ def _pydicom_reads(path: Path) -> bool:
     return True
 
 
-def _boundaries(octets: bytes, offset: int, *, implicit: bool, little: bool) -> set[int]:
-    """Where a file may be cut without proof: after a top-level element, by pydicom's own reading."""
-    stream = pydicom.filebase.DicomBytesIO(octets)
+def _boundaries(content: bytes, offset: int, *, implicit: bool, little: bool) -> set[int]:
+    """Return the ends of the top-level elements, read by pydicom: a file truncated there is not recognised as truncated."""
+    stream = pydicom.filebase.DicomBytesIO(content)
     stream.seek(offset)
     ends = set()
     for element in pydicom.filereader.data_element_generator(stream, implicit, little):
@@ -79,9 +79,9 @@ def _boundaries(octets: bytes, offset: int, *, implicit: bool, little: bool) -> 
     return ends
 
 
-def _identified(octets: bytes, tmp_path: Path) -> bool:
+def _identified(content: bytes, tmp_path: Path) -> bool:
     file = tmp_path / "cut.dcm"
-    file.write_bytes(octets)
+    file.write_bytes(content)
     try:
         identity.inspect(file)
     except FileProblem:
@@ -97,35 +97,35 @@ def _identified(octets: bytes, tmp_path: Path) -> bool:
         ("SC_rgb_small_odd_big_endian.dcm", False, False),
     ],
 )
-def test_a_file_cut_at_any_octet_is_not_taken_unless_nothing_proves_it(
+def test_a_file_truncated_inside_an_element_is_not_accepted(
     tmp_path: Path, name: str, implicit: bool, little: bool
 ) -> None:
-    octets = (HOME / "test_files" / name).read_bytes()
+    content = (HOME / "test_files" / name).read_bytes()
     offset = identity.inspect(HOME / "test_files" / name).dataset_offset
-    ends = _boundaries(octets, offset, implicit=implicit, little=little)
-    taken = {cut for cut in range(len(octets)) if _identified(octets[:cut], tmp_path)}
-    # A single zero octet after an element is a big endian tag's first, or padding: nothing tells.
+    ends = _boundaries(content, offset, implicit=implicit, little=little)
+    taken = {cut for cut in range(len(content)) if _identified(content[:cut], tmp_path)}
+    # A single zero byte after an element is either the first byte of a big endian tag or padding.
     assert taken <= ends | (set() if little else {end + 1 for end in ends})
-    assert _identified(octets, tmp_path)
+    assert _identified(content, tmp_path)
 
 
-def test_encapsulated_data_cut_anywhere_is_not_taken(tmp_path: Path) -> None:
-    octets = (HOME / "test_files" / "SC_rgb_rle.dcm").read_bytes()
-    begin = octets.rindex(b"\xe0\x7f\x10\x00OB") + 1
-    assert not [cut for cut in range(begin, len(octets), 7) if _identified(octets[:cut], tmp_path)]
+def test_truncated_encapsulated_pixel_data_is_not_accepted(tmp_path: Path) -> None:
+    content = (HOME / "test_files" / "SC_rgb_rle.dcm").read_bytes()
+    begin = content.rindex(b"\xe0\x7f\x10\x00OB") + 1
+    assert not [cut for cut in range(begin, len(content), 7) if _identified(content[:cut], tmp_path)]
 
 
-def test_a_deflated_data_set_cut_anywhere_is_not_taken(tmp_path: Path) -> None:
-    octets = (HOME / "test_files" / "image_dfl.dcm").read_bytes()
-    assert _identified(octets, tmp_path)
-    assert not [cut for cut in range(400, len(octets) - 2, 13) if _identified(octets[:cut], tmp_path)]
+def test_a_truncated_deflated_data_set_is_not_accepted(tmp_path: Path) -> None:
+    content = (HOME / "test_files" / "image_dfl.dcm").read_bytes()
+    assert _identified(content, tmp_path)
+    assert not [cut for cut in range(400, len(content) - 2, 13) if _identified(content[:cut], tmp_path)]
 
 
 def _image(tmp_path: Path, *extra: bytes, pixels: bytes = b"\0" * 128, rows: int = 8, bits: int = 16) -> Path:
     image = samples.Image(samples.CT, "1.2", "1.3", 1, 1, rows, 8, bits=bits)
-    octets = samples.data_set(image, "1.4", samples.element(0x7FE00010, "OW", pixels)) + b"".join(extra)
+    content = samples.data_set(image, "1.4", samples.element(0x7FE00010, "OW", pixels)) + b"".join(extra)
     path = tmp_path / "file.dcm"
-    path.write_bytes(samples.file_of(octets, samples.CT, "1.4"))
+    path.write_bytes(samples.file_of(content, samples.CT, "1.4"))
     return path
 
 
@@ -135,7 +135,7 @@ def test_pixel_data_shorter_than_its_geometry_is_incomplete(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("pixels", [b"", b"\0" * 128, b"\0" * 400])
-def test_pixel_data_that_is_empty_exact_or_padded_is_fine(tmp_path: Path, pixels: bytes) -> None:
+def test_pixel_data_that_is_empty_exact_or_padded_is_accepted(tmp_path: Path, pixels: bytes) -> None:
     identity.inspect(_image(tmp_path, pixels=pixels))
 
 
@@ -145,7 +145,7 @@ def test_one_bit_pixels_are_packed(tmp_path: Path) -> None:
         identity.inspect(_image(tmp_path, pixels=b"\0" * 6, bits=1))
 
 
-def test_trailing_zeros_and_padding_are_fine(tmp_path: Path) -> None:
+def test_trailing_zeros_and_data_set_trailing_padding_are_accepted(tmp_path: Path) -> None:
     identity.inspect(_image(tmp_path, b"\0" * 1000))
     identity.inspect(_image(tmp_path, samples.element(0xFFFCFFFC, "OB", b"\0" * 10)))
 
@@ -157,7 +157,7 @@ def _nested(depth: int) -> bytes:
     ) + b"".join(struct.pack("<HHLHHL", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0) for _ in range(depth))
 
 
-def test_sequences_nested_as_deep_as_reports_nest_are_fine(tmp_path: Path) -> None:
+def test_sequences_nested_100_deep_are_accepted(tmp_path: Path) -> None:
     identity.inspect(_image(tmp_path, _nested(100)))
 
 
@@ -171,7 +171,7 @@ def test_sequences_nested_a_thousand_deep_are_rejected(tmp_path: Path, depth: in
     ("uid", "code"),
     [("1.2.x", "INVALID_UID"), ("1." + "2" * 63, "INVALID_UID"), ("", "MISSING_UID"), ("1..2", "INVALID_UID")],
 )
-def test_a_study_instance_uid_that_is_none_is_a_rejection(tmp_path: Path, uid: str, code: str) -> None:
+def test_an_invalid_or_missing_study_instance_uid_is_rejected(tmp_path: Path, uid: str, code: str) -> None:
     image = samples.Image(samples.CT, uid, "1.3", 1, 1, 8, 8)
     path = tmp_path / "file.dcm"
     path.write_bytes(samples.file_of(samples.data_set(image, "1.4", b""), samples.CT, "1.4"))
@@ -184,36 +184,38 @@ def test_a_study_instance_uid_that_is_none_is_a_rejection(tmp_path: Path, uid: s
 @pytest.mark.parametrize(
     "content", [b"\0" * 200, b"hello", b"\x7fELF" + b"\0" * 300, b"<html>" * 100, b"PK\x03\x04" * 90]
 )
-def test_what_is_no_dicom_is_ignored(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_dicom_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(NotDicom):
         identity.inspect(path)
 
 
-def test_an_empty_file_may_be_one_that_is_being_written(tmp_path: Path) -> None:
+def test_an_empty_file_is_incomplete(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Incomplete):
         identity.inspect(tmp_path / "file")
 
 
-def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+def test_a_pipe_is_not_dicom(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(NotDicom):
         identity.inspect(tmp_path / "pipe")
 
 
-def test_a_deflated_bomb_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deflated_data_set_that_inflates_beyond_the_limit_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("examsend.dicom.source.MAX_INFLATED", 1 << 20)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    octets = deflate.compress(b"\0" * (1 << 22)) + deflate.flush()
+    content = deflate.compress(b"\0" * (1 << 22)) + deflate.flush()
     path = tmp_path / "file"
-    path.write_bytes(samples.file_of(octets, samples.CT, "1.4", "1.2.840.10008.1.2.1.99"))
+    path.write_bytes(samples.file_of(content, samples.CT, "1.4", "1.2.840.10008.1.2.1.99"))
     with pytest.raises(Unacceptable, match="inflates"):
         identity.inspect(path)
 
 
-def test_a_large_file_costs_no_memory(tmp_path: Path) -> None:
+def test_inspecting_a_large_file_needs_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "large.dcm"
     image = samples.Image(samples.CT, "1.2", "1.3", 1, 1, 8192, 16384, frames=2)
     head = samples.data_set(image, "1.4", struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, 1 << 29))
@@ -239,12 +241,14 @@ _BASES = [
     edits=st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6),
     cut=st.integers(0, 40_000),
 )
-def test_no_file_brings_down_the_walk(tmp_path: Path, base: bytes, edits: list[tuple[int, bytes]], cut: int) -> None:
-    octets = bytearray(base)
+def test_a_corrupted_file_raises_only_file_problems(
+    tmp_path: Path, base: bytes, edits: list[tuple[int, bytes]], cut: int
+) -> None:
+    content = bytearray(base)
     for at, new in edits:
-        octets[at % len(octets) : at % len(octets) + len(new)] = new
+        content[at % len(content) : at % len(content) + len(new)] = new
     path = tmp_path / "file"
-    path.write_bytes(octets[:cut] if cut < len(octets) else octets)
+    path.write_bytes(content[:cut] if cut < len(content) else content)
     try:
         identity.inspect(path)
     except FileProblem as problem:

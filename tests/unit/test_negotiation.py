@@ -1,4 +1,4 @@
-"""A-ASSOCIATE-RQ as pynetdicom decodes it, and A-ASSOCIATE-AC as decoded here, valid and not."""
+"""A-ASSOCIATE-RQ as decoded by pynetdicom, and decoding of valid and invalid A-ASSOCIATE-ACs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _body(*items: bytes) -> bytes:
 PEER = Peer("h", 104, "A", "B", async_window=0)
 
 
-def test_contexts_window_and_names_of_an_accept() -> None:
+def test_contexts_window_and_implementation_name_are_read_from_an_accept() -> None:
     user = _item(0x50, _item(0x51, b"\0\0\x40\0") + _item(0x53, b"\0\7\0\1") + _item(0x55, b"ARCHIVE_1"))
     found = negotiation.accepted(
         _body(_context(1, 0, "1.2.840.10008.1.2.1"), _context(3, 3, ""), user), PEER, PROPOSALS

@@ -1,4 +1,4 @@
-"""What an answer means: the design's table, row by row."""
+"""The outcome of each status, problem and end of an association."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ ITEM = Item(1, "/f", "1", "2", "3", 0, 0, 0, b"")
         (0x0211, "RETRY", "RETRY"),
     ],
 )
-def test_what_a_status_means_at_its_first_and_second_time(status: int, first: str, second: str) -> None:
+def test_outcome_of_a_status_at_the_first_and_second_try(status: int, first: str, second: str) -> None:
     answer = Answer(ITEM, status)
     assert outcomes.of_answer(answer, 0).outcome == first
     assert outcomes.of_answer(answer, 1).outcome == second
 
 
-def test_a_duplicate_is_a_conflict_where_other_content_went_there_and_nothing_else_is() -> None:
+def test_only_a_duplicate_is_a_conflict_after_other_content_was_stored() -> None:
     assert outcomes.of_answer(Answer(ITEM, 0x0111), 0, other_content_stored=True).outcome == "CONFLICT"
     assert outcomes.of_answer(Answer(ITEM, 0x0000), 0, other_content_stored=True).outcome == "STORED"
     assert outcomes.of_answer(Answer(ITEM, 0xB007), 0, other_content_stored=True).outcome == "STORED"
@@ -60,9 +60,9 @@ def test_a_duplicate_is_a_conflict_where_other_content_went_there_and_nothing_el
         (0x0110, DestinationAction.NONE, False),
     ],
 )
-def test_what_a_status_means_for_the_destination(status: int, action: DestinationAction, ends: bool) -> None:
-    judged = outcomes.of_answer(Answer(ITEM, status), 0)
-    assert (judged.action, judged.ends_association) == (action, ends)
+def test_destination_action_of_a_status(status: int, action: DestinationAction, ends: bool) -> None:
+    result = outcomes.of_answer(Answer(ITEM, status), 0)
+    assert (result.action, result.ends_association) == (action, ends)
 
 
 @pytest.mark.parametrize(
@@ -80,27 +80,27 @@ def test_what_a_status_means_for_the_destination(status: int, action: Destinatio
         (AssociationEnd(End.CLOSED, established=True), 5, True, DestinationAction.NONE),
     ],
 )
-def test_what_the_end_of_an_association_means(
+def test_attempt_use_and_destination_action_of_the_end_of_an_association(
     end: AssociationEnd, answered: int, uses: bool, action: DestinationAction
 ) -> None:
-    judged = outcomes.of_end(end, answered)
-    assert (judged.uses_attempt, judged.action) == (uses, action)
+    result = outcomes.of_end(end, answered)
+    assert (result.uses_attempt, result.action) == (uses, action)
 
 
 @pytest.mark.parametrize("problem", Problem)
 def test_every_problem_of_a_file_has_an_outcome(problem: Problem) -> None:
-    judged = outcomes.of_problem(NotOffered(ITEM, problem, "why\x00not" * 100))
-    assert judged.outcome in {"CHANGED", "MISSING", "RETRY", "FAILED"}
-    assert "\x00" not in (judged.comment or "")
-    assert not judged.offered
+    result = outcomes.of_problem(NotOffered(ITEM, problem, "why\x00not" * 100))
+    assert result.outcome in {"CHANGED", "MISSING", "RETRY", "FAILED"}
+    assert "\x00" not in (result.comment or "")
+    assert not result.offered
 
 
-def test_back_off_doubles_to_its_bound_with_jitter() -> None:
+def test_back_off_doubles_up_to_the_longest_pause_less_jitter() -> None:
     assert [outcomes.back_off(30, 600, n, 0) for n in (1, 2, 3, 4, 5, 6, 60)] == [30, 60, 120, 240, 480, 600, 600]
     assert outcomes.back_off(30, 600, 1, 1) == 24
 
 
-def test_statuses_in_words() -> None:
-    assert outcomes.words(0xA700) == "A700 out of resources"
-    assert outcomes.words(0xC123) == "C123 cannot understand"
-    assert outcomes.words(0x0666) == "0666 unknown status"
+def test_status_text_has_number_and_name() -> None:
+    assert outcomes.status_text(0xA700) == "A700 out of resources"
+    assert outcomes.status_text(0xC123) == "C123 cannot understand"
+    assert outcomes.status_text(0x0666) == "0666 unknown status"

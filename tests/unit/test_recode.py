@@ -1,4 +1,4 @@
-"""Native transfer syntaxes into one another: element for element the same."""
+"""Recoding between native transfer syntaxes keeps every element."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _values(dataset: pydicom.Dataset) -> list[object]:
     for element in dataset:
         if element.tag.element == 0:
             continue
-        if element.tag.is_private:  # without VRs a reader has only its octets
+        if element.tag.is_private:  # without its VR, the value is known as bytes only
             out.append(int(element.tag))
             continue
         value = [_values(item) for item in element.value] if element.VR == "SQ" else element.value or None
@@ -45,15 +45,15 @@ def _values(dataset: pydicom.Dataset) -> list[object]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", _native(), ids=lambda p: p.name)
-def test_every_element_is_kept(path: Path) -> None:
+def test_recoding_to_implicit_vr_keeps_every_element(path: Path) -> None:
     file = identity.inspect(path)
     try:
-        octets = recode(str(path), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
+        content = recode(str(path), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
     except Unacceptable as problem:
         assert path.name == "badVR.dcm", problem
         return
     source = pydicom.dcmread(path, force=True)
-    target = read_dataset(io.BytesIO(octets), True, True)
+    target = read_dataset(io.BytesIO(content), True, True)
     big = file.transfer_syntax_uid == uids.EXPLICIT_VR_BIG_ENDIAN
     pixels = [(d.get("PixelData"), d["PixelData"].VR if "PixelData" in d else None) for d in (source, target)]
     for dataset in (source, target):
@@ -66,21 +66,21 @@ def test_every_element_is_kept(path: Path) -> None:
     assert pixels[1][0] == (_swapped(pixels[0][0]) if words else pixels[0][0])
 
 
-def _swapped(octets: bytes) -> bytes:
-    out = bytearray(octets)
-    out[0::2], out[1::2] = octets[1::2], octets[0::2]
+def _swapped(content: bytes) -> bytes:
+    out = bytearray(content)
+    out[0::2], out[1::2] = content[1::2], content[0::2]
     return bytes(out)
 
 
-def test_big_endian_pixels_have_the_values_of_their_little_endian_twin() -> None:
+def test_recoded_big_endian_pixels_equal_those_of_the_little_endian_file() -> None:
     home = HOME / "test_files"
     big, little = home / "MR_small_bigendian.dcm", home / "MR_small.dcm"
     file = identity.inspect(big)
-    octets = recode(str(big), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
-    assert read_dataset(io.BytesIO(octets), True, True).PixelData == pydicom.dcmread(little).PixelData
+    content = recode(str(big), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
+    assert read_dataset(io.BytesIO(content), True, True).PixelData == pydicom.dcmread(little).PixelData
 
 
-def test_compressed_pixels_are_not_touched() -> None:
+def test_compressed_pixel_data_is_not_recoded() -> None:
     path = HOME / "test_files" / "SC_rgb_rle.dcm"
     with pytest.raises(Unacceptable, match="without decoding"):
         recode(str(path), 0, "1.2.840.10008.1.2.5", IMPLICIT)

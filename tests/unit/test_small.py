@@ -1,4 +1,4 @@
-"""The small parts: settings, addresses, paths, contexts, text for terminals."""
+"""Settings, addresses, paths, presentation contexts and text for terminals."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_option_beats_environment_beats_file_beats_default(tmp_path: Path) -> No
         ("lease = -1", "between"),
     ],
 )
-def test_a_wrong_file_of_settings_is_named(tmp_path: Path, content: str, said: str) -> None:
+def test_an_invalid_settings_file_is_a_configuration_error(tmp_path: Path, content: str, said: str) -> None:
     file = tmp_path / "examsend.toml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=said):
         load(file, environ={})
 
 
-def test_a_file_of_settings_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_settings_file_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.toml", environ={})
 
@@ -57,7 +57,7 @@ def test_a_file_of_settings_that_is_not_there(tmp_path: Path) -> None:
         ("A@B@h:1", "h", 1),
     ],
 )
-def test_addresses(text: str, host: str, port: int) -> None:
+def test_valid_addresses_are_parsed(text: str, host: str, port: int) -> None:
     found = parse_address(text)
     assert (found["host"], found["port"]) == (host, port)
 
@@ -79,13 +79,13 @@ def test_addresses(text: str, host: str, port: int) -> None:
         "A\x00@h:1",
     ],
 )
-def test_what_is_no_address_is_wrong_usage(text: str) -> None:
+def test_an_invalid_address_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_address(text)
 
 
 @given(st.binary(min_size=1, max_size=60).filter(lambda b: b"\0" not in b))
-def test_any_path_comes_back_from_text(name: bytes) -> None:
+def test_any_path_survives_conversion_to_text_and_back(name: bytes) -> None:
     path = os.fsdecode(b"/" + name)
     text = paths.to_text(path)
     text.encode()
@@ -98,7 +98,7 @@ class _Instance:
     transfer_syntax_uid: str
 
 
-def test_one_context_for_each_class_and_syntax_and_the_default_for_native_ones() -> None:
+def test_contexts_are_proposed_per_class_and_syntax_with_implicit_vr_for_native_ones() -> None:
     made = contexts.propose(
         [
             _Instance("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN),
@@ -127,7 +127,7 @@ def test_a_files_own_syntax_is_used_unless_it_is_refused() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["jpeg", uids.EXPLICIT_VR_LITTLE_ENDIAN])), max_size=600)
 )
-def test_partition_keeps_everything_and_never_needs_more_than_128(pairs: list[tuple[int, str]]) -> None:
+def test_partition_keeps_every_instance_and_needs_at_most_128_contexts_per_part(pairs: list[tuple[int, str]]) -> None:
     instances = [_Instance(str(n), syntax) for n, syntax in pairs]
     parts = contexts.partition(instances)
     assert sorted(map(repr, (i for part in parts for i in part))) == sorted(map(repr, instances))
@@ -136,17 +136,17 @@ def test_partition_keeps_everything_and_never_needs_more_than_128(pairs: list[tu
 
 
 @pytest.mark.parametrize("evil", ["\x1b[31mred", "a\nb", "bell\x07", "\u202eevil", "\udcff", "\x9b2J", "\u2028"])
-def test_text_from_outside_cannot_steer_a_terminal(evil: str) -> None:
+def test_untrusted_text_is_escaped_for_the_terminal(evil: str) -> None:
     shown = terminal.clean(evil)
     assert shown.isprintable()
     shown.encode()
 
 
-def test_ordinary_text_is_shown_as_it_is() -> None:
+def test_ordinary_text_is_not_escaped() -> None:
     assert terminal.clean("/data/Kopf [links] – 1") == "/data/Kopf [links] – 1"
 
 
-def test_rejections_in_words() -> None:
+def test_rejections_and_aborts_are_described() -> None:
     assert (
         words.rejection(1, 1, 7)
         == "association rejected: called AE title not recognised (permanent, by the service user)"

@@ -1,4 +1,4 @@
-"""The house: module sizes, names, and settings that are declared once."""
+"""Rules for the source tree: sizes and names of modules, settings that are declared once."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def test_no_module_is_over_420_lines() -> None:
 def test_no_two_modules_have_names_that_differ_by_a_suffix() -> None:
     names = {path.stem for path in MODULES} - {"__init__", "__main__"}
     pairs = {(a, b) for a, b in permutations(names, 2) if re.fullmatch(rf"{a}[a-z]{{1,4}}", b)}
-    # finalize/finalizing: a suffix may replace the last letter.
+    # As in finalize and finalizing: a suffix may replace the last letter.
     pairs |= {(a, b) for a, b in permutations(names, 2) if len(a) > 3 and re.fullmatch(rf"{a[:-1]}(ing|ed|er|es)", b)}
     assert pairs == set()
 
 
-def test_every_command_has_its_two_modules() -> None:
+def test_every_command_has_a_module_in_cli_and_in_commands() -> None:
     shared = {"__init__", "common", "live", "idle", "demo"}
     cli = {path.stem for path in (TOP / "examsend" / "cli").glob("*.py")} - shared
     assert cli == {path.stem for path in (TOP / "examsend" / "commands").glob("*.py")} - {"__init__"}
 
 
-def test_a_peers_defaults_are_those_of_a_destination() -> None:
+def test_a_peer_has_the_same_defaults_as_a_destination() -> None:
     declared = {f.name: f.default for f in fields(DestinationSettings)}
     given = {f.name: f.default for f in fields(Peer) if f.default is not MISSING}
-    shared = given.keys() & declared.keys() - {"tls"}  # a flag there, its settings here
+    shared = given.keys() & declared.keys() - {"tls"}  # a flag of a destination, an object of a peer
     assert {name: given[name] for name in shared} == {name: declared[name] for name in shared}
     assert {
         "connect_timeout",
@@ -49,7 +49,7 @@ def test_a_peers_defaults_are_those_of_a_destination() -> None:
     } <= shared
 
 
-def test_every_setting_is_a_column_with_its_default_and_reaches_the_peer() -> None:
+def test_a_destination_with_default_settings_gives_a_peer_with_defaults() -> None:
     settings = DestinationSettings(host="h", port=104, called_aet="A")
     row = {f.name: getattr(settings, f.name) for f in fields(DestinationSettings)}
     health = {
