@@ -20,9 +20,13 @@ def register(app: typer.Typer) -> None:
     @common.command(app)
     def send(
         session: common.Session,
-        limit: Annotated[int | None, typer.Option(min=1, help="Attempt at most this many batches.")] = None,
+        limit: Annotated[
+            int | None, typer.Option(min=1, metavar="N", help="Attempt at most this many batches.")
+        ] = None,
         destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
-        parallel: Annotated[int, typer.Option(min=1, max=64, help="Send this many batches at a time.")] = 1,
+        parallel: Annotated[
+            int, typer.Option(min=1, max=64, metavar="N", help="Send this many batches at a time.")
+        ] = 1,
         max_runtime: Annotated[
             float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the pass cleanly after this time.")
         ] = None,

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         rejected: Annotated[
             bool, typer.Option("--rejected", help="Show the files that could not be registered.")
         ] = False,
-        limit: Annotated[int, typer.Option(min=1, max=100_000, help="List at most this many.")] = 50,
+        limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="List at most this many.")] = 50,
     ) -> object:
         """Show the state of batches and destinations. Each batch is shown with the reason for its state."""
         from examsend.commands import status as command

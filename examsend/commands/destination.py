@@ -101,14 +101,14 @@ def unhold(settings: Settings, name: str) -> Changed:
 
 def show_all(settings: Settings) -> Destinations:
     """Return every destination."""
-    with access.opened(settings) as database, database.transaction() as tx:
-        return Destinations(tuple(list_destinations(tx)))
+    with access.opened(settings) as database:
+        return Destinations(tuple(database.run(list_destinations)))
 
 
 def show(settings: Settings, name: str) -> Shown:
     """Return one destination. Raises UsageError."""
-    with access.opened(settings) as database, database.transaction() as tx:
-        found = get_destination(tx, name)
+    with access.opened(settings) as database:
+        found = database.run(lambda tx: get_destination(tx, name))
     return Shown(found, senders.get(found.sender).capabilities)
 
 
@@ -116,8 +116,8 @@ def echo(settings: Settings, name: str) -> Echoed:
     """Send a C-ECHO to a destination. Raises UsageError if there is no such destination."""
     from examsend.dimse import echo as wire
 
-    with access.opened(settings) as database, database.transaction() as tx:
-        found = get_destination(tx, name)
+    with access.opened(settings) as database:
+        found = database.run(lambda tx: get_destination(tx, name))
     answer = wire.echo(found.peer())
     address = f"{found.called_aet}@{found.host}:{found.port}"
     return Echoed(name, address, answer.ok, answer.milliseconds, answer.sentence)

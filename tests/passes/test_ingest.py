@@ -202,10 +202,10 @@ def test_a_path_that_is_not_a_directory_is_a_usage_error(pacs: Settings, tmp_pat
         ingest.run(pacs, [tmp_path / name])
 
 
-@pytest.mark.parametrize(("directory", "known"), [("--to", False), ("unknown", False)])
-def test_an_unknown_destination_is_a_usage_error(pacs: Settings, tmp_path: Path, directory: str, known: bool) -> None:
-    with pytest.raises(UsageError, match="no destination is called"):
-        ingest.run(pacs, [tmp_path], to=[directory])
+@pytest.mark.parametrize("name", ["--to", "unknown", ""])
+def test_an_unknown_destination_is_a_usage_error(pacs: Settings, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"no destination is called '{name}'"):
+        ingest.run(pacs, [tmp_path], to=[name])
 
 
 def test_ingest_without_a_destination_is_a_usage_error(settings: Settings, tmp_path: Path) -> None:
