@@ -102,8 +102,9 @@ class Delivery:
         total = sum(u.item.file_size for u in unsent)
         observer = self._observer
         progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()
+        sender = senders.get(destination.sender)
         recorder = Recorder(self._database, self._settings, self._claim)
-        offering = Offering(destination, senders.get(destination.sender), recorder, self._stop, progress)
+        offering = Offering(destination, sender, recorder, self._stop, progress)
         try:
             offering.run(unsent)
         finally:

@@ -75,7 +75,7 @@ class Association:
         self._outstanding: dict[int, _Outstanding] = {}
         self._message_id = 0
         self._bytes_sent = 0
-        self._verdict = Next.GO_ON
+        self._next_step = Next.GO_ON
         self._stopping_since: float | None = None
         self._answer_timer = 0.0
         self._buffers: list[memoryview] = []
@@ -159,7 +159,7 @@ class Association:
         ahead: deque[_Ready] = deque()
         try:
             self._read_ahead(waiting, ahead)
-            while ahead and self._verdict is Next.GO_ON and not self._watcher.stopping():
+            while ahead and self._next_step is Next.GO_ON and not self._watcher.stopping():
                 current = ahead.popleft()
                 with current.payload:
                     self._offer(current)
@@ -218,10 +218,10 @@ class Association:
         sentence = f"the peer accepts no presentation context for {item.sop_class_uid} in {item.transfer_syntax_uid}"
         return self._watcher.not_offered(NotOffered(item, Problem.CONTEXT_REJECTED, sentence))
 
-    def _obey(self, verdict: Next) -> None:
+    def _obey(self, next_step: Next) -> None:
         """Given what the watcher returned, remember whether to release."""
-        if verdict is Next.RELEASE:
-            self._verdict = verdict
+        if next_step is Next.RELEASE:
+            self._next_step = next_step
 
     def _new_id(self) -> int:
         """Return the next message id, from 1 to 65535 and then from 1 again, without those that are outstanding."""

@@ -58,12 +58,12 @@ class Association:
             (str(c.abstract_syntax), str(c.transfer_syntax[0])): c.context_id
             for c in self._association.accepted_contexts
         }
-        verdict = Next.GO_ON
+        next_step = Next.GO_ON
         for item in items:
-            if verdict is Next.RELEASE or self._watcher.stopping():
+            if next_step is Next.RELEASE or self._watcher.stopping():
                 break
             carrier = contexts.choose(item, accepted)
-            verdict = self._report_refused(item) if carrier is None else self._offer(item, carrier)
+            next_step = self._report_refused(item) if carrier is None else self._offer(item, carrier)
         self._release()
         return self.end(Ended(End.RELEASED, ""))
 
@@ -145,12 +145,12 @@ class Association:
             with Payload(item, carrier.transfer_syntax_uid) as payload:
                 return self._store(item, carrier.context_id, payload)
         except Unusable as unusable:
-            verdict = self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable)))
+            next_step = self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable)))
             if self._outstanding is not None:
                 # The peer has part of the data set. It discards it when the association is aborted.
                 self._outstanding = None
                 raise Ended(End.FILE_CHANGED, f"association aborted: {unusable}") from None
-            return verdict
+            return next_step
 
     def _store(self, item: Item, context_id: int, payload: Payload) -> Next:
         """Send one C-STORE-RQ, wait for its response and report it.
