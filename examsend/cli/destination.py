@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from examsend.cli import common
-from examsend.config.destination import DECLARED, DestinationSettings
+from examsend.config.destination import DECLARED, DestinationSettings, type_of
 from examsend.states import SenderName
 
 app = typer.Typer(help="Manage the destinations of batches.", no_args_is_help=True, rich_markup_mode=None)
@@ -29,7 +29,7 @@ def _options() -> Iterator[inspect.Parameter]:
         declared = DECLARED[setting.name]
         if declared.option is None:
             continue
-        kind = _TYPES[str(setting.type).removesuffix(" | None")]
+        kind = _TYPES[type_of(setting)[0]]
         option = typer.Option(
             declared.option,
             metavar=declared.metavar,
@@ -49,10 +49,13 @@ def _default(value: object) -> str:
     return f" ({value:g})" if isinstance(value, float) else f" ({value})"
 
 
+_OPTIONS = tuple(_options())
+
+
 def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a destination's settings to the signature of a function that takes ``**values``."""
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    function.__signature__ = inspect.Signature([*own, *_options()])  # type: ignore[attr-defined]
+    function.__signature__ = inspect.Signature([*own, *_OPTIONS])  # type: ignore[attr-defined]
     return function
 
 

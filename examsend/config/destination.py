@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from examsend.config import checks
@@ -153,16 +153,21 @@ DECLARED: Mapping[str, Declared] = {f.name: f.metadata["declared"] for f in fiel
 """The declaration of each setting, by field name."""
 
 
-def label(name: str) -> str:
-    """Given a setting's field name, return the name shown to users: its option without dashes, else the field name."""
-    option = DECLARED[name].option
-    return option.split("/")[0].removeprefix("--") if option else name.replace("_", "-")
+def type_of(setting: Field[Any]) -> tuple[str, bool]:
+    """Given a field of the settings, return the name of its type, and whether it may be None (not set)."""
+    kind = str(setting.type)
+    return kind.removesuffix(" | None"), kind.endswith(" | None")
 
 
 def option_of(name: str) -> str:
-    """Given a setting's field name, return its option, or the field name if it has no option."""
-    option = DECLARED[name].option
+    """Given the name of a destination's field, return its option, or the field name if it has no option."""
+    option = DECLARED[name].option if name in DECLARED else None
     return option.split("/")[0] if option else name.replace("_", "-")
+
+
+def label(name: str) -> str:
+    """Given the name of a destination's field, return the name shown to users: its option without dashes."""
+    return option_of(name).removeprefix("--")
 
 
 def check_settings(values: Mapping[str, object]) -> dict[str, Any]:

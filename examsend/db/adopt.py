@@ -37,8 +37,6 @@ def add_columns(connection: Connection, table: Table) -> None:
         if not there[name]["nullable"]:
             _run(connection, table, f'ALTER COLUMN "{name}" DROP NOT NULL')
     _identity(connection, table)
-    if table.name == "exam_batches":
-        _check_states(connection)
 
 
 def add_constraints(connection: Connection, table: Table, *, nullable: Collection[str]) -> None:
@@ -59,17 +57,6 @@ def add_constraints(connection: Connection, table: Table, *, nullable: Collectio
 
 
 def _drop_constraints(connection: Connection, table: Table) -> None:
-    found = connection.execute(
-        text(
-            "SELECT conname, contype FROM pg_constraint WHERE conrelid = CAST(:table AS regclass) ORDER BY contype = 'u'"
-        ),
-        {"table": table.name},
-    )
-    for row in found.all():
-        if row.contype == "p":
-            _run(connection, table, f'RENAME CONSTRAINT "{row.conname}" TO pk_{table.name}')
-        elif row.contype in {"c", "f", "u"}:
-            _run(connection, table, f'DROP CONSTRAINT "{row.conname}"')
     # Foreign keys of the other tables refer to this one with the old types. They are added again later, with the new types.
     pointing = connection.execute(
         text(
@@ -81,6 +68,17 @@ def _drop_constraints(connection: Connection, table: Table) -> None:
     for row in pointing.all():
         if row.source in table.metadata.tables:
             _sql(connection, f'ALTER TABLE {row.source} DROP CONSTRAINT "{row.conname}"', table)
+    found = connection.execute(
+        text(
+            "SELECT conname, contype FROM pg_constraint WHERE conrelid = CAST(:table AS regclass) ORDER BY contype = 'u'"
+        ),
+        {"table": table.name},
+    )
+    for row in found.all():
+        if row.contype == "p":
+            _run(connection, table, f'RENAME CONSTRAINT "{row.conname}" TO pk_{table.name}')
+        elif row.contype in {"c", "f", "u"}:
+            _run(connection, table, f'DROP CONSTRAINT "{row.conname}"')
     unique = connection.execute(
         text(
             "SELECT indexrelid::regclass::text AS name FROM pg_index"
@@ -128,8 +126,9 @@ def _sequence(connection: Connection, table: Table) -> str | None:
     return None if found is None else str(found)
 
 
-def _check_states(connection: Connection) -> None:
-    _sql(connection, "UPDATE exam_batches SET status = upper(status) WHERE status <> upper(status)", None)
+def check_states(connection: Connection, batches: Table) -> None:
+    """Convert the states of the batches to upper case. Raises ConfigError if one of them is not a state of examsend."""
+    _sql(connection, "UPDATE exam_batches SET status = upper(status) WHERE status <> upper(status)", batches)
     odd = connection.execute(
         text("SELECT DISTINCT status FROM exam_batches WHERE NOT status = ANY(:known)"), {"known": list(BatchState)}
     ).scalars()
@@ -154,10 +153,11 @@ def _run(connection: Connection, table: Table, change: str) -> None:
     _sql(connection, f"ALTER TABLE {table.name} {change}", table)
 
 
-def _sql(connection: Connection, statement: str, table: Table | None) -> None:
+def _sql(connection: Connection, statement: str, table: Table) -> None:
     try:
         connection.exec_driver_sql(statement)
     except exc.DBAPIError as error:
         lines = str(error.orig).strip().splitlines()
-        what = "the tables" if table is None else f"the table {table.name}"
-        raise ConfigError(f"{what} that the database already holds cannot be taken over: {lines[0]}") from None
+        raise ConfigError(
+            f"the table {table.name} that the database already holds cannot be taken over: {lines[0]}"
+        ) from None

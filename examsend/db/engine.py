@@ -30,7 +30,6 @@ _CONFIGURATION = {
     "3F000": "has no such schema",
 }
 
-
 _ROLLED_BACK = {"40001", "40P01"}
 """SQLSTATEs after which the transaction can be run again: serialization failure, deadlock."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import psycopg2
-
 from examsend.db import due
 from examsend.db.revision import HEAD
 
@@ -26,6 +24,8 @@ def nothing_to_send(url: str) -> bool:
 
 
 def _nothing(url: str, condition: str) -> bool:
+    import psycopg2  # here, because the import takes 25 ms, and --help imports this module too
+
     # ``condition`` is a constant of the module ``due``, so that no SQL can be injected.
     question = (
         "SELECT (SELECT version_num FROM alembic_version) = %s AND NOT EXISTS"

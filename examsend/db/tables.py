@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Double, TypeEngine
 
-from examsend.config.destination import DestinationSettings
+from examsend.config.destination import DestinationSettings, type_of
 from examsend.states import (
     BatchState,
     ExpectationSource,
@@ -91,10 +91,9 @@ _SQL_TYPES: dict[str, type[TypeEngine[Any]]] = {
 def _setting_columns() -> Iterator[Column[Any]]:
     """Yield a column for each declared setting of a destination, with its type and default; nullable if it may be not set."""
     for setting in fields(DestinationSettings):
-        kind = str(setting.type)
+        kind, optional = type_of(setting)
         default = None if setting.default in {None, MISSING} else _literal(setting.default)
-        sql_type = _SQL_TYPES[kind.removesuffix(" | None")]
-        yield Column(setting.name, sql_type, nullable=kind.endswith(" | None"), server_default=default)
+        yield Column(setting.name, _SQL_TYPES[kind], nullable=optional, server_default=default)
 
 
 def _literal(value: object) -> str | TextClause:
@@ -230,7 +229,7 @@ class ExamBatchInstance(Base):
     transfer_syntax_uid: Mapped[str | None]
     series_number: Mapped[int | None]
     instance_number: Mapped[int | None]
-    # A path that is not UTF-8 is stored as a percent-encoded file: URI (examsend/queue/paths.py).
+    # A path that is not UTF-8 is stored as a percent-encoded file: URI (examsend/queue/files.py).
     processed_filepath: Mapped[str]
     # The mount point of the file (NULL: the root file system). If it is not mounted, the file is not MISSING.
     mount_point: Mapped[str | None]

@@ -95,10 +95,10 @@ class Delivery:
         result could not be written (the lease expires, and the batch is claimed again).
         """
         began = time.monotonic()
-        destination, unread, unsent = self._database.run(self._read)
+        destination, unsent, unread = self._database.run(self._read)
         if unread:
             identify(self._database, self._claim, unread)
-            destination, _, unsent = self._database.run(self._read)
+            destination, unsent, _ = self._database.run(self._read)
         total = sum(u.item.file_size for u in unsent)
         observer = self._observer
         progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()
@@ -137,12 +137,9 @@ class Delivery:
         progress.ended(delivered)
         return delivered
 
-    def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unread], list[instances.Unsent]]:
-        return (
-            get_destination_by_id(tx, self._claim.destination_id),
-            instances.unread(tx, self._claim.batch_id),
-            instances.to_send(tx, self._claim.batch_id),
-        )
+    def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unsent], list[instances.Unread]]:
+        unsent, unread = instances.to_send(tx, self._claim.batch_id)
+        return get_destination_by_id(tx, self._claim.destination_id), unsent, unread
 
 
 def _log(delivered: Delivered) -> None:

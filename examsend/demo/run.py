@@ -118,7 +118,6 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
 @contextmanager
 def _settings() -> Iterator[Settings]:
     """Yield settings of a temporary embedded database, which runs until the block ends."""
-
     with embedded.scratch_directory() as scratch, embedded.running(scratch, unsafe_fast=True) as url:
         made = Settings(database_url=url, settle=0)
         with access.opened(made, check=False) as database:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from examsend.errors import UsageError
-from examsend.queue.paths import FileStat
+from examsend.queue.files import FileStat
 
 
 def root_of(directory: Path) -> str:

@@ -17,7 +17,7 @@ from examsend.errors import FileProblem, Incomplete, NotDicom
 from examsend.intake.directory import Mounts, Walk
 from examsend.queue import registration, rejected, seen
 from examsend.queue.destination import Destination
-from examsend.queue.paths import FileStat
+from examsend.queue.files import FileStat
 from examsend.queue.registration import Arrival, Kind, Registered
 from examsend.queue.rejected import Rejection
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.queue import batches
-from examsend.queue.paths import from_text
+from examsend.queue.files import from_text
 from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, Outcome, sql_list
 from examsend.transfer import Item
 
@@ -21,7 +21,7 @@ _TO_SEND = text(f"""
                    WHERE o.destination_id = i.destination_id AND o.sop_instance_uid = i.sop_instance_uid AND o.id <> i.id
                      AND o.outcome = '{Outcome.STORED}' AND o.content_sha256 <> i.content_sha256) AS other_content_stored
     FROM exam_batch_instances i
-    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)}) AND i.content_sha256 IS NOT NULL
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
     ORDER BY i.lost_in_flight >= :suspect, i.series_number NULLS LAST, i.series_instance_uid,
              i.instance_number NULLS LAST, i.sop_instance_uid
 """)
@@ -46,30 +46,6 @@ class Unsent:
         return self.lost_in_flight >= SUSPECT_AFTER
 
 
-def to_send(tx: Connection, batch_id: int) -> list[Unsent]:
-    """Return the unsent instances of a batch, ordered by series and instance number, suspected ones last."""
-    return [
-        Unsent(
-            Item(
-                row.id,
-                from_text(row.processed_filepath),
-                row.sop_class_uid,
-                row.sop_instance_uid,
-                row.transfer_syntax_uid,
-                row.file_size,
-                row.file_mtime_ns,
-                row.dataset_offset,
-                bytes(row.content_sha256),
-            ),
-            row.attempts,
-            row.lost_in_flight,
-            None if row.mount_point is None else from_text(row.mount_point),
-            row.other_content_stored,
-        )
-        for row in tx.execute(_TO_SEND, {"batch": batch_id, "suspect": SUSPECT_AFTER})
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Unread:
     """An instance taken over from an older database with path and SOP Instance UID only. Its file is read before it is sent."""
@@ -80,17 +56,30 @@ class Unread:
     tries: int
 
 
-_UNREAD = text(f"""
-    SELECT i.id, i.processed_filepath, i.sop_instance_uid, i.attempts FROM exam_batch_instances i
-    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)}) AND i.content_sha256 IS NULL
-    ORDER BY i.id
-""")
-
-
-def unread(tx: Connection, batch_id: int) -> list[Unread]:
-    """Return the unsent instances of a batch whose files were never read."""
-    rows = tx.execute(_UNREAD, {"batch": batch_id})
-    return [Unread(r.id, from_text(r.processed_filepath), r.sop_instance_uid, r.attempts) for r in rows]
+def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
+    """Return the unsent instances of a batch, ordered by series and instance number, suspected ones last; and, apart, those
+    whose files were never read."""
+    unsent: list[Unsent] = []
+    unread: list[Unread] = []
+    for row in tx.execute(_TO_SEND, {"batch": batch_id, "suspect": SUSPECT_AFTER}):
+        path = from_text(row.processed_filepath)
+        if row.content_sha256 is None:
+            unread.append(Unread(row.id, path, row.sop_instance_uid, row.attempts))
+            continue
+        item = Item(
+            row.id,
+            path,
+            row.sop_class_uid,
+            row.sop_instance_uid,
+            row.transfer_syntax_uid,
+            row.file_size,
+            row.file_mtime_ns,
+            row.dataset_offset,
+            bytes(row.content_sha256),
+        )
+        mount_point = None if row.mount_point is None else from_text(row.mount_point)
+        unsent.append(Unsent(item, row.attempts, row.lost_in_flight, mount_point, row.other_content_stored))
+    return unsent, unread
 
 
 @dataclass(frozen=True, slots=True)

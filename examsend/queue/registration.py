@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from examsend.dicom.identity import DicomFile
 from examsend.queue import batches
-from examsend.queue.paths import from_text, to_text
+from examsend.queue.files import from_text, to_text
 from examsend.states import NOT_COUNTED, Outcome
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from examsend.queue.paths import FileStat, arrays, from_text, to_text
+from examsend.queue.files import FileStat, arrays, from_text, to_text
 
 _SEEN_AGAIN = text("""
     UPDATE rejected_files r SET last_seen_at = clock_timestamp()

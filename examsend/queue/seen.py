@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from examsend.queue import rejected
-from examsend.queue.paths import FileStat, arrays
+from examsend.queue.files import FileStat, arrays
 
 # Returns the files that are not registered, so that a second run over a directory fetches no rows. OFFSET 0 forces one index
 # look-up per file: without statistics (a new table) the planner would read the whole table for each group of files. The

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from examsend import outcomes
 from examsend.db.due import NOW
-from examsend.queue.paths import from_text
+from examsend.queue.files import from_text
 from examsend.queue.reasons import WAITS, StateFacts, disabled, held, state_reason
 from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, sql_list
 

@@ -16,7 +16,7 @@ from examsend.commands.ingest import IngestResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
 from examsend.commands.status import StatusResult
-from examsend.config.destination import DECLARED, label
+from examsend.config.destination import label
 from examsend.queue.destination import Destination
 from examsend.queue.views import BatchStatus
 from examsend.report.layout import byte_size, console, first_lines, local_time, plural, table
@@ -226,7 +226,6 @@ def _one(result: StatusResult) -> list[Any]:
 
 @rendered.register
 def _destination_list(result: Destinations) -> list[Any]:
-
     if not result.destinations:
         return ["no destination yet: `examsend destination add NAME AET@HOST:PORT`"]
     return [
@@ -252,12 +251,7 @@ def _destination_list(result: Destinations) -> list[Any]:
 
 @rendered.register
 def _destination_shown(result: Shown) -> list[Any]:
-
-    names = [
-        (f.name, label(f.name) if f.name in DECLARED else f.name.replace("_", "-"))
-        for f in dataclasses.fields(Destination)
-    ]
-    rows = [(shown, getattr(result.destination, name)) for name, shown in names]
+    rows = [(label(f.name), getattr(result.destination, f.name)) for f in dataclasses.fields(Destination)]
     can = [
         f.name.replace("_", " ")
         for f in dataclasses.fields(Capabilities)

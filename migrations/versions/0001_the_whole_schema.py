@@ -308,6 +308,8 @@ def upgrade() -> None:
     adopted = [table for table in _ORDER if table.name in there]
     for table in adopted:
         adopt.add_columns(op.get_bind(), table)
+    if _EXAM_BATCHES in adopted:
+        adopt.check_states(op.get_bind(), _EXAM_BATCHES)
     for statement in _fill({table.name for table in adopted}):
         op.execute(statement)
     for table in _ORDER:

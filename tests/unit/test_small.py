@@ -15,7 +15,7 @@ from examsend.config.settings import load
 from examsend.dicom import uids
 from examsend.dimse import contexts, words
 from examsend.errors import ConfigError, UsageError
-from examsend.queue import paths
+from examsend.queue import files
 from examsend.report import terminal
 
 
@@ -87,9 +87,9 @@ def test_an_invalid_address_is_a_usage_error(text: str) -> None:
 @given(st.binary(min_size=1, max_size=60).filter(lambda b: b"\0" not in b))
 def test_any_path_survives_conversion_to_text_and_back(name: bytes) -> None:
     path = os.fsdecode(b"/" + name)
-    text = paths.to_text(path)
+    text = files.to_text(path)
     text.encode()
-    assert paths.from_text(text) == path
+    assert files.from_text(text) == path
 
 
 @dataclass(frozen=True)

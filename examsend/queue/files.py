@@ -1,4 +1,4 @@
-"""Paths of files as text for the database. Every path that a file system allows can be stored.
+"""Files as the database knows them: path, size, modification time. Every path that a file system allows can be stored.
 
 Paths are absolute, so that they begin with a slash. A path that is not valid UTF-8 (Linux allows any byte but NUL) is stored
 as a percent-encoded ``file:`` URI, which does not begin with a slash.
