@@ -13,6 +13,7 @@ from examsend.queue.destination import (
     Destination,
     add_destination,
     change_destination,
+    enable_destination,
     end_hold,
     get_destination,
     list_destinations,
@@ -81,7 +82,7 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
 def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:
     """Enable or disable a destination. Raises UsageError."""
     with access.opened(settings) as database:
-        database.run(lambda tx: change_destination(tx, name, {"enabled": enabled}))
+        database.run(lambda tx: enable_destination(tx, name, enabled=enabled))
     return Changed(name, f"destination {name} {'enabled' if enabled else 'disabled: its batches wait'}")
 
 

@@ -149,6 +149,21 @@ def change_destination(tx: Connection, name: str, settings: Mapping[str, object]
     return changed
 
 
+# A reason without a hold is why the destination is disabled: it has no address yet (migration 0001).
+_ENABLE = text("""
+    UPDATE storage_backend_configs
+    SET enabled = :enabled,
+        held_code = CASE WHEN held_until IS NULL AND :enabled THEN NULL ELSE held_code END,
+        held_reason = CASE WHEN held_until IS NULL AND :enabled THEN NULL ELSE held_reason END
+    WHERE id = :id
+""")
+
+
+def enable_destination(tx: Connection, name: str, *, enabled: bool) -> None:
+    """Enable or disable a destination. A hold goes on. Raises UsageError."""
+    tx.execute(_ENABLE, {"id": get_destination(tx, name).id, "enabled": enabled})
+
+
 def remove_destination(tx: Connection, name: str) -> None:
     """Remove a destination. Raises UsageError if there is none, Refused if it has unsent or FAILED batches."""
     destination = get_destination(tx, name)

@@ -72,7 +72,7 @@ def _pending(batch: StateFacts) -> str:
 def _ready(batch: StateFacts) -> str:
     after = f" after {batch.failure} (attempt {batch.attempts} of {batch.max_attempts})" if batch.failure else ""
     if not batch.enabled:
-        return disabled(batch.held_reason)
+        return f"destination {disabled(batch.held_reason, batch.held_for)}"
     if batch.held_for is not None and batch.held_for > 0:
         return f"destination {held(batch.held_reason, batch.held_for)}"
     if batch.due_in is not None and batch.due_in > 0:
@@ -86,9 +86,12 @@ def _sending(batch: StateFacts) -> str:
     return f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored"
 
 
-def disabled(reason: str | None) -> str:
-    """Given why a destination is disabled (None: an operator disabled it), return the sentence."""
-    return f"destination disabled: {reason}" if reason else "destination disabled"
+def disabled(reason: str | None, held_for: float | None) -> str:
+    """Given the reason recorded for a disabled destination and the seconds of its hold (None: no hold), return the sentence.
+
+    The reason of a hold is not why the destination is disabled.
+    """
+    return f"disabled: {reason}" if reason and held_for is None else "disabled"
 
 
 def held(reason: str | None, seconds: float) -> str:

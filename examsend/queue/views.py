@@ -202,7 +202,7 @@ def _state_facts(row: Any) -> StateFacts:
 
 def _health(row: Any) -> str:
     if not row.enabled:
-        return disabled(row.held_reason).removeprefix("destination ")
+        return disabled(row.held_reason, row.held_for)
     if row.held_for is not None and row.held_for > 0:
         return held(row.held_reason, row.held_for)
     if row.consecutive_failures:

@@ -73,6 +73,7 @@ def test_an_idle_pass_with_q_prints_nothing(database_url: str) -> None:
         (("destination", "add", "x", "A" * 17 + "@h:104"), 2, "1 to 16 characters"),
         (("destination", "add", "x y", "A@h:104"), 2, "the name 'x y' cannot be"),
         (("destination", "add", "x", "A@h:104", "--quiet-period", "-1"), 2, "--quiet-period must be between 0"),
+        (("destination", "add", "x", "A@h:104", "--quiet", "5"), 2, "unexpected extra argument"),
         (("destination", "add", "x", "A@h:104", "--backoff", "1000"), 2, "--backoff-max cannot be less than --backoff"),
         (
             ("destination", "add", "x", "A@h:104", "--user-identity-kind", "3"),
@@ -188,6 +189,18 @@ def test_sigterm_ends_a_send_cleanly_and_leaves_the_batch_ready(
     assert one(database, "SELECT attempt_count FROM exam_batches") == 0
     stored = one(database, "SELECT count(*) FROM exam_batch_instances WHERE outcome = 'STORED'")
     assert stored == len(peer.stored) > 0
+
+
+def test_an_interrupted_command_exits_with_130() -> None:
+    """It waits for a database that does not answer; SIGINT is what Ctrl-C sends."""
+    environment = {**os.environ, "EXAMSEND_DATABASE_WAIT": "60"}
+    command = [sys.executable, "-m", "examsend", "status", "--database-url", "postgresql://nobody@127.0.0.1:1/x"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
 
 
 def test_retry_makes_a_failed_batch_ready_and_refuses_a_sent_one(

@@ -119,6 +119,15 @@ def test_status_shows_what_the_earlier_database_does_not_say(settings: Settings)
     assert "ADOPTED: it was SENDING in the earlier database" in cli("status", "3", url=settings.database_url).stdout
 
 
+def test_the_missing_address_is_not_reported_once_it_is_known(settings: Settings) -> None:
+    _upgraded(settings)
+    change(settings, "archive", "A@127.0.0.1:104", {})
+    enable(settings, "archive", enabled=True)
+    assert [d.health for d in status.run(settings).destinations] == ["not used yet"]
+    enable(settings, "archive", enabled=False)
+    assert [d.health for d in status.run(settings).destinations] == ["disabled"]
+
+
 @pytest.mark.parametrize("ingest_first", [False, True])
 def test_rows_taken_over_are_completed_from_their_files_by_ingest_or_send(
     settings: Settings, tmp_path: Path, studies: dict[str, list[Path]], ingest_first: bool

@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from examsend.commands import retry, send, status
+from examsend.commands.destination import enable
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
@@ -382,6 +383,21 @@ def test_a_delivery_survives_lost_database_connections(
         assert len(peer.offered) == len(set(peer.offered)) == 40
     assert states(database) == ["SENT"]
     assert one(database, "SELECT max(attempts) FROM exam_batch_instances") == 1, "a group written twice counts once"
+
+
+def test_the_reason_of_a_hold_is_not_the_reason_why_a_destination_is_disabled(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    add(settings, f"DEAD@127.0.0.1:{free_port()}", backoff_seconds=60.0, backoff_max_seconds=60.0)
+    prepare(settings, tmp_path / "drop")
+    send.run(settings)
+    assert "held: cannot connect" in status.run(settings).destinations[0].health
+    enable(settings, "pacs", enabled=False)
+    shown = status.run(settings)
+    assert (shown.destinations[0].health, shown.batches[0].waiting_for) == ("disabled", "destination disabled")
+    enable(settings, "pacs", enabled=True)
+    assert "held: cannot connect" in status.run(settings).destinations[0].health, "enabling does not end a hold"
 
 
 def _studies(tmp_path: Path, count: int) -> Path:
