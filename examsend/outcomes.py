@@ -168,6 +168,8 @@ def of_end(end: AssociationEnd, answered: int) -> EndResult:
         return EndResult(False, DestinationAction.HOLD if end.result == 1 else DestinationAction.BACK_OFF, "REJECTED")
     if kind in {End.UNREACHABLE, End.TLS_FAILED}:
         return EndResult(False, DestinationAction.BACK_OFF, kind.value)
+    if kind is End.MISCONFIGURED:
+        return EndResult(False, DestinationAction.HOLD, kind.value)
     failed = kind in ABNORMAL_ENDS
     if failed and not answered and (not end.established or kind is End.TIMED_OUT):
         return EndResult(False, DestinationAction.BACK_OFF, kind.value)

@@ -130,9 +130,9 @@ class End(StrEnum):
     REJECTED = "REJECTED"
     """A-ASSOCIATE-RJ (PS3.8 9.3.4); see result, source and reason."""
     UNREACHABLE = "UNREACHABLE"
-    """No TCP connection: refused, no route, unknown host name, time-out. Also where a secret cannot be read."""
+    """No TCP connection: refused, no route, unknown host name, time-out."""
     TLS_FAILED = "TLS_FAILED"
-    """The TLS handshake failed, a certificate was not accepted, or a TLS file cannot be used."""
+    """The TLS handshake failed, or a certificate was not accepted."""
     NO_CONTEXT = "NO_CONTEXT"
     """The association was accepted without any presentation context."""
     ABORTED = "ABORTED"
@@ -143,6 +143,10 @@ class End(StrEnum):
     """A time-out expired after the connection was established; the sentence says which. The sender aborted."""
     PROTOCOL_ERROR = "PROTOCOL_ERROR"
     """The peer sent what PS3.7 or PS3.8 does not allow. The sender aborted."""
+    STOPPED = "STOPPED"
+    """The pass was asked to stop, and the sender aborted before every outstanding item was answered."""
+    MISCONFIGURED = "MISCONFIGURED"
+    """A setting, secret or certificate file of the destination cannot be used. Nothing was sent to the peer."""
     FILE_CHANGED = "FILE_CHANGED"
     """The sender aborted while it sent a data set, since the file could not be read or differs from what was ingested.
 
@@ -190,5 +194,10 @@ class Watcher(Protocol):
     def progressed(self, sent: int) -> None:
         """Given the number of bytes sent since the last call. Called often, so that it must be fast."""
 
-    def stopping(self) -> bool:
-        """Return whether the pass is asked to stop: no further item is sent, outstanding ones are awaited, then release."""
+    def stop_at(self) -> float | None:
+        """Return None to go on. Once the pass is asked to stop, return the time (monotonic clock) by which it must be over.
+
+        No further item is sent then. Outstanding ones are awaited until that time; then the association is aborted
+        (``End.STOPPED``). A sender calls this on every turn of every loop, and at least once a second while it waits, as a
+        sign that it observes its time-outs.
+        """

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from examsend.config.settings import Settings
 from examsend.db import access, engine
 from examsend.delivery.delivery import Delivered, Delivery, Observer
+from examsend.delivery.stop import Stop
 from examsend.errors import LostClaim
 from examsend.queue import batches
 from examsend.queue.destination import get_destination
@@ -53,7 +54,7 @@ class _Pass:
         settings: Settings,
         only: int | None,
         limit: int | None,
-        stop: Callable[[], bool],
+        stop: Stop,
     ) -> None:
         self.database = database
         self.settings = settings
@@ -103,15 +104,14 @@ def run(
 ) -> SendResult:
     """Claim and send due batches until none is due, ``parallel`` of them at a time, each over one association.
 
-    Ends cleanly once ``stop()`` returns True, or after ``max_runtime`` seconds: outstanding C-STOREs are awaited, the rest of
+    Ends cleanly once ``stop()`` returns True (a signal), or after ``max_runtime`` seconds: outstanding C-STOREs are awaited, the rest of
     the batch is left READY.
 
     Raises UsageError for a destination that does not exist.
     """
     began = time.monotonic()
 
-    def ending() -> bool:
-        return stop() or (max_runtime is not None and time.monotonic() - began > max_runtime)
+    ending = Stop(stop, max_runtime)
 
     with access.opened(settings) as database:
 

@@ -15,6 +15,7 @@ from examsend.delivery import next_state
 from examsend.delivery.identification import identify
 from examsend.delivery.offering import Offering
 from examsend.delivery.recorder import Recorder
+from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
 from examsend.queue import instances
 from examsend.queue.batches import Claim
@@ -79,7 +80,7 @@ class Delivery:
         settings: Settings,
         claim: Claim,
         *,
-        stop: Callable[[], bool],
+        stop: Stop,
         observer: Observer | None,
     ) -> None:
         self._database = database

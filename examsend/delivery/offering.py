@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from examsend import outcomes
 from examsend.delivery.recorder import Recorder
+from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import AssociationWatcher, Progress
 from examsend.dimse.contexts import partition
 from examsend.outcomes import DestinationAction, DestinationProblem
@@ -86,7 +87,7 @@ class Offering:
         destination: Destination,
         sender: Sender,
         recorder: Recorder,
-        stop: Callable[[], bool],
+        stop: Stop,
         progress: Progress,
     ) -> None:
         self._destination = destination

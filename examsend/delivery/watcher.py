@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from examsend import outcomes
 from examsend.delivery.recorder import Recorder
+from examsend.delivery.stop import Stop
 from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult
 from examsend.queue.instances import Record, Unsent
 from examsend.states import Outcome
@@ -33,9 +34,7 @@ def not_mounted(mount: str) -> str:
 class AssociationWatcher:
     """A ``transfer.Watcher``, one per association. Only the association's thread uses it."""
 
-    def __init__(
-        self, unsent: Sequence[Unsent], recorder: Recorder, stop: Callable[[], bool], progress: Progress
-    ) -> None:
+    def __init__(self, unsent: Sequence[Unsent], recorder: Recorder, stop: Stop, progress: Progress) -> None:
         self._by_id = {u.item.id: u for u in unsent}
         self._recorder = recorder
         self._stop = stop
@@ -74,10 +73,10 @@ class AssociationWatcher:
         self._recorder.progressed(sent)
         self._progress.moved(sent)
 
-    def stopping(self) -> bool:
+    def stop_at(self) -> float | None:
         """See ``transfer.Watcher``."""
         self._recorder.check()
-        return self._stop()
+        return self._stop.at()
 
     def ended(self, end: AssociationEnd) -> None:
         """Given the end of the association, record the instances that were sent and not answered."""

@@ -35,9 +35,6 @@ _LONGEST_PDU = 1 << 17
 _RELEASE_SECONDS = 10.0
 """How long to wait for A-RELEASE-RP."""
 
-_STOP_SECONDS = 7.0
-"""How long outstanding instances may take once the pass is asked to stop."""
-
 
 @dataclass(slots=True)
 class _Outstanding:
@@ -76,7 +73,6 @@ class Association:
         self._message_id = 0
         self._bytes_sent = 0
         self._next_step = Next.GO_ON
-        self._stopping_since: float | None = None
         self._answer_timer = 0.0
         self._buffers: list[memoryview] = []
         self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
@@ -128,7 +124,7 @@ class Association:
         try:
             request = negotiation.request(peer, proposals)
         except ConfigError as error:
-            raise Ended(End.UNREACHABLE, str(error)) from None
+            raise Ended(End.MISCONFIGURED, str(error)) from None
         wire = self._wire = connect(peer, self._check_stop)
         wire.send([request], lambda _bytes_sent: None)
         deadline = time.monotonic() + peer.accept_timeout
@@ -159,7 +155,7 @@ class Association:
         ahead: deque[_Ready] = deque()
         try:
             self._read_ahead(waiting, ahead)
-            while ahead and self._next_step is Next.GO_ON and not self._watcher.stopping():
+            while ahead and self._next_step is Next.GO_ON and self._watcher.stop_at() is None:
                 current = ahead.popleft()
                 with current.payload:
                     self._offer(current)
@@ -348,15 +344,9 @@ class Association:
 
     def _check_stop(self) -> None:
         """Called at least once a second while waiting: raise Ended where a stopping pass has waited long enough."""
-        if self._watcher.stopping():
-            now = time.monotonic()
-            self._stopping_since = self._stopping_since or now
-            if now - self._stopping_since > _STOP_SECONDS:
-                raise Ended(
-                    End.TIMED_OUT,
-                    f"the pass is stopping, and the peer did not answer within {_STOP_SECONDS:g} s",
-                    abort=True,
-                )
+        stop_at = self._watcher.stop_at()
+        if stop_at is not None and time.monotonic() > stop_at:
+            raise Ended(End.STOPPED, "the pass was asked to end before the peer had answered", abort=True)
 
     def _raise_unexpected(self, kind: int, body: bytes) -> None:
         """Given a PDU other than the expected ones, raise the Ended that it means."""

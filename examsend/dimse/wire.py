@@ -244,7 +244,7 @@ def connect(peer: Peer, check: Callable[[], None]) -> Wire:
         context = None if peer.tls is None else tls.context(peer.tls)
         addresses = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
     except ConfigError as error:
-        raise Ended(End.TLS_FAILED, str(error)) from None
+        raise Ended(End.MISCONFIGURED, str(error)) from None
     except (OSError, UnicodeError) as error:
         what = getattr(error, "strerror", None) or error
         raise Ended(End.UNREACHABLE, f"cannot connect to {where}: {what}") from None

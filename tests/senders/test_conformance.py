@@ -42,6 +42,9 @@ class Watch:
     release_after: int | None = None
     lose_after: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    stop_seconds: float = 7.0
+    """How long outstanding instances may take once ``stop`` is set."""
+    stopped_at: float | None = None
 
     def answered(self, answer: Answer) -> Next:
         self.answers.append(answer)
@@ -56,8 +59,11 @@ class Watch:
     def progressed(self, sent: int) -> None:
         self.sent += sent
 
-    def stopping(self) -> bool:
-        return self.stop.is_set()
+    def stop_at(self) -> float | None:
+        if self.stop.is_set():
+            self.stopped_at = self.stopped_at or time.monotonic()
+            return self.stopped_at + self.stop_seconds
+        return None
 
     @property
     def statuses(self) -> list[int]:
@@ -438,7 +444,7 @@ def test_a_secret_that_cannot_be_read_is_reported(sender: Any, tmp_path: Path) -
         end, watch = sent(
             sender, receiver, study(tmp_path, 1), user_identity=UserIdentity(2, "user", "/no/such/secret")
         )
-    assert end.end is End.UNREACHABLE
+    assert end.end is End.MISCONFIGURED
     assert "/no/such/secret" in end.sentence
     assert (watch.answers, receiver.requests) == ([], 0)
 

@@ -269,7 +269,7 @@ def test_an_association_without_tls_is_never_tried_where_tls_is_configured(certi
 def test_a_missing_tls_file_is_named(tmp_path: Path) -> None:
     with scripted.scripted() as receiver:
         end, _ = sent(SENDER, receiver, study(tmp_path, 1), tls=Tls("/no/such/ca.pem"))
-    assert end.end is End.TLS_FAILED
+    assert end.end is End.MISCONFIGURED
     assert "/no/such/ca.pem" in end.sentence
 
 
@@ -311,7 +311,7 @@ class Watch:
     def answered(self, answer): print(answer.status); return Next.GO_ON
     def not_offered(self, fact): print(fact); return Next.GO_ON
     def progressed(self, sent): pass
-    def stopping(self): return False
+    def stop_at(self): return None
 port, path, size, digest = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), bytes.fromhex(sys.argv[4])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 item = Item(1, path, "1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", size, 0, 0, digest)

@@ -26,9 +26,6 @@ from examsend.transfer import AssociationEnd, End, Item, Next, NotOffered, Peer,
 _MAX_QUEUED = 4
 """P-DATA primitives in pynetdicom's queue at most; this limits its memory."""
 
-_STOP_SECONDS = 7.0
-"""How long the outstanding instance may take once the pass is asked to stop."""
-
 _RELEASE_SECONDS = 10.0
 """How long to wait for A-RELEASE-RP."""
 
@@ -49,7 +46,6 @@ class Association:
         self._message_id = 0
         self._bytes_sent = 0
         self._bytes_reported = 0
-        self._stopping_since: float | None = None
 
     def run(self, items: Sequence[Item]) -> AssociationEnd:
         """Associate, send items in order, release. Raises Ended where the association ends early; ``close`` must follow."""
@@ -60,7 +56,7 @@ class Association:
         }
         next_step = Next.GO_ON
         for item in items:
-            if next_step is Next.RELEASE or self._watcher.stopping():
+            if next_step is Next.RELEASE or self._watcher.stop_at() is not None:
                 break
             carrier = contexts.choose(item, accepted)
             next_step = self._report_refused(item) if carrier is None else self._offer(item, carrier)
@@ -82,7 +78,7 @@ class Association:
             try:
                 secure = (tls.context(peer.tls), peer.tls.server_name or peer.host)
             except ConfigError as error:
-                raise Ended(End.TLS_FAILED, str(error)) from None
+                raise Ended(End.MISCONFIGURED, str(error)) from None
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, self._connection.opened),
             (evt.EVT_PDU_RECV, self._connection.received),
@@ -99,7 +95,7 @@ class Association:
                 evt_handlers=handlers,
             )
         except ConfigError as error:
-            raise Ended(End.UNREACHABLE, str(error)) from None
+            raise Ended(End.MISCONFIGURED, str(error)) from None
         except OSError as error:
             where = f"{peer.host}:{peer.port}"
             raise Ended(End.UNREACHABLE, f"cannot connect to {where}: {error.strerror or error}") from None
@@ -247,13 +243,9 @@ class Association:
         dul = self._association.dul
         if not dul.is_alive() or dul.socket is None or dul.socket.send_timed_out or self._connection.abort is not None:
             raise self._connection_end()
-        if self._watcher.stopping():
-            now = time.monotonic()
-            self._stopping_since = self._stopping_since or now
-            if now - self._stopping_since > _STOP_SECONDS:
-                raise Ended(
-                    End.TIMED_OUT, f"the pass is stopping, and the peer did not answer within {_STOP_SECONDS:g} s"
-                )
+        stop_at = self._watcher.stop_at()
+        if stop_at is not None and time.monotonic() > stop_at:
+            raise Ended(End.STOPPED, "the pass was asked to end before the peer had answered")
 
     def _connection_end(self) -> Ended:
         """Return the Ended that says how the connection was lost."""
