@@ -142,6 +142,7 @@ _PROBLEMS = {
     Problem.UNREADABLE: Outcome.RETRY,
     Problem.CONTEXT_REJECTED: Outcome.FAILED,
     Problem.UNCONVERTIBLE: Outcome.FAILED,
+    Problem.ODD_LENGTH: Outcome.FAILED,
 }
 
 
