@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from examsend.dimse import contexts, messages, negotiation, words
-from examsend.dimse.ended import Ended, protocol_error
+from examsend.dimse.ended import UNEXPECTED_PDU, Ended, protocol_error
 from examsend.dimse.payload import Payload, Unusable
 from examsend.dimse.wire import Wire, connect
 from examsend.errors import ConfigError
@@ -80,7 +80,7 @@ class Association:
             sentence, last_pdu = self._release()
             end = self._end(Ended(End.RELEASED, sentence), began)
         except Ended as ended:
-            last_pdu = primitives.abort() if ended.abort else b""
+            last_pdu = primitives.abort(ended)
             end = self._end(ended, began)
         except BaseException:
             last_pdu = primitives.abort()
@@ -291,11 +291,11 @@ class Association:
         if kind == messages.A_ABORT:
             source, reason = primitives.aborted(kind, body)
             raise Ended(End.ABORTED, words.abort(source, reason), source=source, reason=reason)
-        if kind == messages.A_RELEASE_RQ:
+        if kind == messages.A_RELEASE_RQ and self._established:
             assert self._wire is not None
             self._wire.send([primitives.RELEASE_RP], lambda _bytes_sent: None)
             raise Ended(End.CLOSED, "the peer released the association before it had answered")
-        raise protocol_error(f"an unexpected PDU of type {kind}")
+        raise protocol_error(f"an unexpected PDU of type {kind}", UNEXPECTED_PDU)
 
     # --- ending ---
 
@@ -321,5 +321,5 @@ class Association:
                 elif kind != messages.P_DATA_TF:
                     self._raise_unexpected(kind, body)
         except Ended as ended:
-            return f"A-RELEASE failed: {ended.sentence}", primitives.abort() if ended.abort else b""
+            return f"A-RELEASE failed: {ended.sentence}", primitives.abort(ended)
         return f"the peer did not answer A-RELEASE within {_RELEASE_SECONDS:g} s", primitives.abort()

@@ -36,7 +36,7 @@ from pynetdicom.presentation import PresentationContext
 
 from examsend.dimse import implementation
 from examsend.dimse.contexts import Proposal
-from examsend.dimse.ended import Ended, protocol_error
+from examsend.dimse.ended import INVALID_PARAMETER, Ended, protocol_error
 from examsend.dimse.negotiation import Accepted
 from examsend.errors import ConfigError
 from examsend.transfer import Answer, Item, Peer
@@ -68,14 +68,14 @@ _FIXED_PART = 68
 
 
 @contextmanager
-def _decoding(what: str) -> Iterator[None]:
-    """Turn every exception of pynetdicom and pydicom into the Ended for a protocol error."""
+def _decoding(what: str, abort_reason: int | None = INVALID_PARAMETER) -> Iterator[None]:
+    """Turn every exception of pynetdicom and pydicom into the Ended for a protocol error. See ``ended.protocol_error``."""
     try:
         yield
     except Ended:
         raise
     except Exception as error:  # noqa: BLE001 (they raise whatever the invalid bytes lead to)
-        raise protocol_error(f"{what} that pynetdicom cannot decode ({type(error).__name__})") from None
+        raise protocol_error(f"{what} that pynetdicom cannot decode ({type(error).__name__})", abort_reason) from None
 
 
 def _whole(kind: int, body: bytes) -> bytes:
@@ -141,7 +141,9 @@ def accepted(kind: int, body: bytes, proposals: Sequence[Proposal]) -> Accepted:
     Raises Ended where it is malformed or answers a context that was not proposed.
     """
     if len(body) < _FIXED_PART:
-        raise protocol_error(f"an A-ASSOCIATE-AC of {len(body)} bytes; it has at least {_FIXED_PART}")
+        raise protocol_error(
+            f"an A-ASSOCIATE-AC of {len(body)} bytes; it has at least {_FIXED_PART}", INVALID_PARAMETER
+        )
     with _decoding("an A-ASSOCIATE-AC"):
         pdu = A_ASSOCIATE_AC()
         pdu.decode(_whole(kind, body))
@@ -160,16 +162,16 @@ def accepted(kind: int, body: bytes, proposals: Sequence[Proposal]) -> Accepted:
     for context_id, result, syntaxes in answers:
         proposal = proposed.get(context_id)
         if proposal is None:
-            raise protocol_error(f"presentation context {context_id} answered but not proposed")
+            raise protocol_error(f"presentation context {context_id} answered but not proposed", INVALID_PARAMETER)
         if context_id in seen:
-            raise protocol_error(f"presentation context {context_id} answered twice")
+            raise protocol_error(f"presentation context {context_id} answered twice", INVALID_PARAMETER)
         seen.add(context_id)
         # A context accepted with a syntax that was not proposed for it is not used.
         if result == 0 and syntaxes == [proposal.transfer_syntax_uid]:
             contexts[proposal.sop_class_uid, proposal.transfer_syntax_uid] = context_id
     max_length = _DEFAULT_MAX_PDU if longest is None else int(longest)
     if 0 < max_length < _SHORTEST_PDU:
-        raise protocol_error(f"a maximum PDU length of {max_length} bytes, too short for data")
+        raise protocol_error(f"a maximum PDU length of {max_length} bytes, too short for data", INVALID_PARAMETER)
     return Accepted(contexts, max_length, 1, str(name or class_uid or "")[:64])
 
 
@@ -189,10 +191,17 @@ def aborted(kind: int, body: bytes) -> tuple[int, int]:
         return int(pdu.source), int(pdu.reason_diagnostic)
 
 
-def abort(source: int = 0, reason: int = 0) -> bytes:
-    """Return an A-ABORT (PS3.8 9.3.8). Source 0 is the service user."""
+def abort(ended: Ended | None = None) -> bytes:
+    """Given how the association ended, return the A-ABORT to send; empty if none must be sent (PS3.8 9.3.8).
+
+    Source 2, the service provider, and a reason for an error of the upper layer; else source 0, the service user. Given None,
+    an A-ABORT with source 0.
+    """
+    if ended is not None and not ended.abort:
+        return b""
+    reason = None if ended is None else ended.abort_reason
     pdu = A_ABORT_RQ()
-    pdu.source, pdu.reason_diagnostic = source, reason
+    pdu.source, pdu.reason_diagnostic = (0, 0) if reason is None else (2, reason)
     return bytes(pdu.encode())
 
 
@@ -259,6 +268,7 @@ class ResponseReader:
             pdu = P_DATA_TF()
             pdu.decode(_whole(kind, body))
             values = pdu.to_primitive().presentation_data_value_list
+        with _decoding("a command set", None):
             found = [self._value(number, value, context_id) for number, value in values]
         return [response for response in found if response is not None]
 
@@ -266,7 +276,7 @@ class ResponseReader:
         if context_id not in {None, number}:
             raise protocol_error(f"a value on presentation context {number}; the request was on {context_id}")
         if not value:
-            raise protocol_error("a presentation data value without a message control header")
+            raise protocol_error("a presentation data value without a message control header", INVALID_PARAMETER)
         if not value[0] & 1:
             raise protocol_error("a data set instead of a C-STORE-RSP")
         self._length += len(value) - 1
