@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import socket
 import ssl
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from examsend.demo import samples
-from examsend.dimse import association, connection, negotiation
+from examsend.dimse import association, connection
 from examsend.dimse.echo import echo
 from examsend.senders.native import NativeSender
 from examsend.transfer import AssociationEnd, End, Item, Peer, Tls, UserIdentity
@@ -27,9 +26,7 @@ from tests.peers import scripted
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, data_pdu, pdu, response
 from tests.senders.test_conformance import Watch, items_of, no_thread_left, sent, study
-from tests.senders.test_native import _server, certificates
-
-__all__ = ["certificates"]
+from tests.senders.test_native import _server
 
 SENDER = NativeSender()
 CT = b"1.2.840.10008.5.1.4.1.1.2\0"
@@ -127,9 +124,7 @@ def test_noise_does_not_put_off_the_answer_time_out(tmp_path: Path, noise: str, 
 def test_noise_while_the_peer_reads_nothing_does_not_put_off_the_stall_time_out(
     tmp_path: Path, noise: str, every: float
 ) -> None:
-    items = items_of(
-        samples.write_series(tmp_path, [samples.Image(samples.CT, "1.2", "1.3", 1, 1, 4000, 4000)])
-    )
+    items = items_of(samples.write_series(tmp_path, [samples.Image(samples.CT, "1.2", "1.3", 1, 1, 4000, 4000)]))
 
     def serve(made: socket.socket, stop: threading.Event) -> None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -164,7 +159,7 @@ def test_noise_after_our_release_request_ends_with_the_release_time_out(
 
     def serve(made: socket.socket, stop: threading.Event) -> None:
         session = accept(made)
-        session._message()  # noqa: SLF001 (one C-STORE, answered)
+        session._message()
         drip(made, stop, NOISE[noise], every)
 
     with listening(serve) as port:
@@ -205,7 +200,7 @@ def _reads_slowly(made: socket.socket, stop: threading.Event) -> None:
 
 def _floods_after_release(made: socket.socket, stop: threading.Event) -> None:
     session = accept(made)
-    session._message()  # noqa: SLF001
+    session._message()
     drip(made, stop, NOISE["empty P-DATA-TF"], 0.01)
 
 
@@ -321,13 +316,12 @@ def test_a_success_for_a_data_set_that_the_peer_does_not_read_is_a_protocol_erro
     items = _large(tmp_path)
 
     def serve(made: socket.socket, stop: threading.Event) -> None:
-        if secure:
-            made = _server(certificates).wrap_socket(made, server_side=True)
-        accept(made)
-        if read:
-            made.recv(read)
-        made.sendall(data_pdu(1, response(1, 0, CT, items[0].sop_instance_uid.encode())))
-        stop.wait(4)
+        with _server(certificates).wrap_socket(made, server_side=True) if secure else made as talking:
+            accept(talking)
+            if read:
+                talking.recv(read)
+            talking.sendall(data_pdu(1, response(1, 0, CT, items[0].sop_instance_uid.encode())))
+            stop.wait(4)
 
     watch = Watch()
     with listening(serve) as port:
@@ -370,7 +364,7 @@ def test_the_last_response_is_reported_though_the_peer_closes_behind_it(tmp_path
 
     def serve(made: socket.socket, _stop: threading.Event) -> None:
         session = accept(made, Script(window=(2, 1)))
-        session._message()  # noqa: SLF001
+        session._message()
 
     for _ in range(10):
         watch = Watch()
@@ -539,7 +533,9 @@ def test_a_client_certificate_that_the_peer_requires_is_a_tls_failure(certificat
             assert end.end is End.TLS_FAILED, (version, end)
 
 
-@pytest.mark.skipif(subprocess.run(["which", "openssl"], capture_output=True, check=False).returncode != 0, reason="no openssl")
+@pytest.mark.skipif(
+    subprocess.run(["which", "openssl"], capture_output=True, check=False).returncode != 0, reason="no openssl"
+)
 def test_renegotiation_is_refused_and_uses_no_processor_time(certificates: Path, tmp_path: Path) -> None:
     """``openssl s_server`` asks for a renegotiation for each "R" on its standard input (TLS 1.2)."""
     port = free_port()
@@ -570,9 +566,9 @@ def test_renegotiation_is_refused_and_uses_no_processor_time(certificates: Path,
         used = time.process_time() - used
     finally:
         ended.set()
+        asking.join(5)
         server.kill()
-        server.wait(5)
-    asking.join(5)
+        server.communicate()
     assert not end.established
     assert end.end in {End.TIMED_OUT, End.CLOSED, End.TLS_FAILED}, end.sentence
     assert seconds < 6
@@ -641,11 +637,7 @@ def test_an_association_leaves_nothing_for_the_garbage_collector(tmp_path: Path)
 # --- C-ECHO -----------------------------------------------------------------------------------------------------------
 
 
-def test_echo_says_what_the_peer_did(certificates: Path) -> None:
-    from examsend.dimse import messages
-
-    good = messages.store_request  # the encoding of a C-ECHO-RSP is checked against storescp and Orthanc elsewhere
-    del good
+def test_echo_says_what_the_peer_did() -> None:
     half = pdu(scripted.ASSOCIATE_AC, b"\0" * 500)[:100]
 
     def answers(data: bytes, seconds: float = 3.0, *, close: bool = False) -> Callable[..., None]:
@@ -691,9 +683,6 @@ def test_echo_says_what_the_peer_did(certificates: Path) -> None:
             result = echo(peer_at(port))
             assert (result.ok, said in result.sentence) == (False, True), (said, result)
             assert time.monotonic() - began < 5, said
-    with listening(answers(data_pdu(1, response(1, 0, CT, b"", command=0x8030)))) as port:
-        # The association is then not released by this peer, which changes nothing about the answer.
-        pass
     result = echo(Peer("127.0.0.1", free_port(), "A", "B"))
     assert "Connection refused" in result.sentence
 
@@ -712,9 +701,3 @@ def test_echo_uses_identity_tls_and_pin(certificates: Path, tmp_path: Path) -> N
             assert b"a passcode" in receiver.user_information[0][0x58]
         else:
             assert "pinned" in result.sentence
-
-
-def test_nothing_of_a_negotiated_length_is_trusted() -> None:
-    """The longest A-ASSOCIATE-AC that is read is far below what a peer could claim."""
-    assert negotiation.MAX_ACCEPT <= 1 << 20
-    assert os.cpu_count()
