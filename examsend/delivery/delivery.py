@@ -17,7 +17,7 @@ from examsend.delivery.offering import Offering
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
-from examsend.queue import instances
+from examsend.queue import contents, instances
 from examsend.queue.batches import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
 from examsend.states import BatchState, Outcome
@@ -139,6 +139,9 @@ class Delivery:
         return delivered
 
     def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unsent], list[instances.Unread]]:
+        superseded = contents.compare(tx, self._claim)
+        if superseded:
+            log.warning("batch=%d superseded=%d reason='newer versions are stored'", self._claim.batch_id, superseded)
         unsent, unread = instances.to_send(tx, self._claim.batch_id)
         return get_destination_by_id(tx, self._claim.destination_id), unsent, unread
 
