@@ -274,6 +274,7 @@ def test_a_retried_batch_with_nothing_left_to_send_is_done(
         assert len(peer.offered) == 2
     assert states(database) == ["SENT", "SENT"]
     assert (_batches(settings)[1].stored, _batches(settings)[1].replaced) == (0, 1)
+    assert not _batches(settings)[2].other_content, "version 1 was refused: it is not there"
 
 
 # --- what is known of an archive's content -----------------------------------------------------------------------------
@@ -404,27 +405,6 @@ def test_the_stored_version_is_marked_before_another_one_is_sent(
         assert states(database) == ["SENT", "FAILED"]
         _claims(settings, database, archive)
         assert _batches(settings)[1].other_content == 1
-
-
-def test_an_answer_lost_after_the_association_was_recorded_counts_too(
-    settings: Settings, database: engine.Database, tmp_path: Path
-) -> None:
-    """A sender writes the end of an association before its last outcomes, and dies between the two."""
-    version = Version(tmp_path / "drop")
-    with archive_at(settings, KEEPS_FIRST_0000, max_attempts=1) as (archive, _):
-        version.write(1)
-        prepare(settings, tmp_path / "drop")
-        send.run(settings)
-        execute(
-            database,
-            "UPDATE exam_batch_instances SET outcome = 'WAITING', stored_at = NULL, dimse_status = NULL, attempts = 0",
-        )
-        execute(
-            database,
-            "UPDATE exam_batches SET status = 'FAILED', failure_code = 'ATTEMPTS_USED_UP', failure = 'its sender died'",
-        )
-        assert one(database, "SELECT result FROM send_attempts") == "RELEASED"
-        _second_version(settings, database, tmp_path, version, KEEPS_FIRST_0000, archive)
 
 
 def test_a_version_that_changed_before_it_was_sent_leaves_no_warning(
