@@ -80,6 +80,8 @@ class DicomFile:
     size: int
     """Bytes of the file."""
     mtime_ns: int
+    inode: int
+    ctime_ns: int
     content_sha256: bytes
     """SHA-256 of the file from ``dataset_offset`` on: the bytes a C-STORE carries."""
     study_related_instances: int | None
@@ -117,7 +119,7 @@ def inspect(path: str | os.PathLike[str], *, accept_incomplete: bool = False) ->
         head = os.pread(fd, min(before.st_size, HEAD), 0)
         if len(head) < min(before.st_size, HEAD):
             raise Incomplete("GROWING", "the file is being written")
-        found = _identify(fd, before.st_size, head, stamp(before), accept_incomplete=accept_incomplete)
+        found = _identify(fd, before, head, accept_incomplete=accept_incomplete)
         after = os.fstat(fd)
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise Incomplete("GROWING", "the file is being written")
@@ -126,7 +128,8 @@ def inspect(path: str | os.PathLike[str], *, accept_incomplete: bool = False) ->
         os.close(fd)
 
 
-def _identify(fd: int, size: int, head: bytes, mtime_ns: int, *, accept_incomplete: bool) -> DicomFile:
+def _identify(fd: int, file: os.stat_result, head: bytes, *, accept_incomplete: bool) -> DicomFile:
+    size = file.st_size
     start = find_start(head)
     found = _Found()
     cut: Incomplete | None = None
@@ -161,7 +164,9 @@ def _identify(fd: int, size: int, head: bytes, mtime_ns: int, *, accept_incomple
         _integer(found.values.get(_INSTANCE_NUMBER)),
         start.offset,
         size,
-        mtime_ns,
+        stamp(file),
+        file.st_ino,
+        file.st_ctime_ns,
         _digest(fd, size, head, start.offset),
         _integer(found.values.get(_STUDY_INSTANCES)),
     )

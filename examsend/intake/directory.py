@@ -74,7 +74,7 @@ class Walk:
                     self.vanished += 1
                     continue
                 self.seen += 1
-                yield FileStat(entry.path, stat.st_size, stamp(stat))
+                yield FileStat(entry.path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
             if self._recursive:
                 stack.extend(reversed(below))
 

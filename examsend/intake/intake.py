@@ -178,8 +178,9 @@ class Intake:
                     self._write(half)
                 return
             [arrival] = arrivals
+            f = arrival.file
             sentence = f"the database does not take what the file says ({type(error).__name__})"
-            file = FileStat(arrival.path, arrival.file.size, arrival.file.mtime_ns)
+            file = FileStat(arrival.path, f.size, f.mtime_ns, f.inode, f.ctime_ns)
             self._reject([Rejection(file, "NOT_TAKEN", sentence)])
 
     def _reject(self, rejections: Sequence[Rejection]) -> None:

@@ -23,7 +23,7 @@ _SET = text("""
 _LET_GO = text("""
     UPDATE exam_batches b SET ingesting_until = clock_timestamp()
     WHERE b.id IN (SELECT l.id FROM exam_batches l WHERE l.id = ANY(CAST(:ids AS bigint[])) AND l.status = 'PENDING'
-                   ORDER BY l.id FOR NO KEY UPDATE)
+                   ORDER BY l.id FOR NO KEY UPDATE SKIP LOCKED)
 """)
 
 

@@ -36,8 +36,8 @@ def sender(request: pytest.FixtureRequest) -> Any:
 
 
 @contextmanager
-def _swapping(paths: list[Path], others: list[Path]) -> Iterator[Callable[[], int]]:
-    """Rename the other content over each path, and the first content back, as fast as possible."""
+def _swapping(paths: list[Path], others: list[Path], *, in_place: bool) -> Iterator[Callable[[], int]]:
+    """Put the other content at each path, by rename or into the same file, and the first content back, without a pause."""
     stop = threading.Event()
     spare = paths[0].parent.parent / "spare"
     spare.mkdir()
@@ -50,9 +50,14 @@ def _swapping(paths: list[Path], others: list[Path]) -> Iterator[Callable[[], in
         while not stop.is_set():
             for contents in (others, firsts):
                 for path, content in zip(paths, contents, strict=True):
-                    new = spare / "new"
-                    os.link(content, new)
-                    new.replace(path)
+                    if in_place:
+                        with path.open("r+b") as file:
+                            file.seek(-1000, os.SEEK_END)
+                            file.write(content.read_bytes()[-1000:])
+                    else:
+                        new = spare / "new"
+                        os.link(content, new)
+                        new.replace(path)
                     done = next(swaps)
 
     thread = threading.Thread(target=swap)
@@ -64,8 +69,9 @@ def _swapping(paths: list[Path], others: list[Path]) -> Iterator[Callable[[], in
         thread.join()
 
 
-def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(sender: Any, tmp_path: Path) -> None:
-    """Forty files are swapped by rename with files of the same size while they are sent in Implicit VR."""
+@pytest.mark.parametrize("in_place", [False, True], ids=["renamed", "overwritten"])
+def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(sender: Any, tmp_path: Path, in_place: bool) -> None:
+    """Forty files are swapped with files of the same size while they are sent in Implicit VR."""
     implicit = Script(accept=lambda _class, syntax: syntax == uids.IMPLICIT_VR_LITTLE_ENDIAN)
     paths = samples.ct_study(tmp_path / "drop", 40, size=256)
     items = items_of(paths)
@@ -81,7 +87,7 @@ def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(sender: Any, tmp
         other.write_bytes(content)
         others.append(other)
     stored = swaps = changed = 0
-    with _swapping(paths, others) as swapped:
+    with _swapping(paths, others, in_place=in_place) as swapped:
         for _ in range(5):
             with scripted(implicit) as receiver:
                 _, watch = sent(sender, receiver, items)
