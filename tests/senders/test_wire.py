@@ -246,8 +246,17 @@ def test_a_lost_claim_is_noticed_whatever_the_peer_does(
 
 
 @pytest.mark.parametrize("seconds", [0.15, 0.3, 0.45])
-def test_an_abort_inside_a_pdu_resets_the_connection_and_sends_no_other_byte(tmp_path: Path, seconds: float) -> None:
+def test_an_abort_inside_a_pdu_resets_the_connection_and_sends_no_other_byte(
+    tmp_path: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An A-ABORT that is sent inside a P-DATA-TF would be taken for its last bytes."""
+    real = connection._set_options
+
+    def with_a_small_buffer(made: socket.socket, peer: Peer) -> None:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30_000)
+        real(made, peer)
+
+    monkeypatch.setattr(connection, "_set_options", with_a_small_buffer)
     item = items_of(samples.write_series(tmp_path, [samples.Image(samples.CT, "1.2", "1.3", 1, 1, 4000, 4000)]))[0]
     data = Path(item.path).read_bytes()[item.dataset_offset :]
     got = bytearray()
@@ -271,6 +280,7 @@ def test_an_abort_inside_a_pdu_resets_the_connection_and_sends_no_other_byte(tmp
         if not got[at + 11] & 1:
             values += got[at + 12 : at + 6 + length]
         at += 6 + length
+    values += got[at + 12 :]
     assert values
     assert data.startswith(values)
 
