@@ -16,6 +16,7 @@ import typer
 
 from examsend import __version__
 from examsend.config.settings import Settings, load
+from examsend.errors import TRACEBACKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,12 @@ def _session(
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     # pynetdicom logs errors of a peer itself; examsend reports them already.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL if verbose < 2 else logging.DEBUG)
-    logging.getLogger("examsend").setLevel(logging.DEBUG if verbose else level)
+    logging.getLogger("examsend").setLevel((level, logging.DEBUG, TRACEBACKS)[min(verbose, 2)])
     return session
 
 
 def _show(session: Session, result: object) -> None:
-    code = int(getattr(result, "needs_person", False))
+    code = int(getattr(result, "exit_code", getattr(result, "needs_person", False)))
     if session.json or not session.quiet or code:
         # Imported only if there is something to show, so that an idle pass with -q is fast.
         from examsend.report.json import as_json

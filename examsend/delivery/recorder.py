@@ -1,8 +1,8 @@
 """Writes outcomes and association rows during a delivery.
 
 A background thread writes outcomes in groups, so that sending does not wait for the database. A crash loses at most one
-group. The lease is renewed with each group and when bytes were sent, never by a timer alone: a sender that makes no progress
-must lose its claim.
+group. The lease is renewed with each group, and while the sender shows that it observes its time-outs, never by a timer
+alone: a sender that hangs must lose its claim.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Recorder:
         self._wake = threading.Condition()
         self._closing = False
         self._failure: BaseException | None = None
-        self._moved = 0
-        self._moved_renewed = 0
+        self._observed = False
+        """The sender has shown since the last renewal that it goes on and observes its time-outs."""
         self._renewed = time.monotonic()
         self.written: Counter[Outcome] = Counter()
         """Outcomes written so far."""
@@ -57,10 +57,9 @@ class Recorder:
             if len(self._pending) >= self._group:
                 self._wake.notify()
 
-    def progressed(self, sent: int) -> None:
-        """``sent`` more bytes were accepted by the peer. Raises LostClaim."""
-        with self._wake:
-            self._moved += sent
+    def observed(self) -> None:
+        """The sender goes on or waits within a time-out, so that the lease is to be renewed. Raises LostClaim."""
+        self._observed = True
         self.check()
 
     def check(self) -> None:
@@ -83,11 +82,11 @@ class Recorder:
                     if not self._closing and len(self._pending) < self._group:
                         self._wake.wait(self._seconds)
                     records, self._pending = self._pending, []
-                    closing, moved = self._closing, self._moved
-                due = moved != self._moved_renewed and time.monotonic() - self._renewed > self._claim.lease / 10
+                    closing = self._closing
+                due = self._observed and time.monotonic() - self._renewed > self._claim.lease / 10
                 if records or due:
+                    self._observed = False
                     self._write(records)
-                    self._moved_renewed = moved
                 if closing:
                     return
         except BaseException as error:  # noqa: BLE001 (``check`` raises it again on the sending thread)

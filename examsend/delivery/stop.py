@@ -20,9 +20,17 @@ class Stop:
         self._asked = asked
         self._asked_at: float | None = None
         self._over_at = None if max_runtime is None else time.monotonic() + max_runtime
+        self.is_now = False
+        """Instances in flight are not awaited."""
+
+    def now(self) -> None:
+        """End at once: instances in flight are not awaited."""
+        self.is_now = True
 
     def at(self) -> float | None:
         """Return None to go on; else the time (monotonic clock) by which instances in flight must be answered."""
+        if self.is_now:
+            return float("-inf")
         now = time.monotonic()
         if self._asked_at is None and self._asked():
             self._asked_at = now

@@ -25,6 +25,12 @@ _CLOSE = text("""
 """)
 
 
+_CLOSE_BROKEN = text("""
+    UPDATE send_attempts SET finished_at = clock_timestamp(), result = 'LEASE_LOST', detail = :detail
+    WHERE batch_id = :batch AND attempt_id = :attempt AND result = 'RUNNING'
+""")
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Instances of one association: to send, stored, failed."""
@@ -77,3 +83,8 @@ def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) 
             "sent": end.bytes_sent,
         },
     )
+
+
+def close_broken(tx: Connection, claim: Claim, detail: str) -> None:
+    """Close the rows of associations whose end nothing will record, because an unexpected exception ended the attempt."""
+    tx.execute(_CLOSE_BROKEN, {"batch": claim.batch_id, "attempt": claim.attempt_id, "detail": _clean(detail, 500)})
