@@ -77,7 +77,7 @@ def run(
 
     ending = Stop(stop, max_runtime)
 
-    with access.opened(settings) as database:
+    with access.opened(settings, until=ending.written_by) as database:
 
         def housekeep(tx: engine.Connection) -> tuple[int | None, list[Destination], list[int]]:
             selected = [get_destination(tx, destination)] if destination else list_destinations(tx)

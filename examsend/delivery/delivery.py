@@ -14,6 +14,7 @@ from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.delivery import bug, next_state
 from examsend.delivery.identification import identify
+from examsend.delivery.lease import Lease
 from examsend.delivery.next_state import NextState
 from examsend.delivery.offering import Findings, Offering
 from examsend.delivery.recorder import Recorder
@@ -21,7 +22,7 @@ from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
 from examsend.errors import DatabaseUnavailable, LostClaim
 from examsend.queue import instances
-from examsend.queue.batches import Claim
+from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
 from examsend.states import UNDELIVERABLE, BatchState, Outcome
 
@@ -117,11 +118,11 @@ class Delivery:
         stop: Stop,
         observer: Observer | None,
     ) -> None:
-        self._database = database
         self._settings = settings
         self._claim = claim
         self._stop = stop
         self._observer = observer
+        self._lease = Lease(database, claim, stop)
         self._display = _Display()
         self._written: Counter[Outcome] = Counter()
         self._findings = Findings()
@@ -137,26 +138,36 @@ class Delivery:
         """
         delivered: Delivered | None = None
         try:
-            delivered = self._attempt()
-        except (LostClaim, DatabaseUnavailable):
-            raise
-        except Exception as error:  # noqa: BLE001 (one batch must not end the pass for the others)
-            delivered = self._put_back(error)
+            delivered = self._deliver()
+        except DatabaseUnavailable as error:
+            raise DatabaseUnavailable(
+                f"the result of batch {self._claim.batch_id} is not written yet; the batch is claimed again once its lease is"
+                f" over ({self._claim.lease:g} s at most): {error}"
+            ) from error
         finally:
             self._display.ended(delivered)
         _log(delivered)
         return replace(delivered, bug=delivered.bug or self._display.bug)
 
+    def _deliver(self) -> Delivered:
+        try:
+            return self._attempt()
+        except (LostClaim, DatabaseUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 (one batch must not end the pass for the others)
+            return self._put_back(error)
+
     def _attempt(self) -> Delivered:
-        destination, unsent, unread = self._database.run(self._read)
+        lease = self._lease
+        destination, unsent, unread = lease.read(self._read)
         if unread:
-            identify(self._database, self._claim, unread)
-            destination, unsent, _ = self._database.run(self._read)
+            identify(lease, unread)
+            destination, unsent, _ = lease.read(self._read)
         if (observer := self._observer) is not None:
             total = sum(u.item.file_size for u in unsent)
             self._display.begin(lambda: observer(self._claim, destination, len(unsent), total))
         sender = senders.get(destination.sender)
-        recorder = Recorder(self._database, self._settings, self._claim)
+        recorder = Recorder(lease, self._settings, self._stop)
         offering = Offering(destination, sender, recorder, self._stop, self._display)
         self._written, self._findings = recorder.written, offering.findings
         try:
@@ -164,19 +175,14 @@ class Delivery:
         finally:
             recorder.close()
         state, tally = next_state.finish(
-            self._database,
-            self._claim,
-            destination,
-            self._findings,
-            stored=self._written[Outcome.STORED] > 0,
-            stopped=self._stop(),
+            lease, destination, self._findings, stored=self._written[Outcome.STORED] > 0, stopped=self._stop()
         )
         return self._result(destination, state, tally, len(unsent))
 
     def _put_back(self, error: Exception) -> Delivered:
         """Make an unexpected exception the failure of this attempt. Raises LostClaim, DatabaseUnavailable."""
         sentence = bug.report(error, f"batch {self._claim.batch_id}")
-        destination, state, tally = next_state.put_back_after_bug(self._database, self._claim, bug.place(error))
+        destination, state, tally = next_state.put_back_after_bug(self._lease, bug.place(error))
         offered = tally.unsent + sum(self._written[outcome] for outcome in (Outcome.STORED, *UNDELIVERABLE))
         return replace(self._result(destination, state, tally, offered), bug=sentence)
 

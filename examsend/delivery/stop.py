@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,9 @@ _ASKED_SECONDS = 7.0
 
 _FINISH_SECONDS = 300.0
 """How long instances in flight may take once the pass has run for its longest time. systemd's unit allows 600 s."""
+
+_WRITE_SECONDS = 1.0
+"""How much longer the database may take then."""
 
 
 class Stop:
@@ -20,17 +24,21 @@ class Stop:
         self._asked = asked
         self._asked_at: float | None = None
         self._over_at = None if max_runtime is None else time.monotonic() + max_runtime
-        self.is_now = False
-        """Instances in flight are not awaited."""
+        self._now_at: float | None = None
 
     def now(self) -> None:
         """End at once: instances in flight are not awaited."""
-        self.is_now = True
+        self._now_at = time.monotonic()
+
+    @property
+    def is_now(self) -> bool:
+        """Whether instances in flight are not awaited."""
+        return self._now_at is not None
 
     def at(self) -> float | None:
         """Return None to go on; else the time (monotonic clock) by which instances in flight must be answered."""
-        if self.is_now:
-            return float("-inf")
+        if self._now_at is not None:
+            return self._now_at
         now = time.monotonic()
         if self._asked_at is None and self._asked():
             self._asked_at = now
@@ -39,6 +47,11 @@ class Stop:
         if self._over_at is not None and now > self._over_at:
             return self._over_at + _FINISH_SECONDS
         return None
+
+    def written_by(self) -> float:
+        """Return the time (monotonic clock) by which everything must be written: no end while the pass goes on."""
+        at = self.at()
+        return math.inf if at is None else at + _WRITE_SECONDS
 
     def __call__(self) -> bool:
         """Whether the pass is to end: nothing new begins."""

@@ -21,6 +21,9 @@ from tests.helpers import add, cli, execute, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
 
+_LEASE = 2.5
+"""Seconds: short, so that a test outlasts it; twice as long as a sender takes between two signs of life."""
+
 
 def _end_pauses(database: engine.Database) -> None:
     execute(database, "UPDATE storage_backend_configs SET held_until = NULL WHERE held_until IS NOT NULL")
@@ -31,21 +34,21 @@ def _end_pauses(database: engine.Database) -> None:
 
 
 def _silent(settings: Settings, tmp_path: Path, script: Script, **values: float) -> tuple[int, send.SendResult]:
-    """Send one instance, with two batches at a time allowed, to a receiver that keeps it waiting past the lease of 1 s."""
+    """Send one instance, with two batches at a time allowed, to a receiver that keeps it waiting past the lease."""
     samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted(script) as peer:
         add(settings, peer.address, association_limit=2, **values)
         prepare(settings, tmp_path / "drop")
-        result = send.run(replace(settings, lease=1.0))
+        result = send.run(replace(settings, lease=_LEASE))
         return peer.requests, result
 
 
 def test_a_pass_does_not_take_its_own_batch_while_it_waits_for_an_answer(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
-    requests, result = _silent(settings, tmp_path, Script(at=dict.fromkeys(range(1, 9), "silence")), answer_timeout=4.0)
+    requests, result = _silent(settings, tmp_path, Script(at=dict.fromkeys(range(1, 9), "silence")), answer_timeout=6.0)
     assert (requests, len(result.delivered), result.lost) == (1, 1, ())
-    assert "no answer to a C-STORE for 4 s" in result.delivered[0].reason
+    assert "no answer to a C-STORE for 6 s" in result.delivered[0].reason
     assert rows(database, "SELECT status, attempt_count FROM exam_batches") == [("READY", 0)]
 
 
@@ -58,16 +61,16 @@ def test_a_slow_answer_within_the_time_out_is_awaited_past_the_lease(
 
     def pass_after_pass() -> None:
         while not done.wait(0.3):
-            others.append(send.run(replace(settings, lease=1.0)))
+            others.append(send.run(replace(settings, lease=_LEASE)))
 
     thread = threading.Thread(target=pass_after_pass)
     samples.ct_study(tmp_path / "drop", 1, size=8)
-    with scripted(Script(delay=4.0)) as peer:
+    with scripted(Script(delay=6.0)) as peer:
         add(settings, peer.address, association_limit=4, answer_timeout=30.0)
         prepare(settings, tmp_path / "drop")
         thread.start()
         time.sleep(0.1)
-        mine = send.run(replace(settings, lease=1.0))
+        mine = send.run(replace(settings, lease=_LEASE))
         deadline = time.monotonic() + 10
         while states(database) != ["SENT"] and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -101,12 +104,12 @@ def test_a_sender_that_hangs_loses_its_claim(
         add(settings, peer.address, association_limit=2)
         prepare(settings, tmp_path / "drop")
         first: list[send.SendResult] = []
-        thread = threading.Thread(target=lambda: first.append(send.run(replace(settings, lease=1.0))))
+        thread = threading.Thread(target=lambda: first.append(send.run(replace(settings, lease=_LEASE))))
         thread.start()
         hangs.wait(10)
-        time.sleep(3)
+        time.sleep(5)
         assert one(database, "SELECT attempt_count FROM exam_batches") == 1, "its own pass left it alone"
-        assert len(send.run(replace(settings, lease=1.0)).delivered) == 1
+        assert len(send.run(replace(settings, lease=_LEASE)).delivered) == 1
         woken.set()
         thread.join()
         assert len(peer.stored) == 1
@@ -232,7 +235,7 @@ def test_a_sender_that_died_is_counted_apart_from_other_failures(
             claim = batches.claim(tx, 1, by="dead:1", lease=300)
             assert claim is not None
             assert claim.attempt == 3
-            attempts.open_row(tx, claim, association=1, host="dead", pid=1, sender="native")
+            attempts.open_row(tx, claim, association=1, host="dead", pid=1, sender="native", instances=1)
         execute(database, "UPDATE exam_batches SET lease_expires_at = now() - interval '1 s'")
         assert send.run(settings).expired == (1,)
     [batch] = status.run(settings).batches
