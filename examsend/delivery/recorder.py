@@ -125,10 +125,11 @@ class Recorder:
         with self._wake:
             self._closing = True
             self._wake.notify_all()
+        began = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(_TICK)
             # A look-up of the server's name cannot be ended from here.
-            if time.monotonic() > self._lease.until() + 1:
+            if time.monotonic() > max(self._lease.until(), began) + 1:
                 raise DatabaseUnavailable("the database cannot be reached: connecting to it takes too long")
         self._raise_failure()
 
