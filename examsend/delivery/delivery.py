@@ -21,7 +21,7 @@ from examsend.delivery.recorder import Recorder
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
 from examsend.errors import DatabaseUnavailable, LostClaim
-from examsend.queue import instances
+from examsend.queue import contents, instances
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
 from examsend.states import UNDELIVERABLE, BatchState, Outcome
@@ -159,10 +159,10 @@ class Delivery:
 
     def _attempt(self) -> Delivered:
         lease = self._lease
-        destination, unsent, unread = lease.read(self._read)
+        destination, unsent, unread = lease.write(self._read)
         if unread:
             identify(lease, unread)
-            destination, unsent, _ = lease.read(self._read)
+            destination, unsent, _ = lease.write(self._read)
         if (observer := self._observer) is not None:
             total = sum(u.item.file_size for u in unsent)
             self._display.begin(lambda: observer(self._claim, destination, len(unsent), total))
@@ -207,6 +207,9 @@ class Delivery:
         )
 
     def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unsent], list[instances.Unread]]:
+        superseded = contents.compare(tx, self._claim)
+        if superseded:
+            log.warning("batch=%d superseded=%d reason='newer versions are stored'", self._claim.batch_id, superseded)
         unsent, unread = instances.to_send(tx, self._claim.batch_id)
         return get_destination_by_id(tx, self._claim.destination_id), unsent, unread
 
