@@ -17,9 +17,14 @@ from tests.db.embedded.helpers import Client
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory for a server, which does not exist yet."""
-    with embedded.scratch_directory() as directory:
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for a server, which does not exist yet. Its path holds a space."""
+    with tempfile.TemporaryDirectory(prefix="examsend test ") as made, ExitStack() as stack:
+        os.chmod(made, 0o711)  # for the user of root's server
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", made)
+            directory = stack.enter_context(embedded.scratch_directory())
+        assert made in str(directory)
         yield directory
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import re
 import subprocess
 import sys
 import time
@@ -147,20 +146,22 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def processes(argument: str) -> dict[int, str]:
-    """Return {process id: command line} of the processes whose command line contains ``argument``."""
+def processes(argument: str) -> dict[int, list[str]]:
+    """Return {process id: arguments} of the processes whose command line, its arguments joined by spaces, contains ``argument``."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            if argument in command and int(process.name) != os.getpid():
-                found[int(process.name)] = command
+            words = (process / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
+            if argument in " ".join(words) and int(process.name) != os.getpid():
+                found[int(process.name)] = words
     return found
 
 
 def postmasters(place: Path) -> list[int]:
     """Return the process ids of all postmasters that run on a directory."""
-    return [pid for pid, command in processes(str(place)).items() if re.match(r"\S*/postgres -D", command)]
+    return [
+        pid for pid, words in processes(str(place)).items() if Path(words[0]).name == "postgres" and words[1] == "-D"
+    ]
 
 
 def as_server_user() -> dict[str, Any]:
