@@ -36,6 +36,8 @@ class IngestResult:
     unreadable_directories: int
     destinations: tuple[str, ...]
     seconds: float
+    removed: tuple[str, ...] = ()
+    """Destinations that were removed during the pass. The files are registered for the others."""
 
     @property
     def needs_person(self) -> bool:
@@ -54,7 +56,8 @@ def run(
 ) -> IngestResult:
     """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
 
-    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled.
+    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled; Refused if
+    every destination is removed meanwhile.
     """
     began = time.monotonic()
     roots = [root_of(directory) for directory in directories]
@@ -79,6 +82,7 @@ def run(
         rejections=tuple(counts.rejections),
         warnings=tuple(counts.warnings),
         unreadable_directories=counts.unreadable_directories,
-        destinations=tuple(d.name for d in routed),
+        destinations=tuple(d.name for d in routed if d.name not in counts.removed),
         seconds=time.monotonic() - began,
+        removed=tuple(counts.removed),
     )

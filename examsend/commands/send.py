@@ -33,6 +33,8 @@ class SendResult:
     """Ids of batches that went FAILED without an attempt in this pass: they waited too long, or their senders died too often."""
     stopped: bool
     seconds: float
+    taken_back: tuple[int, ...] = ()
+    """Ids of batches that are READY again, because their sender died and their destination is disabled or held."""
 
     @property
     def failed(self) -> int:
@@ -115,17 +117,23 @@ def run(
 
     with access.opened(settings, until=ending.written_by) as database:
 
-        def housekeep(tx: engine.Connection) -> tuple[int | None, list[int]]:
+        def housekeep(tx: engine.Connection) -> tuple[int | None, list[int], list[int]]:
             only = get_destination(tx, destination).id if destination else None
-            return only, batches.give_up(tx) + batches.expire(tx)
+            taken_back = batches.take_back(tx)
+            return only, batches.give_up(tx) + batches.expire(tx), taken_back
 
-        only, expired = database.run(housekeep)
+        only, expired, taken_back = database.run(housekeep)
         work = _Pass(database, settings, only, limit, ending)
         first = work.next()
         if first is not None:
             _deliver_all(work, first, parallel, observer)
     return SendResult(
-        tuple(work.delivered), tuple(work.lost), tuple(expired), stopped=ending(), seconds=time.monotonic() - began
+        tuple(work.delivered),
+        tuple(work.lost),
+        tuple(expired),
+        stopped=ending(),
+        seconds=time.monotonic() - began,
+        taken_back=tuple(b for b in taken_back if b not in expired),
     )
 
 

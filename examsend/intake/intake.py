@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.dicom import identity
-from examsend.errors import FileProblem, Incomplete, NotDicom
+from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
 from examsend.intake.directory import Mounts, Walk
 from examsend.queue import registration, rejected, seen
-from examsend.queue.destination import Destination
+from examsend.queue.destination import Destination, keep_destinations
 from examsend.queue.files import FileStat
 from examsend.queue.registration import Arrival, Kind, Registered
 from examsend.queue.rejected import Rejection
@@ -54,6 +54,8 @@ class Counts:
     rejections: list[Noted] = field(default_factory=list)
     warnings: list[Noted] = field(default_factory=list)
     unreadable_directories: int = 0
+    removed: list[str] = field(default_factory=list)
+    """Names of the destinations that were removed during the pass."""
 
 
 Progress = Callable[[int, int, int], None]
@@ -76,6 +78,8 @@ class Intake:
         self._database = database
         self._settings = settings
         self._names = {d.id: d.name for d in routed}
+        self._routed = list(self._names)
+        """Ids of the destinations that are not removed meanwhile."""
         self._accept_incomplete = accept_incomplete
         self._progress = progress
         self._mounts = Mounts()
@@ -83,7 +87,8 @@ class Intake:
         self.counts = Counts()
 
     def run(self, roots: Sequence[str]) -> None:
-        """Register every DICOM file in the directories. Raises DatabaseUnavailable."""
+        """Register every DICOM file in the directories. Raises DatabaseUnavailable; Refused if every destination is removed
+        meanwhile."""
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
         for found in self._looked_up(files):
             left = self._to_open(found)
@@ -105,10 +110,9 @@ class Intake:
         The database looks up one group while the next one is listed: in a second run over a directory, these two take nearly
         all of the time.
         """
-        ids = list(self._names)
 
         def look_up(group: Sequence[FileStat]) -> seen.Seen:
-            return self._database.run(lambda tx: seen.look_up(tx, group, ids))
+            return self._database.run(lambda tx: seen.look_up(tx, group, self._routed))
 
         with ThreadPoolExecutor(1, thread_name_prefix="seen") as pool:
             asked: deque[Future[seen.Seen]] = deque()
@@ -138,13 +142,26 @@ class Intake:
         if not arrivals and not rejections:
             return
 
-        def write(tx: Connection) -> list[Registered]:
-            done = registration.register(tx, arrivals, list(self._names), gone=lambda path: not os.path.lexists(path))
+        def write(tx: Connection) -> tuple[list[int], list[Registered]]:
+            kept = keep_destinations(tx, self._routed)
+            done = registration.register(tx, arrivals, kept, gone=lambda path: not os.path.lexists(path))
             rejected.forget(tx, [arrival.path for arrival in arrivals])
             rejected.record(tx, rejections)
-            return done
+            return kept, done
 
-        self._count(arrivals, rejections, self._database.run(write, idempotent=True))
+        kept, registered = self._database.run(write, idempotent=True)
+        self._stay_with(kept)
+        self._count(arrivals, rejections, registered)
+
+    def _stay_with(self, kept: list[int]) -> None:
+        """Go on for the destinations that are not removed."""
+        self.counts.removed += [self._names[d] for d in self._routed if d not in kept]
+        self._routed = kept
+        if not kept:
+            names = ", ".join(self.counts.removed)
+            raise Refused(
+                f"ingest ended, because its destination was removed meanwhile ({names}): name another with --to"
+            )
 
     def _read(self, file: FileStat) -> Arrival | Rejection | None:
         """Read one file. Return None if it is neither registered nor rejected; it is then counted here."""

@@ -32,6 +32,7 @@ TRANSITIONS: dict[str, tuple[tuple[BatchState, ...], BatchState]] = {
     "put_back": ((SENDING,), READY),  # instances are left; another attempt later
     "fail": ((SENDING,), FAILED),  # another attempt would change nothing
     "give_up": ((SENDING,), FAILED),  # its senders died until its attempts were used up
+    "take_back": ((SENDING,), READY),  # its sender died, and the destination is disabled or held: no claim
     "expire": ((READY,), FAILED),  # not delivered within the destination's --expire
     "retry": ((FAILED,), READY),  # an operator's request
 }
@@ -286,15 +287,6 @@ def sent(tx: Connection, claim: Claim) -> bool:
     return False
 
 
-def is_at(tx: Connection, batch_id: int, state: BatchState) -> bool:
-    """Return whether a batch is in a state."""
-    return bool(
-        tx.execute(
-            text("SELECT status = :state FROM exam_batches WHERE id = :batch"), {"batch": batch_id, "state": state}
-        ).scalar_one()
-    )
-
-
 def put_back(
     tx: Connection, claim: Claim, *, delay: float, uses_attempt: bool, code: str | None, reason: str | None
 ) -> None:
@@ -319,6 +311,17 @@ _GIVE_UP = text(f"""
     RETURNING b.id
 """)
 
+# It keeps its place in the order of what is due.
+_TAKE_BACK = text(f"""
+    UPDATE exam_batches b
+    SET status = 'READY', next_attempt_at = b.lease_expires_at, failure_code = 'SENDER_DIED', failure = 'its sender died',
+        {_UNCLAIMED}
+    FROM storage_backend_configs d
+    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER}
+      AND NOT ({due.SENDABLE}) AND NOT {due.ATTEMPTS_USED_UP}
+    RETURNING b.id
+""")
+
 _EXPIRE = text(f"""
     UPDATE exam_batches b
     SET status = 'FAILED', finished_at = clock_timestamp(), next_attempt_at = NULL, failure_code = 'EXPIRED',
@@ -334,6 +337,13 @@ _EXPIRE = text(f"""
 def give_up(tx: Connection) -> list[int]:
     """SENDING -> FAILED for batches whose lease expired and whose attempts are used up. Return their ids."""
     ids = [row.id for row in tx.execute(_GIVE_UP)]
+    attempts.close_lost(tx, ids)
+    return ids
+
+
+def take_back(tx: Connection) -> list[int]:
+    """SENDING -> READY for batches whose lease expired at a destination that is disabled or held. Return their ids."""
+    ids = [row.id for row in tx.execute(_TAKE_BACK)]
     attempts.close_lost(tx, ids)
     return ids
 

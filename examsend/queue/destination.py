@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
@@ -102,6 +102,19 @@ def get_destination_by_id(tx: Connection, destination_id: int) -> Destination:
 def list_destinations(tx: Connection) -> list[Destination]:
     """Return every destination, ordered by name."""
     return [_destination(row) for row in tx.execute(_LIST)]
+
+
+# FOR KEY SHARE waits for ``remove``, and ``remove`` for it. Nothing else does: a sender changes only columns that are no key.
+_KEEP = text("""
+    SELECT id FROM storage_backend_configs WHERE id = ANY(CAST(:ids AS bigint[])) AND removed_at IS NULL
+    ORDER BY id FOR KEY SHARE
+""")
+
+
+def keep_destinations(tx: Connection, ids: Iterable[int]) -> list[int]:
+    """Return those of the destinations that are not removed. They cannot be removed until the end of the transaction; then
+    they have the batches that it adds."""
+    return list(tx.scalars(_KEEP, {"ids": list(ids)}))
 
 
 def routed_destinations(tx: Connection, names: list[str]) -> list[Destination]:

@@ -49,6 +49,10 @@ def _ingest(result: IngestResult) -> list[Any]:
     vanished = f", {result.vanished} vanished" if result.vanished else ""
     lines: list[Any] = first_lines([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
     lines += first_lines([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
+    lines += [
+        f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
+        for name in result.removed
+    ]
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
         f"{counts}{vanished}; {plural(len(result.batches), 'batch', 'batches')} changed ({result.opened} opened)"
@@ -85,6 +89,9 @@ def _send(result: SendResult) -> list[Any]:
         what += f", {plural(d.associations, 'association')}, {byte_size(d.bytes_sent)} in {d.association_seconds:.2f} s{rate}"
         lines.append(what + (f": {d.reason}" if d.reason else ""))
     lines += [f"batch {b}: another sender has claimed it" for b in result.lost]
+    lines += [
+        f"batch {b} READY again: its sender died, and its destination is disabled or held" for b in result.taken_back
+    ]
     lines += [f"batch {b} FAILED without an attempt: `examsend status {b}` says why" for b in result.expired]
     if result.stopped:
         lines.append("stopped as requested; the rest goes with the next send")

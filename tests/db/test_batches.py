@@ -85,6 +85,11 @@ def _fail(tx: Any) -> bool:
     return True
 
 
+def _take_back(tx: Any) -> bool:
+    tx.execute(text("UPDATE storage_backend_configs SET enabled = false"))
+    return bool(batches.take_back(tx))
+
+
 def _retry(tx: Any) -> bool:
     batches.retry(tx, 1, reason="asked")
     return True
@@ -98,6 +103,7 @@ _CALLS = {
     "put_back": _put_back,
     "fail": _fail,
     "give_up": lambda tx: bool(batches.give_up(tx)),
+    "take_back": _take_back,
     "expire": lambda tx: bool(batches.expire(tx)),
     "retry": _retry,
 }
@@ -105,6 +111,7 @@ _CALLS = {
 _PRECONDITIONS = {
     "claim": {"SENDING": {"lease_expires_at": "now() - interval '1 s'"}},
     "give_up": {"SENDING": {"lease_expires_at": "now() - interval '1 s'", "attempt_count": "10"}},
+    "take_back": {"SENDING": {"lease_expires_at": "now() - interval '1 s'"}},
     "expire": {"READY": {"ready_at": "now() - interval '6 days'"}},
 }
 
