@@ -159,9 +159,7 @@ class Intake:
         self._routed = kept
         if not kept:
             names = ", ".join(self.counts.removed)
-            raise Refused(
-                f"ingest ended, because its destination was removed meanwhile ({names}): name another with --to"
-            )
+            raise Refused(f"ingest ended: every destination it registers files for was removed meanwhile ({names})")
 
     def _read(self, file: FileStat) -> Arrival | Rejection | None:
         """Read one file. Return None if it is neither registered nor rejected; it is then counted here."""

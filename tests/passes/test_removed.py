@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def test_a_removed_destination_never_has_an_unsent_batch(
     """Ingest and removal at any time relative to each other, many times."""
     removed = 0
     chance = random.Random(35)
-    slow = Settings(**{**two.__dict__, "ingest_chunk": 1}) if hasattr(two, "__dict__") else two
+    slow = replace(two, ingest_chunk=1)
     for n in range(25):
         name = f"gone{n}"
         add(two, f"DEAD@127.0.0.1:{free_port()}", name)
