@@ -53,6 +53,7 @@ def _ingest(result: IngestResult) -> list[Any]:
         f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
         for name in result.removed
     ]
+    lines += first_lines([f"gone, not listed as rejected any more: {path}" for path in result.gone])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
         f"{counts}{vanished}; {plural(len(result.batches), 'batch', 'batches')} changed ({result.opened} opened)"
