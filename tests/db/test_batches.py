@@ -13,6 +13,7 @@ from sqlalchemy import text
 from examsend.db import engine
 from examsend.errors import ForbiddenTransition, LostClaim
 from examsend.queue import batches
+from examsend.queue.destination import due_destinations
 from examsend.states import BatchState
 from tests.helpers import execute, one, rows
 
@@ -201,7 +202,7 @@ def test_a_disabled_or_held_destination_is_not_sent_to(one_batch: engine.Databas
     insert_batch(one_batch, "READY")
     execute(one_batch, f"UPDATE storage_backend_configs SET {column}")
     with one_batch.transaction() as tx:
-        assert batches.due_destinations(tx, None) == []
+        assert due_destinations(tx, None) == []
         assert batches.claim(tx, 1, by="me", lease=300) is None
 
 
