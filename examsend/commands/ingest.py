@@ -39,6 +39,8 @@ class IngestResult:
     """Paths of files that were rejected earlier and are not there any more: they are not listed as rejected from now on."""
     destinations: tuple[str, ...]
     seconds: float
+    removed: tuple[str, ...] = ()
+    """Destinations that were removed during the pass. The files are registered for the others."""
 
     @property
     def needs_person(self) -> bool:
@@ -57,8 +59,8 @@ def run(
 ) -> IngestResult:
     """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
 
-    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled; Interrupted for
-    Ctrl-C and SIGTERM: what is registered by then stays registered.
+    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled; Refused if
+    every destination is removed meanwhile; Interrupted for Ctrl-C and SIGTERM: what is registered by then stays registered.
     """
     began = time.monotonic()
     roots = [root_of(directory) for directory in directories]
@@ -87,8 +89,9 @@ def run(
         warnings=tuple(counts.warnings),
         unreadable_directories=counts.unreadable_directories,
         gone=tuple(counts.gone),
-        destinations=tuple(d.name for d in routed),
+        destinations=tuple(d.name for d in routed if d.name not in counts.removed),
         seconds=time.monotonic() - began,
+        removed=tuple(counts.removed),
     )
 
 

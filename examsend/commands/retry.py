@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
-from examsend.errors import ForbiddenTransition, UsageError
+from examsend.errors import UsageError
 from examsend.queue import batches
 from examsend.queue.destination import end_hold, get_destination
-from examsend.queue.lookup import failed_batches, named_batches
+from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
 from examsend.states import BatchState
 
 
@@ -49,12 +49,20 @@ class RetryResult:
         return bool(self.refused)
 
 
-_WHY_NOT = {
-    BatchState.SENT: "is SENT: every instance was stored, and a SENT batch is never changed",
-    BatchState.SENDING: "is being sent now: wait until that has ended",
-    BatchState.READY: "is READY already: the next send sends it when it is due",
-    BatchState.PENDING: "is still PENDING: use `examsend finalize --batch {id}` if it is complete",
-}
+def _why_not(batch: NamedBatch) -> str:
+    match batch.status:
+        case BatchState.SENT:
+            return "is SENT: every instance was stored, and a SENT batch is never changed"
+        case BatchState.SENDING if batch.lease_over:
+            return "has lost its sender, which died: the next send sends it, or puts it back"
+        case BatchState.SENDING:
+            return "is being sent now: wait until that has ended"
+        case BatchState.READY if not batch.enabled:
+            return f"is READY already: it goes after `examsend destination enable {batch.destination}`"
+        case BatchState.READY:
+            return "is READY already: the next send sends it when it is due"
+        case _:
+            return f"is still PENDING: use `examsend finalize --batch {batch.batch_id}` if it is complete"
 
 
 def run(
@@ -78,7 +86,7 @@ def run(
         def work(tx: Connection) -> RetryResult:
             named = get_destination(tx, destination) if destination else None
             only = named.id if named else None
-            rows = failed_batches(tx, only) if all_failed else named_batches(tx, batch_ids=batch_ids)
+            rows = failed_batches(tx, only) if all_failed else named_batches(tx, batch_ids=batch_ids, lock=True)
             there = {row.batch_id for row in rows if only in {None, row.destination_id}}
             for batch_id in batch_ids:
                 if batch_id not in there:
@@ -87,15 +95,11 @@ def run(
             retried: list[Retried] = []
             refused: list[NotRetried] = []
             for row in rows:
-                try:
-                    count = batches.retry(tx, row.batch_id, reason=f"RETRY: requested by {by}")
-                except ForbiddenTransition:
-                    sentence = _WHY_NOT.get(
-                        row.status, "has just changed: check it with `examsend status {id}`"
-                    ).format(id=row.batch_id)
-                    refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {sentence}"))
-                else:
-                    retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
+                if row.status is not BatchState.FAILED:
+                    refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {_why_not(row)}"))
+                    continue
+                count = batches.retry(tx, row.batch_id, reason=f"RETRY: requested by {by}")
+                retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
             unheld = named.name if named and end_hold(tx, named.id) else None
             return RetryResult(tuple(retried), tuple(refused), unheld)
 

@@ -35,6 +35,8 @@ class SendResult:
     """Unexpected exceptions, a sentence each. What they happened to is tried again by a later pass."""
     interrupted: bool = False
     """The pass was ended by SIGINT."""
+    taken_back: tuple[int, ...] = ()
+    """Ids of batches that are READY again, because their sender died and their destination is disabled or held."""
 
     @property
     def failed(self) -> int:
@@ -79,12 +81,13 @@ def run(
 
     with access.opened(settings, until=ending.written_by) as database:
 
-        def housekeep(tx: engine.Connection) -> tuple[int | None, list[Destination], list[int]]:
+        def housekeep(tx: engine.Connection) -> tuple[int | None, list[Destination], list[int], list[int]]:
             selected = [get_destination(tx, destination)] if destination else list_destinations(tx)
             only = selected[0].id if destination else None
-            return only, selected, batches.give_up(tx, only) + batches.expire(tx, only)
+            taken_back = batches.take_back(tx, only)
+            return only, selected, taken_back, batches.give_up(tx, only) + batches.expire(tx, only)
 
-        only, selected, expired = database.run(housekeep)
+        only, selected, taken_back, expired = database.run(housekeep)
         _check_lease(selected, settings.lease)
         lanes = Lanes(database, settings, ending, only=only, limit=limit, most=parallel, observer=observer)
         lanes.run()
@@ -96,6 +99,7 @@ def run(
         stopped=ending(),
         seconds=time.monotonic() - began,
         bugs=(*(d.bug for d in delivered if d.bug), *lanes.bugs),
+        taken_back=tuple(b for b in taken_back if b not in expired),
     )
 
 

@@ -67,9 +67,6 @@ TO_FINALIZE = (
 """A destination has a batch that ``examsend finalize`` would make READY."""
 
 TO_SEND = (
-    f"({SENDABLE} AND least({NEXT_ATTEMPT}, {NEXT_LEASE}) <= {NOW})"
-    f" OR {_for_earliest(EXPIRED, 'ready_at', 'READY')}"
-    f" OR EXISTS (SELECT 1 FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENDING'"
-    f" AND {LEASE_OVER} AND {ATTEMPTS_USED_UP})"
+    f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_for_earliest(EXPIRED, 'ready_at', 'READY')}"
 )
-"""A destination has a batch that ``examsend send`` would claim or make FAILED."""
+"""A destination has a batch that ``examsend send`` would claim, take back from a dead sender, or make FAILED."""

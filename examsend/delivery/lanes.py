@@ -22,7 +22,7 @@ from examsend.delivery.delivery import Delivered, Delivery, Observer
 from examsend.delivery.stop import Stop
 from examsend.errors import DatabaseUnavailable, LostClaim
 from examsend.queue import batches
-from examsend.queue.batches import Due
+from examsend.queue.destination import Due, due_destinations
 
 log = logging.getLogger("examsend.send")
 
@@ -131,7 +131,7 @@ class Lanes:
     def _due(self) -> Sequence[Due]:
         if self._closing or self._left == 0 or self._stop():
             return ()
-        return self._database.run(lambda tx: batches.due_destinations(tx, self._only))
+        return self._database.run(lambda tx: due_destinations(tx, self._only))
 
     def _start(self, due: Sequence[Due]) -> None:
         """Start a worker for each destination that has something due and may have one more."""

@@ -10,7 +10,7 @@ from examsend.delivery.lease import Lease
 from examsend.delivery.offering import Findings
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
-from examsend.queue import attempts, batches, instances
+from examsend.queue import attempts, batches, instances, lookup
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id, hold, record_success
 from examsend.queue.instances import Tally
@@ -69,7 +69,7 @@ def finish(
         # A try whose COMMIT was not answered may have been committed; the claim has ended with it.
         if tried:
             state = tried[-1][0].state
-            written: bool = lease.read(lambda tx: batches.is_at(tx, claim.batch_id, state))
+            written: bool = lease.read(lambda tx: lookup.is_at(tx, claim.batch_id, state))
             if written:
                 return tried[-1]
         raise

@@ -16,11 +16,11 @@ from typing import TypeVar
 from examsend.config.settings import Settings
 from examsend.db.engine import REFUSED_VALUES, Connection, Database
 from examsend.dicom import identity
-from examsend.errors import FileProblem, Incomplete, NotDicom
+from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
 from examsend.intake.directory import Mounts, Walk
 from examsend.intake.presence import Presence
 from examsend.queue import registration, rejected, seen
-from examsend.queue.destination import Destination
+from examsend.queue.destination import Destination, keep_destinations
 from examsend.queue.files import FileStat
 from examsend.queue.registration import Arrival, Kind, Registered
 from examsend.queue.rejected import Rejection
@@ -60,6 +60,8 @@ class Counts:
     rejections: list[Noted] = field(default_factory=list)
     warnings: list[Noted] = field(default_factory=list)
     unreadable_directories: int = 0
+    removed: list[str] = field(default_factory=list)
+    """Names of the destinations that were removed during the pass."""
     gone: list[str] = field(default_factory=list)
     """Paths of files that were rejected, and are not there any more."""
 
@@ -86,6 +88,8 @@ class Intake:
         self._database = database
         self._settings = settings
         self._names = {d.id: d.name for d in routed}
+        self._routed = list(self._names)
+        """Ids of the destinations that are not removed meanwhile."""
         self._accept_incomplete = accept_incomplete
         self._progress = progress
         self._mounts = Mounts()
@@ -94,7 +98,8 @@ class Intake:
         self.counts = Counts()
 
     def run(self, roots: Sequence[str]) -> None:
-        """Register every DICOM file in the directories. Raises DatabaseUnavailable."""
+        """Register every DICOM file in the directories. Raises DatabaseUnavailable; Refused if every destination is removed
+        meanwhile."""
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
         began = self._database.run(rejected.now)
         with self._presence:
@@ -119,11 +124,10 @@ class Intake:
         The database looks up one group while the next one is listed: in a second run over a directory, these two take nearly
         all of the time.
         """
-        ids = list(self._names)
 
         def look_up(group: Sequence[FileStat]) -> seen.Seen:
             try:
-                return self._database.run(lambda tx: seen.look_up(tx, group, ids))
+                return self._database.run(lambda tx: seen.look_up(tx, group, self._routed))
             except REFUSED_VALUES:
                 if len(group) == 1:
                     return seen.Seen(list(group), [], 0)
@@ -164,14 +168,18 @@ class Intake:
     def _write(self, arrivals: Sequence[Arrival]) -> None:
         """Register files in one transaction; where the database does not take one of them, the others without it."""
 
-        def write(tx: Connection) -> list[Registered]:
-            done = registration.register(tx, arrivals, list(self._names), gone=lambda path: not os.path.lexists(path))
+        def write(tx: Connection) -> tuple[list[int], list[Registered]]:
+            kept = keep_destinations(tx, self._routed)
+            if not kept:
+                names = ", ".join(self._names.values())
+                raise Refused(f"ingest ended: every destination it registers files for was removed meanwhile ({names})")
+            done = registration.register(tx, arrivals, kept, gone=lambda path: not os.path.lexists(path))
             rejected.forget(tx, [arrival.path for arrival in arrivals])
             self._presence.hold(tx, {r.batch_id for r in done})
-            return done
+            return kept, done
 
         try:
-            self._count(arrivals, self._database.run(write, idempotent=True))
+            kept, registered = self._database.run(write, idempotent=True)
         except REFUSED_VALUES as error:
             if len(arrivals) > 1:
                 for half in _halves(arrivals):
@@ -182,6 +190,10 @@ class Intake:
             sentence = f"the database does not take what the file says ({type(error).__name__})"
             file = FileStat(arrival.path, f.size, f.mtime_ns, f.inode, f.ctime_ns)
             self._reject([Rejection(file, "NOT_TAKEN", sentence)])
+        else:
+            self.counts.removed += [self._names[d] for d in self._routed if d not in kept]
+            self._routed = kept
+            self._count(arrivals, registered)
 
     def _reject(self, rejections: Sequence[Rejection]) -> None:
         """Record files that cannot be registered. One that the database cannot even name is only reported."""

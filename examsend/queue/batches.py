@@ -32,6 +32,7 @@ TRANSITIONS: dict[str, tuple[tuple[BatchState, ...], BatchState]] = {
     "put_back": ((SENDING,), READY),  # instances are left; another attempt later
     "fail": ((SENDING,), FAILED),  # another attempt would change nothing
     "give_up": ((SENDING,), FAILED),  # its senders died until its attempts were used up
+    "take_back": ((SENDING,), READY),  # its sender died, and the destination is disabled or held: no claim
     "expire": ((READY,), FAILED),  # not delivered within the destination's --expire
     "retry": ((FAILED,), READY),  # an operator's request
 }
@@ -174,17 +175,6 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
 
 # --- claim ------------------------------------------------------------------------------------------------------------
 
-_DUE_DESTINATIONS = text(f"""
-    SELECT due.id, due.at_once FROM (
-        SELECT d.id, CASE WHEN d.consecutive_failures > 0 THEN 1
-                     ELSE greatest(d.association_limit / d.associations_per_study, 1) END AS at_once,
-               least({due.NEXT_ATTEMPT}, {due.NEXT_LEASE}) AS at
-        FROM storage_backend_configs d
-        WHERE {due.SENDABLE} AND (CAST(:only AS bigint) IS NULL OR d.id = :only) OFFSET 0) due
-    WHERE due.at <= {due.NOW}
-    ORDER BY due.at
-""")
-
 # Concurrent claims for one destination wait for each other at its row lock. Without the lock, two of them could both find one
 # association free and together exceed the limit.
 _LOCK_DESTINATION = text(f"""
@@ -219,20 +209,6 @@ _CLAIM = text(f"""
     WHERE b.id = next.id
     RETURNING b.id, b.study_instance_uid, b.destination_id, b.attempt_count, next.status AS was, next.attempt_id AS lost
 """)
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A destination that has a due batch."""
-
-    destination_id: int
-    at_once: int
-    """Batches that may be sent to it at a time."""
-
-
-def due_destinations(tx: Connection, only: int | None) -> list[Due]:
-    """Return the destinations that are neither disabled nor held and have a due batch, the longest due first."""
-    return [Due(row.id, row.at_once) for row in tx.execute(_DUE_DESTINATIONS, {"only": only})]
 
 
 def claim(tx: Connection, destination_id: int, *, by: str, lease: float, held: Sequence[int] = ()) -> Claim | None:
@@ -306,15 +282,6 @@ def sent(tx: Connection, claim: Claim) -> bool:
     return False
 
 
-def is_at(tx: Connection, batch_id: int, state: BatchState) -> bool:
-    """Return whether a batch is in a state."""
-    return bool(
-        tx.execute(
-            text("SELECT status = :state FROM exam_batches WHERE id = :batch"), {"batch": batch_id, "state": state}
-        ).scalar_one()
-    )
-
-
 def put_back(
     tx: Connection, claim: Claim, *, delay: float, uses_attempt: bool, code: str | None, reason: str | None
 ) -> None:
@@ -351,6 +318,17 @@ _GIVE_UP = text(f"""
     RETURNING b.id
 """)
 
+# It keeps its place in the order of what is due.
+_TAKE_BACK = text(f"""
+    UPDATE exam_batches b
+    SET status = 'READY', next_attempt_at = b.lease_expires_at, failure_code = 'SENDER_DIED', failure = 'its sender died',
+        {_UNCLAIMED}
+    FROM storage_backend_configs d
+    WHERE d.id = b.destination_id AND {_SELECTED} AND b.status = 'SENDING' AND {due.LEASE_OVER}
+      AND NOT ({due.SENDABLE}) AND NOT {due.ATTEMPTS_USED_UP}
+    RETURNING b.id
+""")
+
 _EXPIRE = text(f"""
     UPDATE exam_batches b
     SET status = 'FAILED', finished_at = clock_timestamp(), next_attempt_at = NULL, failure_code = 'EXPIRED',
@@ -369,6 +347,16 @@ def give_up(tx: Connection, only: int | None = None) -> list[int]:
     ``only``: the id of a destination; None: all.
     """
     ids = [row.id for row in tx.execute(_GIVE_UP, {"only": only})]
+    attempts.close_lost(tx, ids)
+    return ids
+
+
+def take_back(tx: Connection, only: int | None = None) -> list[int]:
+    """SENDING -> READY for batches whose lease expired at a destination that is disabled or held. Return their ids.
+
+    ``only``: the id of a destination; None: all.
+    """
+    ids = [row.id for row in tx.execute(_TAKE_BACK, {"only": only})]
     attempts.close_lost(tx, ids)
     return ids
 

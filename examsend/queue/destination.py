@@ -1,9 +1,9 @@
-"""Destinations: their settings and their health (held until, consecutive failures, last success)."""
+"""Destinations: their settings, their health (held until, consecutive failures, last success), and which have something due."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import Connection, exc, text
 
 from examsend.config.destination import DestinationSettings, check_name, check_settings, check_together
+from examsend.db import due
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, back_off
 from examsend.states import BatchState, SenderName, sql_list
@@ -102,6 +103,19 @@ def get_destination_by_id(tx: Connection, destination_id: int) -> Destination:
 def list_destinations(tx: Connection) -> list[Destination]:
     """Return every destination, ordered by name."""
     return [_destination(row) for row in tx.execute(_LIST)]
+
+
+# FOR KEY SHARE waits for ``remove``, and ``remove`` for it. Nothing else does: a sender changes only columns that are no key.
+_KEEP = text("""
+    SELECT id FROM storage_backend_configs WHERE id = ANY(CAST(:ids AS bigint[])) AND removed_at IS NULL
+    ORDER BY id FOR KEY SHARE
+""")
+
+
+def keep_destinations(tx: Connection, ids: Iterable[int]) -> list[int]:
+    """Return those of the destinations that are not removed. They cannot be removed until the end of the transaction; then
+    they have the batches that it adds."""
+    return list(tx.scalars(_KEEP, {"ids": list(ids)}))
 
 
 def routed_destinations(tx: Connection, names: list[str]) -> list[Destination]:
@@ -230,3 +244,31 @@ _STORED_SINCE = text("""
 def stored_since_last_attempt(tx: Connection, batch_id: int, attempt_id: UUID) -> bool:
     """Return whether a batch's destination has stored an instance since the batch's attempt before ``attempt_id`` began."""
     return bool(tx.execute(_STORED_SINCE, {"batch": batch_id, "attempt": attempt_id}).scalar_one())
+
+
+# --- what is due ------------------------------------------------------------------------------------------------------
+
+_DUE_DESTINATIONS = text(f"""
+    SELECT due.id, due.at_once FROM (
+        SELECT d.id, CASE WHEN d.consecutive_failures > 0 THEN 1
+                     ELSE greatest(d.association_limit / d.associations_per_study, 1) END AS at_once,
+               least({due.NEXT_ATTEMPT}, {due.NEXT_LEASE}) AS at
+        FROM storage_backend_configs d
+        WHERE {due.SENDABLE} AND (CAST(:only AS bigint) IS NULL OR d.id = :only) OFFSET 0) due
+    WHERE due.at <= {due.NOW}
+    ORDER BY due.at
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A destination that has a due batch."""
+
+    destination_id: int
+    at_once: int
+    """Batches that may be sent to it at a time."""
+
+
+def due_destinations(tx: Connection, only: int | None) -> list[Due]:
+    """Return the destinations that are neither disabled nor held and have a due batch, the longest due first."""
+    return [Due(row.id, row.at_once) for row in tx.execute(_DUE_DESTINATIONS, {"only": only})]

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, text
 from examsend.states import BatchState
 
 _SELECT = """
-    SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, b.status, b.last_instance_at
+    SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, d.enabled, b.status, b.last_instance_at,
+           coalesce(b.lease_expires_at <= clock_timestamp(), false) AS lease_over
     FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
 """
 
@@ -21,9 +22,15 @@ _NAMED = text(f"""{_SELECT}
     ORDER BY b.id
 """)
 
+# A row that another transaction has changed meanwhile is read again when its lock is free, and its condition too. Two commands lock
+# the rows in the same order, and so cannot wait for each other.
+_LOCKED = "FOR NO KEY UPDATE OF b"
+
+_NAMED_LOCKED = text(f"{_NAMED} {_LOCKED}")
+
 _FAILED = text(f"""{_SELECT}
     WHERE b.status = '{BatchState.FAILED}' AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
-    ORDER BY b.id
+    ORDER BY b.id {_LOCKED}
 """)
 
 
@@ -37,6 +44,10 @@ class NamedBatch:
     destination: str
     status: BatchState
     last_instance_at: datetime
+    lease_over: bool
+    """SENDING: its sender died, or makes no progress."""
+    enabled: bool
+    """Its destination is enabled."""
 
 
 def _named(row: Any) -> NamedBatch:
@@ -47,15 +58,29 @@ def _named(row: Any) -> NamedBatch:
         row.destination,
         BatchState(row.status),
         row.last_instance_at,
+        row.lease_over,
+        row.enabled,
     )
 
 
-def named_batches(tx: Connection, *, batch_ids: Sequence[int] = (), studies: Sequence[str] = ()) -> list[NamedBatch]:
-    """Return the batches with these ids, and the batches of these studies."""
-    rows = tx.execute(_NAMED, {"ids": list(batch_ids), "studies": list(studies)})
+def is_at(tx: Connection, batch_id: int, state: BatchState) -> bool:
+    """Return whether a batch is in a state."""
+    return bool(
+        tx.execute(
+            text("SELECT status = :state FROM exam_batches WHERE id = :batch"), {"batch": batch_id, "state": state}
+        ).scalar_one()
+    )
+
+
+def named_batches(
+    tx: Connection, *, batch_ids: Sequence[int] = (), studies: Sequence[str] = (), lock: bool = False
+) -> list[NamedBatch]:
+    """Return the batches with these ids, and the batches of these studies. ``lock``: no other transaction changes them until
+    this one ends."""
+    rows = tx.execute(_NAMED_LOCKED if lock else _NAMED, {"ids": list(batch_ids), "studies": list(studies)})
     return [_named(row) for row in rows]
 
 
 def failed_batches(tx: Connection, destination_id: int | None) -> list[NamedBatch]:
-    """Return the FAILED batches of one destination, or of all (None)."""
+    """Lock and return the FAILED batches of one destination, or of all (None)."""
     return [_named(row) for row in tx.execute(_FAILED, {"destination": destination_id})]

@@ -50,6 +50,10 @@ def _ingest(result: IngestResult) -> list[Any]:
     vanished = f", {result.vanished} vanished" if result.vanished else ""
     lines: list[Any] = first_lines([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
     lines += first_lines([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
+    lines += [
+        f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
+        for name in result.removed
+    ]
     lines += first_lines([f"gone, not listed as rejected any more: {path}" for path in result.gone])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
@@ -77,6 +81,9 @@ def _finalize(result: FinalizeResult) -> list[Any]:
 def _send(result: SendResult) -> list[Any]:
     lines: list[Any] = [_delivered(d) + (f": {d.reason}" if d.reason else "") for d in result.delivered]
     lines += [f"batch {b}: another sender has claimed it" for b in result.lost]
+    lines += [
+        f"batch {b} READY again: its sender died, and its destination is disabled or held" for b in result.taken_back
+    ]
     lines += [
         f"batch {b} FAILED without an attempt in this pass: `examsend status {b}` says why" for b in result.expired
     ]

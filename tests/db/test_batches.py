@@ -13,6 +13,7 @@ from sqlalchemy import text
 from examsend.db import engine
 from examsend.errors import ForbiddenTransition, LostClaim
 from examsend.queue import batches
+from examsend.queue.destination import due_destinations
 from examsend.states import BatchState
 from tests.helpers import execute, one, rows
 
@@ -85,6 +86,11 @@ def _fail(tx: Any) -> bool:
     return True
 
 
+def _take_back(tx: Any) -> bool:
+    tx.execute(text("UPDATE storage_backend_configs SET enabled = false"))
+    return bool(batches.take_back(tx))
+
+
 def _retry(tx: Any) -> bool:
     batches.retry(tx, 1, reason="asked")
     return True
@@ -98,6 +104,7 @@ _CALLS = {
     "put_back": _put_back,
     "fail": _fail,
     "give_up": lambda tx: bool(batches.give_up(tx)),
+    "take_back": _take_back,
     "expire": lambda tx: bool(batches.expire(tx)),
     "retry": _retry,
 }
@@ -105,6 +112,7 @@ _CALLS = {
 _PRECONDITIONS = {
     "claim": {"SENDING": {"lease_expires_at": "now() - interval '1 s'"}},
     "give_up": {"SENDING": {"lease_expires_at": "now() - interval '1 s'", "attempt_count": "10"}},
+    "take_back": {"SENDING": {"lease_expires_at": "now() - interval '1 s'"}},
     "expire": {"READY": {"ready_at": "now() - interval '6 days'"}},
 }
 
@@ -194,7 +202,7 @@ def test_a_disabled_or_held_destination_is_not_sent_to(one_batch: engine.Databas
     insert_batch(one_batch, "READY")
     execute(one_batch, f"UPDATE storage_backend_configs SET {column}")
     with one_batch.transaction() as tx:
-        assert batches.due_destinations(tx, None) == []
+        assert due_destinations(tx, None) == []
         assert batches.claim(tx, 1, by="me", lease=300) is None
 
 
