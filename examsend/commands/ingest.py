@@ -34,13 +34,15 @@ class IngestResult:
     warnings: tuple[Noted, ...]
     """New versions of known SOP Instance UIDs, and directories that could not be read."""
     unreadable_directories: int
+    differing: int
+    """Files whose content is not what was registered although they seem unchanged. Only with ``verify``."""
     destinations: tuple[str, ...]
     seconds: float
 
     @property
     def needs_person(self) -> bool:
-        """Whether a file was rejected or a directory could not be read."""
-        return bool(self.rejected or self.unreadable_directories)
+        """Whether a file was rejected or has changed unnoticed, or a directory could not be read."""
+        return bool(self.rejected or self.unreadable_directories or self.differing)
 
 
 def run(
@@ -50,9 +52,11 @@ def run(
     to: Sequence[str] = (),
     recursive: bool = True,
     accept_incomplete: bool = False,
+    verify: bool = False,
     progress: Progress = lambda _seen, _new, _new_bytes: None,
 ) -> IngestResult:
     """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
+    With ``verify`` also the files that are registered and seem unchanged are read, and compared with what was registered.
 
     Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled.
     """
@@ -61,7 +65,13 @@ def run(
     with access.opened(settings) as database:
         routed = database.run(lambda tx: routed_destinations(tx, list(to)))
         intake = Intake(
-            database, settings, routed, recursive=recursive, accept_incomplete=accept_incomplete, progress=progress
+            database,
+            settings,
+            routed,
+            recursive=recursive,
+            accept_incomplete=accept_incomplete,
+            verify=verify,
+            progress=progress,
         )
         intake.run(roots)
     counts, walk = intake.counts, intake.walk
@@ -79,6 +89,7 @@ def run(
         rejections=tuple(counts.rejections),
         warnings=tuple(counts.warnings),
         unreadable_directories=counts.unreadable_directories,
+        differing=counts.differing,
         destinations=tuple(d.name for d in routed),
         seconds=time.monotonic() - began,
     )

@@ -16,6 +16,7 @@ from examsend.delivery.identification import identify
 from examsend.delivery.lease import Lease
 from examsend.delivery.offering import Offering
 from examsend.delivery.recorder import Recorder
+from examsend.delivery.stand_in import present
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
 from examsend.errors import DatabaseUnavailable
@@ -112,6 +113,7 @@ class Delivery:
         if unread:
             identify(lease, unread)
             destination, unsent, _ = lease.read(self._read)
+        unsent = present(unsent)
         total = sum(u.item.file_size for u in unsent)
         observer = self._observer
         progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()

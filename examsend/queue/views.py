@@ -37,7 +37,7 @@ _BATCHES = text(f"""
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.status, b.attempt_count, b.created_at, b.finished_at,
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
            d.enabled, d.held_reason, d.max_attempts, {WAITS},
-           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status
+           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.versions
     FROM chosen b
     JOIN storage_backend_configs d ON d.id = b.destination_id
     JOIN LATERAL (
@@ -46,6 +46,9 @@ _BATCHES = text(f"""
                count(*) FILTER (WHERE i.outcome IN ({sql_list(UNDELIVERABLE)})) AS failed,
                count(*) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned,
                min(i.dimse_status) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned_status,
+               count(DISTINCT i.sop_instance_uid) FILTER (WHERE EXISTS (
+                   SELECT 1 FROM exam_batch_instances v WHERE v.destination_id = i.destination_id
+                   AND v.sop_instance_uid = i.sop_instance_uid AND v.another_version)) AS versions,
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
         FROM exam_batch_instances i WHERE i.batch_id = b.id
     ) n ON true
@@ -60,7 +63,9 @@ _DESTINATIONS = text(f"""
            (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENDING') AS sending,
            (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'FAILED') AS failed,
            (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENT'
-              AND b.finished_at > {NOW} - make_interval(secs => :recent)) AS sent
+              AND b.finished_at > {NOW} - make_interval(secs => :recent)) AS sent,
+           (SELECT count(DISTINCT v.sop_instance_uid) FROM exam_batch_instances v
+            WHERE v.destination_id = d.id AND v.another_version) AS versions
     FROM storage_backend_configs d WHERE d.removed_at IS NULL ORDER BY d.name
 """)
 
@@ -104,6 +109,8 @@ class BatchStatus:
     ready_at: datetime | None
     ready_reason: str | None
     follows_batch_id: int | None
+    versions: int
+    """Instances of it that the destination has, or was to get, in more than one version. The archive may keep either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,8 @@ class DestinationStatus:
     sent: int
     """In the last 24 hours."""
     last_success_at: datetime | None
+    versions: int
+    """Instances registered in more than one version since the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +184,7 @@ def _batch(row: Any) -> BatchStatus:
         row.ready_at,
         row.ready_reason,
         row.follows_batch_id,
+        row.versions,
     )
 
 
@@ -250,6 +260,7 @@ def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
             row.failed,
             row.sent,
             row.last_success_at,
+            row.versions,
         )
         for row in tx.execute(_DESTINATIONS, {"recent": RECENT})
     )
