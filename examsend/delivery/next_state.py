@@ -11,7 +11,7 @@ from examsend.delivery.offering import Findings
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
 from examsend.queue import batches, instances, replacement
-from examsend.queue.claim import Claim
+from examsend.queue.claim import Claim, renew
 from examsend.queue.destination import Destination, hold, record_success
 from examsend.queue.instances import Tally
 from examsend.states import BatchState
@@ -47,7 +47,7 @@ def finish(
     tried: list[tuple[NextState, Tally]] = []
 
     def work(tx: Connection) -> tuple[NextState, Tally]:
-        batches.renew(tx, claim)
+        renew(tx, claim)
         replacement.settle(tx, claim.batch_id)
         is_sent = batches.sent(tx, claim)
         tally = instances.tally(tx, claim.batch_id)

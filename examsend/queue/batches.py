@@ -250,7 +250,7 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
 _SENT = text(f"""
     UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
-      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome = 'STORED')
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome IN ('STORED', 'SUPERSEDED'))
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
                       WHERE i.batch_id = :batch AND i.outcome NOT IN ('STORED', 'SUPERSEDED'))
 """)
@@ -269,7 +269,8 @@ _FAIL = text(f"""
 
 
 def sent(tx: Connection, claim: Claim) -> bool:
-    """SENDING -> SENT, if every instance of the batch is STORED. Otherwise change nothing and return False.
+    """SENDING -> SENT, if every instance of the batch is STORED, or SUPERSEDED by a version that is STORED. Otherwise change
+    nothing and return False.
 
     Raises LostClaim.
     """

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from examsend.queue import batches, replacement, versions
 from examsend.queue.files import from_text, signed, to_text
-from examsend.queue.versions import Arrival, Key, Pass, Version
+from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
 from examsend.queue.whereabouts import Places
 from examsend.states import NOT_COUNTED, Outcome
 
@@ -172,6 +172,7 @@ class _Registration:
 
     def _add(self, fresh: Sequence[tuple[Arrival, int]]) -> None:
         pending = batches.open_pending(self._tx, ((a.file.study_instance_uid, d) for a, d in fresh))
+        self._places.write(self._tx)
         # Another ingest may have registered the same files while this one waited for the locks of the batches' rows.
         self._load(fresh)
         mine = {batch.batch_id for batch in pending.values()}
@@ -221,11 +222,11 @@ class _Registration:
         self._results.append(Registered(arrival, destination, kind, batch_id, opened))
 
     def _replace(self, version: Version, batch_id: int, arrival: Arrival, attempted: replacement.Attempted) -> None:
-        """Do not send an earlier version in the new version's batch, nor one whose only file the new version has overwritten."""
+        """Do not send an earlier version in the new version's batch, nor one whose file is lost."""
         if version.outcome in NOT_COUNTED:
             return
         if version.batch_id != batch_id:
-            lost = version.path == to_text(arrival.path) and not version.aliases
+            lost = version.path == to_text(arrival.path) or version.outcome in FILE_LOST
             if not lost or not attempted.supersedes(version):
                 return
         elif version.id is None:

@@ -9,10 +9,8 @@ from typing import Self
 from sqlalchemy import Connection, text
 
 from examsend.queue import batches
-from examsend.queue.versions import Version, current
+from examsend.queue.versions import FILE_LOST, Version, current
 from examsend.states import UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
-
-_FILE_LOST = (Outcome.CHANGED, Outcome.MISSING)
 
 _LOCK = text("""
     SELECT b.id, b.status, b.failure_code FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[]))
@@ -23,7 +21,7 @@ _LOCK = text("""
 # before the answer.
 _STANDING = text(f"""
     SELECT i.id, i.batch_id, i.outcome,
-           i.attempts = 0 AND i.lost_in_flight = 0 AND i.outcome IN ('{Outcome.WAITING}', {sql_list(_FILE_LOST)})
+           i.attempts = 0 AND i.lost_in_flight = 0 AND i.outcome IN ('{Outcome.WAITING}', {sql_list(FILE_LOST)})
            AND NOT EXISTS (SELECT 1 FROM send_attempts a WHERE a.batch_id = i.batch_id
                            AND (a.result IN ('RUNNING', 'LEASE_LOST')
                                 OR a.established AND (a.result NOT IN ('RELEASED', 'FILE_CHANGED')
@@ -41,7 +39,7 @@ _SUPERSEDE = text(f"""
 _WAIT = text(f"""
     UPDATE exam_batch_instances i SET outcome = '{Outcome.WAITING}', error_comment = NULL
     FROM exam_batches b
-    WHERE i.id = ANY(CAST(:ids AS bigint[])) AND i.outcome IN ({sql_list(_FILE_LOST)})
+    WHERE i.id = ANY(CAST(:ids AS bigint[])) AND i.outcome IN ({sql_list(FILE_LOST)})
       AND b.id = i.batch_id AND b.status IN ('{BatchState.PENDING}', '{BatchState.READY}', '{BatchState.FAILED}')
 """)
 
@@ -59,7 +57,7 @@ _TO_RECOVER = text(f"""
 
 _SETTLE = text(f"""
     UPDATE exam_batch_instances i SET outcome = '{Outcome.SUPERSEDED}'
-    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(_FILE_LOST)})
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(FILE_LOST)})
       AND EXISTS (SELECT 1 FROM exam_batch_instances n
                   WHERE n.destination_id = i.destination_id AND n.sop_instance_uid = i.sop_instance_uid AND n.id > i.id
                     AND n.outcome <> '{Outcome.SUPERSEDED}')
@@ -94,7 +92,7 @@ class Attempted:
             for v in group
             if v.id is not None
             and v.batch_id not in pending
-            and v.outcome in {Outcome.WAITING, Outcome.RETRY, *_FILE_LOST}
+            and v.outcome in {Outcome.WAITING, Outcome.RETRY, *FILE_LOST}
         ]
         if not elsewhere:
             return cls({}, {}, set())
@@ -124,7 +122,7 @@ class Attempted:
         """Supersede an instance of another batch whose file is overwritten, if it is not being sent; return whether it was."""
         status, _ = self._status.get(version.batch_id, (None, None))
         standing = None if version.id is None else self._standing.get(version.id)
-        if standing is None or standing.outcome not in {Outcome.WAITING, Outcome.RETRY, *_FILE_LOST}:
+        if standing is None or standing.outcome not in {Outcome.WAITING, Outcome.RETRY, *FILE_LOST}:
             return False
         if status not in {BatchState.PENDING, BatchState.READY, BatchState.FAILED}:
             return False

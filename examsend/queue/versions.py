@@ -20,6 +20,9 @@ from examsend.dicom.identity import DicomFile
 from examsend.queue.files import OVERWRITTEN, from_text, to_text
 from examsend.states import Outcome
 
+FILE_LOST = (Outcome.CHANGED, Outcome.MISSING)
+"""Outcomes of an instance whose file did not hold its content any more when it was to be sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:

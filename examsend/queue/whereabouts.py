@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection, text
 
 from examsend.queue.files import from_text, signed, to_text
-from examsend.queue.versions import Arrival, Key, Version
+from examsend.queue.versions import FILE_LOST, Arrival, Key, Version
 from examsend.states import Outcome
-
-_BACK = (Outcome.CHANGED, Outcome.MISSING)
 
 # An inode number that changes while nothing else does is not the file system's own (SMB without server numbers): it is not
 # compared from then on, or each host would read the file again after the other.
@@ -71,10 +69,10 @@ class Places:
         """
         path = to_text(arrival.path)
         unsent = version.outcome not in {Outcome.STORED, Outcome.SUPERSEDED}
-        if current and version.outcome in _BACK and version.id is not None:
+        if current and version.outcome in FILE_LOST and version.id is not None:
             self.back[version.id] = version.batch_id
         same_path = version.path == path
-        moves = unsent and (not version.holds or version.outcome in _BACK or self._gone(from_text(version.path)))
+        moves = unsent and (not version.holds or version.outcome in FILE_LOST or self._gone(from_text(version.path)))
         if version.id is None or not (same_path or moves):
             if not same_path:
                 self._aliases[key, path] = arrival
@@ -85,9 +83,10 @@ class Places:
         return not same_path
 
     def write(self, tx: Connection) -> None:
-        """Write what was noted. The rows of new instances must have been inserted."""
+        """Write what was noted. What was noted of new instances is written once these have been inserted."""
         if self._moves:
             tx.execute(_MOVE, {"ids": list(self._moves), **_columns(list(self._moves.values()))})
+            self._moves.clear()
         if self._aliases:
             files = list(self._aliases.values())
             keys = [key for key, _ in self._aliases]
