@@ -206,10 +206,10 @@ def test_status_shows_how_many_instances_have_more_than_one_version(
 def test_a_version_that_is_restored_before_it_is_sent_counts_again(
     settings: Settings, database: engine.Database, drop: Path, image: Image, peer: Peer
 ) -> None:
-    path = image.write(drop / "i.dcm", 1)
-    for version in (2, 1):
+    path = image.write(drop / "i.dcm", 1, OLD)
+    for version, mtime in ((2, NEW), (1, OLD)):
         ingest.run(settings, [drop])
-        image.write(path, version)
+        image.write(path, version, mtime)
     _go(settings, database, drop)
     assert _received(peer, image) == [1]
     assert states(database) == ["SENT"]
@@ -286,7 +286,7 @@ def test_an_instance_replaced_while_its_batch_is_being_sent_does_not_fail_the_ba
     assert set(states(database)) == {"SENT"}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_the_receiver_ends_with_the_content_that_was_seen_last(
     settings: Settings, database: engine.Database, tmp_path: Path, seed: int
 ) -> None:
@@ -390,7 +390,7 @@ class _Model:
 def test_a_file_seen_in_the_middle_of_a_move_is_sent_from_where_it_is(
     settings: Settings, database: engine.Database, drop: Path, image: Image, peer: Peer, one_pass: bool, by: str
 ) -> None:
-    path = image.write(drop / "in" / "a", 1)
+    path = image.write(drop / "a_in" / "a", 1)
     if not one_pass:
         ingest.run(settings, [drop])
     (drop / "done").mkdir()
@@ -449,14 +449,9 @@ def test_a_file_that_is_moved_while_its_batch_is_sent_is_not_missing(
     shutil.copy2(path, drop / "copy.dcm")
     prepare(settings, drop)
     mine = Path(one(database, "SELECT processed_filepath FROM exam_batch_instances"))
-
-    def meanwhile() -> bool:
-        if peer.associations:
-            mine.unlink(missing_ok=True)
-        return False
-
     peer.script.accept = lambda _c, _s: not mine.unlink(missing_ok=True)
-    send.run(settings, stop=meanwhile)
+    send.run(settings)
+    assert states(database) == ["READY"]
     _send(settings, database)
     assert states(database) == ["SENT"]
 
@@ -484,10 +479,7 @@ def test_a_rejected_file_replaced_with_the_same_size_and_time_is_read_again(
     settings: Settings, drop: Path, image: Image, peer: Peer
 ) -> None:
     path = image.write(drop / "i.dcm", 1)
-    path.write_bytes(b"\0" * 128 + b"DICM" + image.content(1)[132:-300] + b"\xff" * 300)
-    os.utime(path, (NEW, NEW))
     size = path.stat().st_size
-    assert size == len(image.content(1))
     path.write_bytes(image.content(1)[:400] + b"\xff" * (size - 400))
     os.utime(path, (NEW, NEW))
     assert ingest.run(settings, [drop]).rejected == 1
