@@ -9,6 +9,7 @@ from typing import Self
 from sqlalchemy import Connection, text
 
 from examsend.queue import batches
+from examsend.queue.contents import MAY_HAVE_STORED
 from examsend.queue.versions import FILE_LOST, Version, current
 from examsend.states import UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
 
@@ -17,15 +18,10 @@ _LOCK = text("""
     ORDER BY b.id FOR NO KEY UPDATE
 """)
 
-# An instance may be at the destination although no answer was recorded: its sender may have died, or the association ended
-# before the answer.
 _STANDING = text(f"""
     SELECT i.id, i.batch_id, i.outcome,
            i.attempts = 0 AND i.lost_in_flight = 0 AND i.outcome IN ('{Outcome.WAITING}', {sql_list(FILE_LOST)})
-           AND NOT EXISTS (SELECT 1 FROM send_attempts a WHERE a.batch_id = i.batch_id
-                           AND (a.result IN ('RUNNING', 'LEASE_LOST')
-                                OR a.established AND (a.result NOT IN ('RELEASED', 'FILE_CHANGED')
-                                                      OR i.outcome = '{Outcome.WAITING}'))) AS never_offered
+           AND NOT EXISTS (SELECT 1 FROM send_attempts a WHERE a.batch_id = i.batch_id AND {MAY_HAVE_STORED}) AS never_offered
     FROM exam_batch_instances i
     WHERE i.batch_id = ANY(CAST(:batches AS bigint[]))
       AND (i.id = ANY(CAST(:ids AS bigint[])) OR i.outcome IN ({sql_list(UNDELIVERABLE)}))

@@ -49,6 +49,9 @@ class Script:
 
     status: Callable[[int, str], int | None] = lambda _k, _uid: 0x0000
     """Given k and the SOP Instance UID, return the status; None: a response without one."""
+    archive: Callable[[str, str], int | str] | None = None
+    """Given the SOP Instance UID and the SHA-256 of a data set, return the status, or what to do instead as in ``at``. It comes
+    before ``status``."""
     reject: tuple[int, int, int] | None = None
     """Result, source and reason of an A-ASSOCIATE-RJ to send."""
     accept: Callable[[str, str], bool] = lambda _sop_class, _syntax: True
@@ -375,6 +378,12 @@ class Session:
         if script.delay:
             self._stop.wait(script.delay)
         status = script.status(k, name)
+        if script.archive is not None:
+            decided = script.archive(name, sha256)
+            if isinstance(decided, str):
+                self._misbehave(decided, message_id, sop_class, uid, context_id)
+            else:
+                status = decided
         if status is not None and (status == 0 or status >> 12 == 0xB):
             syntax = self._contexts[context_id][1]
             self._peer.stored.append(Received(name, sha256, size, self._number, context_id, syntax))
