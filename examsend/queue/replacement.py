@@ -104,15 +104,15 @@ class Attempted:
         )
 
     def takes(self, version: Version) -> bool:
-        """Whether a version that replaces this one goes in the same batch, although that was attempted: this one was never
-        offered, and the batch is, or will be, READY."""
+        """Whether a version that replaces this one goes in the same batch, although that was attempted: it FAILED for want of
+        files that are replaced now, and this one was never offered. The batch is READY again with what it lacked."""
         standing = None if version.id is None else self._standing.get(version.id)
-        status, code = self._status.get(version.batch_id, (None, None))
-        if standing is None or not standing.never_offered:
-            return False
-        if status is BatchState.FAILED:
-            return code == "INSTANCES_FAILED" and version.batch_id not in self._stuck
-        return status is BatchState.READY
+        return (
+            standing is not None
+            and standing.never_offered
+            and self._status.get(version.batch_id) == (BatchState.FAILED, "INSTANCES_FAILED")
+            and version.batch_id not in self._stuck
+        )
 
     def supersedes(self, version: Version) -> bool:
         """Supersede an instance of another batch whose file is overwritten, if it is not being sent; return whether it was."""
