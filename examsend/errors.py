@@ -20,6 +20,9 @@ Messages are shown to users unchanged: one sentence, no traceback, no patient da
 
 from __future__ import annotations
 
+TRACEBACKS = 9
+"""The level of logging at which tracebacks are shown: below ``logging.DEBUG``, set by -vv."""
+
 
 class ExamsendError(Exception):
     """Base class of the exceptions that examsend raises."""
@@ -53,6 +56,14 @@ class Refused(ExamsendError):
     """The request is valid, but the present state does not allow it."""
 
     exit_code = 1
+
+
+class Interrupted(ExamsendError):
+    """A user or a service manager asked the command to end. The message says what was done."""
+
+    def __init__(self, exit_code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
 
 
 class LostClaim(ExamsendError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from examsend.config.settings import Settings
 from examsend.db import access
+from examsend.errors import Interrupted
 from examsend.intake.directory import root_of
 from examsend.intake.intake import Intake, Noted, Progress
 from examsend.queue.destination import routed_destinations
@@ -36,6 +37,8 @@ class IngestResult:
     unreadable_directories: int
     differing: int
     """Files whose content is not what was registered although they seem unchanged. Only with ``verify``."""
+    gone: tuple[str, ...]
+    """Paths of files that were rejected earlier and are not there any more: they are not listed as rejected from now on."""
     destinations: tuple[str, ...]
     seconds: float
 
@@ -47,7 +50,7 @@ class IngestResult:
 
 def run(
     settings: Settings,
-    directories: Sequence[Path],
+    directories: Sequence[str | Path],
     *,
     to: Sequence[str] = (),
     recursive: bool = True,
@@ -58,7 +61,8 @@ def run(
     """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
     With ``verify`` also the files that are registered and seem unchanged are read, and compared with what was registered.
 
-    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled.
+    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled; Interrupted for
+    Ctrl-C and SIGTERM: what is registered by then stays registered.
     """
     began = time.monotonic()
     roots = [root_of(directory) for directory in directories]
@@ -73,7 +77,10 @@ def run(
             verify=verify,
             progress=progress,
         )
-        intake.run(roots)
+        try:
+            intake.run(roots)
+        except (KeyboardInterrupt, SystemExit) as end:
+            raise _interrupted(intake, end) from None
     counts, walk = intake.counts, intake.walk
     return IngestResult(
         seen=walk.seen,
@@ -90,6 +97,17 @@ def run(
         warnings=tuple(counts.warnings),
         unreadable_directories=counts.unreadable_directories,
         differing=counts.differing,
+        gone=tuple(counts.gone),
         destinations=tuple(d.name for d in routed),
         seconds=time.monotonic() - began,
+    )
+
+
+def _interrupted(intake: Intake, end: BaseException) -> Interrupted:
+    counts = intake.counts
+    code = end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 130
+    return Interrupted(
+        code,
+        f"ingest was interrupted: {intake.walk.seen} files seen so far; {counts.new} new instances are registered and stay so,"
+        f" {counts.known} were known, {counts.rejected} files were rejected. The next ingest goes on from there",
     )

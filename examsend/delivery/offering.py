@@ -43,6 +43,8 @@ class Findings:
     """Results of the associations of an attempt so far. Only the thread of the delivery changes them, between associations."""
 
     associations: int = 0
+    established: int = 0
+    """Associations that the destination accepted."""
     answers: int = 0
     stored: int = 0
     bytes_sent: int = 0
@@ -59,6 +61,7 @@ class Findings:
         """Given one association that has ended, or several that ran in parallel, add their results."""
         self.associations += len(ended_associations)
         for ended in ended_associations:
+            self.established += ended.end.established
             self.answers += ended.watcher.answers
             self.stored += ended.watcher.outcomes[Outcome.STORED]
             self.bytes_sent += ended.end.bytes_sent

@@ -24,9 +24,21 @@ class Stop:
         self._asked = asked
         self._asked_at: float | None = None
         self._over_at = None if max_runtime is None else time.monotonic() + max_runtime
+        self._now_at: float | None = None
+
+    def now(self) -> None:
+        """End at once: instances in flight are not awaited."""
+        self._now_at = time.monotonic()
+
+    @property
+    def is_now(self) -> bool:
+        """Whether instances in flight are not awaited."""
+        return self._now_at is not None
 
     def at(self) -> float | None:
         """Return None to go on; else the time (monotonic clock) by which instances in flight must be answered."""
+        if self._now_at is not None:
+            return self._now_at
         now = time.monotonic()
         if self._asked_at is None and self._asked():
             self._asked_at = now

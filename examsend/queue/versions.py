@@ -74,11 +74,6 @@ class Pass:
     """Modification time and path of the newest file of a current version that was known and is written again in this pass."""
 
 
-def begin(tx: Connection) -> Pass:
-    """Return a pass that begins now."""
-    return Pass(tx.execute(text("SELECT clock_timestamp()")).scalar_one())
-
-
 _LOAD = text("""
     SELECT i.id, i.destination_id, i.sop_instance_uid, i.batch_id, i.outcome, i.content_sha256, i.processed_filepath,
            coalesce(i.file_mtime_ns, 0) AS mtime, i.file_ctime_ns,
