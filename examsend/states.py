@@ -19,7 +19,7 @@ class BatchState(StrEnum):
     SENDING = "SENDING"
     """Claimed by a sender. If that sender crashes, the lease expires and another sender claims the batch."""
     SENT = "SENT"
-    """Every instance is STORED, or another batch stored a newer version of it. This state is final."""
+    """Every instance is STORED, or another batch has a newer version of it. This state is final."""
     FAILED = "FAILED"
     """Another attempt would change nothing. An operator can retry it."""
 

@@ -26,6 +26,12 @@ def register(app: typer.Typer) -> None:
         accept_incomplete: Annotated[
             bool, typer.Option("--accept-incomplete", help="Also register truncated files, and send them as they are.")
         ] = False,
+        verify: Annotated[
+            bool,
+            typer.Option(
+                "--verify", help="Also read files that are registered and seem unchanged; report those that differ."
+            ),
+        ] = False,
     ) -> object:
         """Register the DICOM files of directories. Each is added to the batch of its study, for each destination."""
         from examsend.cli import live
@@ -38,5 +44,6 @@ def register(app: typer.Typer) -> None:
                 to=to or (),
                 recursive=recursive,
                 accept_incomplete=accept_incomplete,
+                verify=verify,
                 progress=progress,
             )

@@ -35,6 +35,8 @@ class IngestResult:
     warnings: tuple[Noted, ...]
     """New versions of known SOP Instance UIDs, and directories that could not be read."""
     unreadable_directories: int
+    differing: int
+    """Files whose content is not what was registered although they seem unchanged. Only with ``verify``."""
     gone: tuple[str, ...]
     """Paths of files that were rejected earlier and are not there any more: they are not listed as rejected from now on."""
     destinations: tuple[str, ...]
@@ -44,8 +46,8 @@ class IngestResult:
 
     @property
     def needs_person(self) -> bool:
-        """Whether a file was rejected or a directory could not be read."""
-        return bool(self.rejected or self.unreadable_directories)
+        """Whether a file was rejected or has changed unnoticed, or a directory could not be read."""
+        return bool(self.rejected or self.unreadable_directories or self.differing)
 
 
 def run(
@@ -55,9 +57,11 @@ def run(
     to: Sequence[str] = (),
     recursive: bool = True,
     accept_incomplete: bool = False,
+    verify: bool = False,
     progress: Progress = lambda _seen, _new, _new_bytes: None,
 ) -> IngestResult:
     """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
+    With ``verify`` also the files that are registered and seem unchanged are read, and compared with what was registered.
 
     Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled; Refused if
     every destination is removed meanwhile; Interrupted for Ctrl-C and SIGTERM: what is registered by then stays registered.
@@ -67,7 +71,13 @@ def run(
     with access.opened(settings) as database:
         routed = database.run(lambda tx: routed_destinations(tx, list(to)))
         intake = Intake(
-            database, settings, routed, recursive=recursive, accept_incomplete=accept_incomplete, progress=progress
+            database,
+            settings,
+            routed,
+            recursive=recursive,
+            accept_incomplete=accept_incomplete,
+            verify=verify,
+            progress=progress,
         )
         try:
             intake.run(roots)
@@ -88,6 +98,7 @@ def run(
         rejections=tuple(counts.rejections),
         warnings=tuple(counts.warnings),
         unreadable_directories=counts.unreadable_directories,
+        differing=counts.differing,
         gone=tuple(counts.gone),
         destinations=tuple(d.name for d in routed if d.name not in counts.removed),
         seconds=time.monotonic() - began,

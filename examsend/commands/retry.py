@@ -9,8 +9,9 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
-from examsend.queue import batches
-from examsend.queue.destination import end_hold, get_destination
+from examsend.intake import again
+from examsend.queue import batches, instances
+from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
 from examsend.states import BatchState
 
@@ -83,10 +84,20 @@ def run(
         raise UsageError("name batches or use --all-failed, not both")
     with access.opened(settings) as database:
 
-        def work(tx: Connection) -> RetryResult:
+        def chosen(tx: Connection, *, lock: bool) -> tuple[Destination | None, list[NamedBatch]]:
             named = get_destination(tx, destination) if destination else None
             only = named.id if named else None
-            rows = failed_batches(tx, only) if all_failed else named_batches(tx, batch_ids=batch_ids, lock=True)
+            if all_failed:
+                return named, failed_batches(tx, only)
+            return named, named_batches(tx, batch_ids=batch_ids, lock=lock)
+
+        lost = database.run(lambda tx: instances.lost_files(tx, [row.batch_id for row in chosen(tx, lock=False)[1]]))
+        read = again.read(lost)
+
+        def work(tx: Connection) -> RetryResult:
+            named, rows = chosen(tx, lock=True)
+            only = named.id if named else None
+            again.register(tx, read)
             there = {row.batch_id for row in rows if only in {None, row.destination_id}}
             for batch_id in batch_ids:
                 if batch_id not in there:

@@ -18,6 +18,7 @@ from examsend.delivery.lease import Lease
 from examsend.delivery.next_state import NextState
 from examsend.delivery.offering import Findings, Offering
 from examsend.delivery.recorder import Recorder
+from examsend.delivery.stand_in import present
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
 from examsend.errors import DatabaseUnavailable, LostClaim
@@ -163,6 +164,7 @@ class Delivery:
         if unread:
             identify(lease, unread)
             destination, unsent, _ = lease.write(self._read)
+        unsent = present(unsent)
         if (observer := self._observer) is not None:
             total = sum(u.item.file_size for u in unsent)
             self._display.begin(lambda: observer(self._claim, destination, len(unsent), total))

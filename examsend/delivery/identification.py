@@ -11,7 +11,7 @@ from examsend.errors import FileProblem
 from examsend.queue import instances, registration
 from examsend.queue.claim import Claim
 from examsend.queue.instances import Record, Unread
-from examsend.queue.registration import Arrival
+from examsend.queue.versions import Arrival
 from examsend.states import Outcome
 
 _GROUP = 100

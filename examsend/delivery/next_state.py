@@ -10,7 +10,7 @@ from examsend.delivery.lease import Lease
 from examsend.delivery.offering import Findings
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
-from examsend.queue import attempts, batches, instances, lookup
+from examsend.queue import attempts, batches, instances, lookup, replacement
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id, hold, record_success
 from examsend.queue.instances import Tally
@@ -47,6 +47,7 @@ def finish(
     tried: list[tuple[NextState, Tally]] = []
 
     def work(tx: Connection) -> tuple[NextState, Tally]:
+        replacement.settle(tx, claim.batch_id)
         is_sent = batches.sent(tx, claim)
         tally = instances.tally(tx, claim.batch_id)
         state = NextState(BatchState.SENT) if is_sent else decide(claim, destination, findings, tally, stopped=stopped)

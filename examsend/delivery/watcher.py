@@ -9,6 +9,7 @@ from typing import Protocol
 
 from examsend import outcomes
 from examsend.delivery.recorder import AssociationRecorder
+from examsend.delivery.stand_in import other_file
 from examsend.delivery.stop import Stop
 from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult
 from examsend.queue.instances import Record, Unsent
@@ -66,6 +67,9 @@ class AssociationWatcher:
         if fact.problem is Problem.MISSING and mount is not None and not os.path.ismount(mount):
             self.unreachable_mount = mount
             result = InstanceResult(Outcome.RETRY, None, not_mounted(mount), offered=False, ends_association=True)
+        elif fact.problem is Problem.MISSING and other_file(self._by_id[fact.item.id]) is not None:
+            comment = "its file was moved just now: the other file goes with the next attempt"
+            result = InstanceResult(Outcome.RETRY, None, comment, offered=False)
         return self._record(fact.item, result)
 
     def progressed(self, sent: int) -> None:

@@ -19,11 +19,12 @@ from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
 from examsend.intake.directory import Mounts, Walk
 from examsend.intake.presence import Presence
-from examsend.queue import registration, rejected, seen
+from examsend.queue import registration, rejected, seen, versions
 from examsend.queue.destination import Destination, keep_destinations
 from examsend.queue.files import FileStat
-from examsend.queue.registration import Arrival, Kind, Registered
+from examsend.queue.registration import ADDED, Kind, Registered
 from examsend.queue.rejected import Rejection
+from examsend.queue.versions import Arrival
 
 _LOOKED_UP = 2000
 """Files in one look-up. More than in one registration, because a look-up locks nothing and its cost is the round trip."""
@@ -52,6 +53,7 @@ class Counts:
     ignored: int = 0
     rejected: int = 0
     vanished: int = 0
+    differing: int = 0
     new_bytes: int = 0
     opened: set[int] = field(default_factory=set)
     """Ids of the batches that did not exist before."""
@@ -83,14 +85,20 @@ class Intake:
         *,
         recursive: bool,
         accept_incomplete: bool,
+        verify: bool,
         progress: Progress,
     ) -> None:
+        """``verify``: also read the files that are registered and seem unchanged."""
         self._database = database
         self._settings = settings
         self._names = {d.id: d.name for d in routed}
         self._routed = list(self._names)
         """Ids of the destinations that are not removed meanwhile."""
         self._accept_incomplete = accept_incomplete
+        self._verify = verify
+        self._during = versions.Pass()
+        self._unchanged: set[str] = set()
+        """The files among those that are read that are registered and seem unchanged."""
         self._progress = progress
         self._mounts = Mounts()
         self._presence = Presence(database)
@@ -102,6 +110,7 @@ class Intake:
         meanwhile."""
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
         began = self._database.run(rejected.now)
+        self._during = versions.Pass(began)
         with self._presence:
             for found in self._looked_up(files):
                 left = self._to_open(found)
@@ -130,10 +139,10 @@ class Intake:
                 return self._database.run(lambda tx: seen.look_up(tx, group, self._routed))
             except REFUSED_VALUES:
                 if len(group) == 1:
-                    return seen.Seen(list(group), [], 0)
+                    return seen.Seen(list(group), [], [])
                 halves = [look_up(half) for half in _halves(group)]
-                new, before = ([f for half in halves for f in getattr(half, name)] for name in ("new", "rejected"))
-                return seen.Seen(new, before, sum(half.known for half in halves))
+                names = ("new", "rejected", "known")
+                return seen.Seen(*([f for half in halves for f in getattr(half, name)] for name in names))
 
         with ThreadPoolExecutor(1, thread_name_prefix="seen") as pool:
             asked: deque[Future[seen.Seen]] = deque()
@@ -146,7 +155,12 @@ class Intake:
 
     def _to_open(self, found: seen.Seen) -> list[FileStat]:
         """Count the files that need not be opened; return the others."""
-        self.counts.known += found.known
+        self.counts.known += len(found.known)
+        self._unchanged = set()
+        if self._verify:
+            self.counts.known -= len(found.known)
+            self._unchanged = {file.path for file in found.known}
+            return found.new + found.rejected + found.known
         if self._accept_incomplete:
             return found.new + found.rejected
         self.counts.rejected += len(found.rejected)
@@ -173,7 +187,9 @@ class Intake:
             if not kept:
                 names = ", ".join(self._names.values())
                 raise Refused(f"ingest ended: every destination it registers files for was removed meanwhile ({names})")
-            done = registration.register(tx, arrivals, kept, gone=lambda path: not os.path.lexists(path))
+            done = registration.register(
+                tx, arrivals, kept, gone=lambda path: not os.path.lexists(path), during=self._during
+            )
             rejected.forget(tx, [arrival.path for arrival in arrivals])
             self._presence.hold(tx, {r.batch_id for r in done})
             return kept, done
@@ -252,22 +268,28 @@ class Intake:
 
     def _count(self, arrivals: Sequence[Arrival], registered: Sequence[Registered]) -> None:
         counts = self.counts
-        added = [r for r in registered if r.kind in {Kind.NEW, Kind.NEW_VERSION}]
+        added = [r for r in registered if r.kind in ADDED]
         new = {r.arrival.path: r.arrival.file.size for r in added}
         counts.new += len(new)
         counts.known += len(arrivals) - len(new)
         counts.new_bytes += sum(new.values())
         counts.batches |= {r.batch_id for r in added}
         counts.opened |= {r.batch_id for r in added if r.opened}
+        differing = [path for path in new if path in self._unchanged]
+        counts.differing += len(differing)
         counts.warnings += [
-            Noted(
-                r.arrival.path,
-                f"SOP Instance UID {r.arrival.file.sop_instance_uid} is known with other content at"
-                f" {self._names[r.destination_id]}: this version goes with batch {r.batch_id}, and the archive may keep either",
-            )
-            for r in added
-            if r.kind is Kind.NEW_VERSION
+            Noted(path, "its content is not what was registered, although its size and times are") for path in differing
         ]
+        counts.warnings += [Noted(r.arrival.path, self._about_version(r)) for r in added if r.kind is not Kind.NEW]
+
+    def _about_version(self, found: Registered) -> str:
+        known = (
+            f"SOP Instance UID {found.arrival.file.sop_instance_uid} is known with other content at"
+            f" {self._names[found.destination_id]}"
+        )
+        if found.kind is Kind.OLDER_VERSION:
+            return f"{known}, in a newer file that this pass found: this version is not sent"
+        return f"{known}: this version goes with batch {found.batch_id}, and the archive may keep either"
 
 
 def _halves(parts: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:

@@ -32,15 +32,19 @@ _SUPERSEDE = text(f"""
 # The end of an association is written together with its last outcomes. So after a RELEASED one every instance that was offered has
 # an outcome; after any other end, or none, what was in flight may be stored whatever its outcome is now. With one request
 # outstanding, a file that changed was the only instance in flight, and the peer did not get the whole of it.
+MAY_HAVE_STORED = f"""
+    (a.result IN ('{RUNNING}', '{LEASE_LOST}')
+     OR a.established AND a.result NOT IN ({sql_list((End.RELEASED, End.NO_CONTEXT))})
+        AND NOT (a.result = '{End.FILE_CHANGED}' AND a.async_window = 1))
+"""
+"""Whether an association ``a`` may have stored an instance that has no answer."""
+
 _MARK = text(f"""
     WITH pairs AS MATERIALIZED (
         SELECT i.id AS mine, o.id AS theirs {_OTHERS}
           AND (o.outcome = '{Outcome.STORED}' OR o.lost_in_flight > 0
                OR EXISTS (SELECT 1 FROM exam_batches b WHERE b.id = o.batch_id AND b.status = 'SENDING')
-               OR EXISTS (SELECT 1 FROM send_attempts a WHERE a.batch_id = o.batch_id
-                          AND (a.result IN ('{RUNNING}', '{LEASE_LOST}')
-                               OR a.established AND a.result NOT IN ({sql_list((End.RELEASED, End.NO_CONTEXT))})
-                                  AND NOT (a.result = '{End.FILE_CHANGED}' AND a.async_window = 1))))
+               OR EXISTS (SELECT 1 FROM send_attempts a WHERE a.batch_id = o.batch_id AND {MAY_HAVE_STORED}))
     )
     UPDATE exam_batch_instances r SET other_content_possible = true
     WHERE r.id IN (SELECT mine FROM pairs UNION SELECT theirs FROM pairs) AND NOT r.other_content_possible

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.queue.claim import Claim
 from examsend.queue.files import from_text
-from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, Outcome, sql_list
+from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
 from examsend.transfer import Item
 
 _TO_SEND = text(f"""
@@ -22,6 +22,28 @@ _TO_SEND = text(f"""
     ORDER BY i.lost_in_flight >= :suspect, i.series_number NULLS LAST, i.series_instance_uid,
              i.instance_number NULLS LAST, i.sop_instance_uid
 """)
+
+
+_ELSEWHERE = text(f"""
+    SELECT a.instance_id, a.file_path, a.mount_point, a.file_size, a.file_mtime_ns,
+           coalesce(a.dataset_offset, i.dataset_offset) AS dataset_offset,
+           coalesce(a.transfer_syntax_uid, i.transfer_syntax_uid) AS transfer_syntax_uid
+    FROM exam_batch_instances i JOIN exam_batch_instance_aliases a ON a.instance_id = i.id
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
+    ORDER BY a.id DESC
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Another file with the content of an instance. It stands in when the instance's own file is gone."""
+
+    path: str
+    mount_point: str | None
+    file_size: int
+    file_mtime_ns: int
+    dataset_offset: int
+    transfer_syntax_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +58,9 @@ class Unsent:
     mount_point: str | None
     other_content_possible: bool
     """The destination stored other content under the same SOP Instance UID, or may have: no answer was recorded."""
+
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """Other files with its content, the one found last first."""
 
     @property
     def suspect(self) -> bool:
@@ -58,6 +83,18 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
     whose files were never read."""
     unsent: list[Unsent] = []
     unread: list[Unread] = []
+    elsewhere: dict[int, list[Elsewhere]] = {}
+    for row in tx.execute(_ELSEWHERE, {"batch": batch_id}):
+        elsewhere.setdefault(row.instance_id, []).append(
+            Elsewhere(
+                from_text(row.file_path),
+                None if row.mount_point is None else from_text(row.mount_point),
+                row.file_size,
+                row.file_mtime_ns,
+                row.dataset_offset,
+                row.transfer_syntax_uid,
+            )
+        )
     for row in tx.execute(_TO_SEND, {"batch": batch_id, "suspect": SUSPECT_AFTER}):
         path = from_text(row.processed_filepath)
         if row.content_sha256 is None:
@@ -75,7 +112,8 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
             bytes(row.content_sha256),
         )
         mount_point = None if row.mount_point is None else from_text(row.mount_point)
-        unsent.append(Unsent(item, row.attempts, row.lost_in_flight, mount_point, row.other_content_possible))
+        others = tuple(elsewhere.get(row.id, ()))
+        unsent.append(Unsent(item, row.attempts, row.lost_in_flight, mount_point, row.other_content_possible, others))
     return unsent, unread
 
 
@@ -161,6 +199,40 @@ class Tally:
     def failed(self) -> int:
         """Instances that were to be delivered and that no further attempt would send."""
         return sum(self.outcomes[outcome] for outcome in UNDELIVERABLE)
+
+
+_LOST = text(f"""
+    SELECT i.batch_id, i.destination_id, i.sop_instance_uid, i.processed_filepath, b.study_instance_uid
+    FROM exam_batch_instances i JOIN exam_batches b ON b.id = i.batch_id
+    WHERE i.batch_id = ANY(CAST(:batches AS bigint[])) AND b.status = '{BatchState.FAILED}'
+      AND i.outcome IN ('{Outcome.CHANGED}', '{Outcome.MISSING}')
+    ORDER BY i.id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An instance of a FAILED batch whose file was changed or gone when it was to be sent."""
+
+    batch_id: int
+    destination_id: int
+    study_instance_uid: str
+    sop_instance_uid: str
+    path: str
+
+
+def lost_files(tx: Connection, batch_ids: Sequence[int]) -> list[Lost]:
+    """Return the instances of FAILED batches whose files were changed or gone."""
+    return [
+        Lost(
+            row.batch_id,
+            row.destination_id,
+            row.study_instance_uid,
+            row.sop_instance_uid,
+            from_text(row.processed_filepath),
+        )
+        for row in tx.execute(_LOST, {"batches": list(batch_ids)})
+    ]
 
 
 def tally(tx: Connection, batch_id: int) -> Tally:

@@ -51,7 +51,7 @@ class StateFacts:
     other_content: int
     """Instances stored under a UID of which the archive may hold other content."""
     replaced: int
-    """Instances that are not sent, because another batch stored a newer version."""
+    """Instances that are not sent, because another batch has a newer version."""
 
 
 def state_reason(batch: StateFacts) -> str | None:
@@ -63,7 +63,7 @@ def _versions(batch: StateFacts) -> Iterator[str]:
     if batch.other_content:
         yield f"{batch.other_content} stored under a UID whose other content the archive may have kept"
     if batch.replaced:
-        yield f"{batch.replaced} not sent: another batch stored a newer version"
+        yield f"{batch.replaced} not sent: another batch has a newer version"
 
 
 def _reason(batch: StateFacts) -> str | None:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy import Connection, text
 
-from examsend.dicom.identity import DicomFile
-from examsend.queue import batches
-from examsend.queue.files import from_text, to_text
+from examsend.queue import batches, replacement, versions
+from examsend.queue.files import from_text, signed, to_text
+from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
+from examsend.queue.whereabouts import Places
 from examsend.states import NOT_COUNTED, Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A complete DICOM file and its absolute path."""
-
-    path: str
-    file: DicomFile
-    mount_point: str | None = None
-    """The mount point it is on; None: the root file system."""
 
 
 class Kind(StrEnum):
@@ -33,7 +24,13 @@ class Kind(StrEnum):
     MOVED = "MOVED"
     """Registered before with the same content; its path was updated."""
     NEW_VERSION = "NEW_VERSION"
-    """Its SOP Instance UID is known with other content."""
+    """Its SOP Instance UID is known with other content, and this one counts from now on."""
+    OLDER_VERSION = "OLDER_VERSION"
+    """The same pass found a newer file with its SOP Instance UID. It is registered as SUPERSEDED, and not sent."""
+
+
+ADDED = frozenset({Kind.NEW, Kind.NEW_VERSION, Kind.OLDER_VERSION})
+"""Kinds of a file that an instance was registered for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +45,22 @@ class Registered:
     """NEW and NEW_VERSION: the batch did not exist before."""
 
 
-@dataclass(slots=True)
-class _Version:
-    id: int | None
-    batch_id: int
-    outcome: Outcome
-    sha256: bytes | None
-    """None: the row was taken over from an older database, and its file has not been read yet."""
-    path: str
-
-
-_VERSIONS = text("""
-    SELECT i.id, i.destination_id, i.sop_instance_uid, i.batch_id, i.outcome, i.content_sha256, i.processed_filepath
-    FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[])) w (destination, uid)
-    JOIN exam_batch_instances i ON i.destination_id = w.destination AND i.sop_instance_uid = w.uid
-    ORDER BY i.id
-""")
-
-_SUPERSEDE = text(f"""
-    UPDATE exam_batch_instances SET outcome = '{Outcome.SUPERSEDED}' WHERE id = ANY(CAST(:ids AS bigint[]))
-""")
-
 _INSERT = text("""
     INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
-        transfer_syntax_uid, series_number, instance_number, processed_filepath, mount_point, file_size, file_mtime_ns, dataset_offset,
-        content_sha256, outcome)
-    SELECT batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, off, decode(sha, 'hex'), outcome
+        transfer_syntax_uid, series_number, instance_number, processed_filepath, mount_point, file_size, file_mtime_ns,
+        file_inode, file_ctime_ns, dataset_offset, content_sha256, outcome, another_version)
+    SELECT batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, inode, ctime, off,
+        decode(sha, 'hex'), outcome, another
     FROM unnest(CAST(:batches AS bigint[]), CAST(:destinations AS bigint[]), CAST(:uids AS text[]), CAST(:series AS text[]),
                 CAST(:classes AS text[]), CAST(:syntaxes AS text[]), CAST(:series_numbers AS bigint[]),
                 CAST(:numbers AS bigint[]), CAST(:paths AS text[]),
-                CAST(:mounts AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]),
-                CAST(:offsets AS bigint[]), CAST(:shas AS text[]), CAST(:outcomes AS text[]))
-         w (batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, off, sha, outcome)
+                CAST(:mounts AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:inodes AS bigint[]),
+                CAST(:ctimes AS bigint[]), CAST(:offsets AS bigint[]), CAST(:shas AS text[]), CAST(:outcomes AS text[]),
+                CAST(:another AS boolean[]))
+         WITH ORDINALITY
+         w (batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, inode, ctime, off, sha,
+            outcome, another, n)
+    ORDER BY n
     ON CONFLICT DO NOTHING
 """)
 
@@ -87,88 +68,193 @@ _IDENTIFY = text("""
     UPDATE exam_batch_instances
     SET series_instance_uid = :series, sop_class_uid = :class, transfer_syntax_uid = :syntax, series_number = :series_number,
         instance_number = :number, processed_filepath = :path, mount_point = :mount, file_size = :size,
-        file_mtime_ns = :mtime, dataset_offset = :off, content_sha256 = :sha
+        file_mtime_ns = :mtime, file_inode = :inode, file_ctime_ns = :ctime, dataset_offset = :off, content_sha256 = :sha
     WHERE id = :id AND content_sha256 IS NULL
 """)
 
-_MOVE = text(f"""
-    UPDATE exam_batch_instances
-    SET processed_filepath = :path, file_size = :size, file_mtime_ns = :mtime, dataset_offset = :off, transfer_syntax_uid = :syntax
-    WHERE id = :id AND outcome <> '{Outcome.STORED}'
-""")
 
-_ALIAS = text("""
-    INSERT INTO exam_batch_instance_aliases (instance_id, file_path, file_size, file_mtime_ns)
-    VALUES (:id, :path, :size, :mtime)
-    ON CONFLICT (instance_id, md5(file_path)) DO UPDATE SET file_size = :size, file_mtime_ns = :mtime
-""")
+@dataclass(slots=True)
+class _Row:
+    """An instance to be inserted."""
 
-_Key = tuple[int, str]
+    batch_id: int
+    destination_id: int
+    arrival: Arrival
+    outcome: Outcome
+    another: bool
 
 
-def _versions(tx: Connection, keys: Iterable[_Key]) -> dict[_Key, list[_Version]]:
-    wanted = sorted(set(keys))
-    found: dict[_Key, list[_Version]] = {key: [] for key in wanted}
-    rows = tx.execute(_VERSIONS, {"destinations": [d for d, _ in wanted], "uids": [u for _, u in wanted]})
-    for row in rows:
-        sha256 = None if row.content_sha256 is None else bytes(row.content_sha256)
-        found[row.destination_id, row.sop_instance_uid].append(
-            _Version(row.id, row.batch_id, Outcome(row.outcome), sha256, row.processed_filepath)
+class _Registration:
+    """One group of arrivals, in one transaction."""
+
+    def __init__(
+        self,
+        tx: Connection,
+        arrivals: Sequence[Arrival],
+        destination_ids: Sequence[int],
+        during: Pass,
+        gone: Callable[[str], bool],
+    ) -> None:
+        self._tx = tx
+        self._during = during
+        self._gone = gone
+        self._todo = [(arrival, destination) for arrival in arrivals for destination in destination_ids]
+        self._replaced = versions.note_overwritten(tx, arrivals, destination_ids)
+        self._known: dict[Key, list[Version]] = {}
+        self._places = Places(gone)
+        self._rows: list[_Row] = []
+        self._results: list[Registered] = []
+        self._touched: set[int] = set()
+        """Earlier batches in which instances were superseded."""
+
+    def run(self, *, recover: bool) -> list[Registered]:
+        """See ``register``."""
+        self._load(self._todo)
+        fresh = [pair for pair in self._todo if not self._settled(*pair)]
+        if fresh:
+            self._add(fresh)
+        self._places.write(self._tx)
+        back = self._places.back
+        if back:
+            replacement.wait_again(self._tx, back)
+        touched = self._touched | set(back.values())
+        if recover and touched:
+            replacement.recover(self._tx, touched)
+        return self._results
+
+    def _load(self, pairs: Sequence[tuple[Arrival, int]]) -> None:
+        keys = ((d, a.file.sop_instance_uid) for a, d in pairs)
+        self._known = versions.load(self._tx, keys, self._during.began)
+
+    def _settled(self, arrival: Arrival, destination: int) -> bool:
+        """Whether an arrival needs no row of its own: it is registered already. Its result is then added."""
+        key = (destination, arrival.file.sop_instance_uid)
+        known = self._known[key]
+        if not known:
+            return False
+        same = versions.same_content(known, arrival)
+        if same is None:
+            return self._identified(arrival, destination, known)
+        replaced = (to_text(arrival.path), arrival.file.sop_instance_uid) in self._replaced
+        now = versions.current(known)
+        if versions.written_again(known, same, arrival, replaced=replaced, gone=self._gone):
+            if now is not None and now.sha256 == same.sha256:
+                mine = _age(arrival)
+                self._during.written_again[key] = max(mine, self._during.written_again.get(key, mine))
+            elif now is not None and not self._is_older(arrival, key, now):
+                return False
+        moved = self._places.note(same, key, arrival, current=same is now)
+        self._results.append(Registered(arrival, destination, Kind.MOVED if moved else Kind.KNOWN, same.batch_id))
+        return True
+
+    def _identified(self, arrival: Arrival, destination: int, known: Sequence[Version]) -> bool:
+        """Whether an arrival is the file of a row taken over from an older database. The row is then completed."""
+        path = to_text(arrival.path)
+        for version in known:
+            if version.sha256 is not None or version.id is None:
+                continue
+            if version.path == path or self._gone(from_text(version.path)):
+                identify(self._tx, version.id, arrival)
+                version.sha256, version.path = arrival.file.content_sha256, path
+                version.mtime_ns, version.holds = arrival.file.mtime_ns, True
+                self._results.append(Registered(arrival, destination, Kind.KNOWN, version.batch_id))
+                return True
+        return False
+
+    def _is_older(self, arrival: Arrival, key: Key, now: Version) -> bool:
+        """Whether this pass found a newer file than an arrival: that of the current version, which has other content."""
+        if not now.places:
+            return False
+        found = [self._during.written_again[key]] if key in self._during.written_again else []
+        if now.in_pass:
+            found.append((now.mtime_ns, now.path))
+        return bool(found) and max(found) > _age(arrival)
+
+    def _add(self, fresh: Sequence[tuple[Arrival, int]]) -> None:
+        pending = batches.open_pending(self._tx, ((a.file.study_instance_uid, d) for a, d in fresh))
+        self._places.write(self._tx)
+        # Another ingest may have registered the same files while this one waited for the locks of the batches' rows.
+        self._load(fresh)
+        mine = {batch.batch_id for batch in pending.values()}
+        attempted = replacement.Attempted.lock(
+            self._tx, (self._known[d, a.file.sop_instance_uid] for a, d in fresh), mine
         )
-    return found
+        for arrival, destination in fresh:
+            if self._settled(arrival, destination):
+                continue
+            batch = pending[arrival.file.study_instance_uid, destination]
+            self._add_one(arrival, destination, batch, attempted)
+        self._touched = attempted.write(self._tx)
+        if self._rows:
+            self._tx.execute(_INSERT, _columns(self._rows))
+        used = {row.batch_id for row in self._rows}
+        batches.drop_empty(self._tx, {h.batch_id for h in pending.values() if h.opened} - used)
+
+    def _add_one(
+        self, arrival: Arrival, destination: int, batch: batches.PendingBatch, attempted: replacement.Attempted
+    ) -> None:
+        key = (destination, arrival.file.sop_instance_uid)
+        known = self._known[key]
+        now = versions.current(known)
+        kind, batch_id, opened = Kind.NEW, batch.batch_id, batch.opened
+        outcome = Outcome.WAITING
+        if now is not None:
+            if self._is_older(arrival, key, now):
+                kind, batch_id, opened, outcome = Kind.OLDER_VERSION, now.batch_id, False, Outcome.SUPERSEDED
+            else:
+                kind = Kind.NEW_VERSION
+                if attempted.takes(now):
+                    batch_id, opened = now.batch_id, False
+                for version in known:
+                    self._replace(version, batch_id, arrival, attempted)
+        version = Version(
+            None,
+            batch_id,
+            outcome,
+            arrival.file.content_sha256,
+            to_text(arrival.path),
+            arrival.file.mtime_ns,
+            in_pass=self._during.began is not None,
+            n=len(self._rows),
+        )
+        self._rows.append(_Row(batch_id, destination, arrival, outcome, another=bool(known)))
+        known.append(version)
+        self._results.append(Registered(arrival, destination, kind, batch_id, opened))
+
+    def _replace(self, version: Version, batch_id: int, arrival: Arrival, attempted: replacement.Attempted) -> None:
+        """Do not send an earlier version in the new version's batch, nor one whose file is lost."""
+        if version.outcome in NOT_COUNTED:
+            return
+        if version.batch_id != batch_id:
+            lost = version.path == to_text(arrival.path) or version.outcome in FILE_LOST
+            if not lost or not attempted.supersedes(version):
+                return
+        elif version.id is None:
+            self._rows[version.n].outcome = Outcome.SUPERSEDED
+        else:
+            attempted.supersede(version)
+        version.outcome = Outcome.SUPERSEDED
 
 
 def register(
-    tx: Connection, arrivals: Sequence[Arrival], destination_ids: Sequence[int], *, gone: Callable[[str], bool]
+    tx: Connection,
+    arrivals: Sequence[Arrival],
+    destination_ids: Sequence[int],
+    *,
+    gone: Callable[[str], bool],
+    during: Pass | None = None,
+    recover: bool = True,
 ) -> list[Registered]:
     """Given complete files and destinations, add each file to the PENDING batch of its (study, destination).
 
-    A file with the same SOP Instance UID and the same content is known, whatever its path. If it is unsent and
-    ``gone(old path)``, its path is updated. A file with other content supersedes a version in the same PENDING batch, which
-    was never sent; otherwise it is added to a follow-up batch.
+    A file with the same SOP Instance UID and the same content is known, whatever its path, unless it was written again after
+    another version (see ``versions``). If it is unsent and ``gone(old path)``, its path is updated. A file with other content
+    supersedes a version in the same batch that was never sent; otherwise it is added to a follow-up batch. Of the versions
+    registered ``during`` one pass, the newest counts.
+
+    A FAILED batch of which every failed instance is replaced, or has its file again, is READY again if ``recover``.
     """
-    todo = [(arrival, destination) for arrival in arrivals for destination in destination_ids]
-    versions = _versions(tx, ((d, a.file.sop_instance_uid) for a, d in todo))
-    done = [_known(tx, a, d, versions[d, a.file.sop_instance_uid], gone) for a, d in todo]
-    fresh = [pair for pair, known in zip(todo, done, strict=True) if known is None]
-    results = [known for known in done if known is not None]
-    if not fresh:
-        return results
-    pending = batches.open_pending(tx, ((a.file.study_instance_uid, d) for a, d in fresh))
-    # Another ingest may have registered the same files while this one waited for the locks of the batches' rows.
-    versions = _versions(tx, ((d, a.file.sop_instance_uid) for a, d in fresh))
-    rows: list[tuple[int, int, Arrival, Outcome]] = []
-    superseded: list[int] = []
-    newest: dict[tuple[int, _Key], int] = {}
-    for arrival, destination in fresh:
-        key = (destination, arrival.file.sop_instance_uid)
-        known = _known(tx, arrival, destination, versions[key], gone)
-        if known is not None:
-            results.append(known)
-            continue
-        batch = pending[arrival.file.study_instance_uid, destination]
-        others = [v for v in versions[key] if v.outcome not in NOT_COUNTED]
-        for version in others:
-            if version.batch_id == batch.batch_id:
-                version.outcome = Outcome.SUPERSEDED
-                if version.id is not None:
-                    superseded.append(version.id)
-                else:
-                    n = newest[batch.batch_id, key]
-                    rows[n] = (*rows[n][:3], Outcome.SUPERSEDED)
-        newest[batch.batch_id, key] = len(rows)
-        rows.append((batch.batch_id, destination, arrival, Outcome.WAITING))
-        versions[key].append(
-            _Version(None, batch.batch_id, Outcome.WAITING, arrival.file.content_sha256, to_text(arrival.path))
-        )
-        kind = Kind.NEW_VERSION if others else Kind.NEW
-        results.append(Registered(arrival, destination, kind, batch.batch_id, batch.opened))
-    if superseded:
-        tx.execute(_SUPERSEDE, {"ids": superseded})
-    if rows:
-        tx.execute(_INSERT, _columns(rows))
-    batches.drop_empty(tx, {h.batch_id for h in pending.values() if h.opened} - {row[0] for row in rows})
-    return results
+    return _Registration(tx, arrivals, destination_ids, during or Pass(), gone).run(recover=recover)
 
 
 def identify(tx: Connection, instance_id: int, arrival: Arrival) -> None:
@@ -187,58 +273,38 @@ def identify(tx: Connection, instance_id: int, arrival: Arrival) -> None:
             "mount": None if arrival.mount_point is None else to_text(arrival.mount_point),
             "size": file.size,
             "mtime": file.mtime_ns,
+            "inode": signed(file.inode),
+            "ctime": signed(file.ctime_ns),
             "off": file.dataset_offset,
             "sha": file.content_sha256,
         },
     )
 
 
-def _columns(rows: Sequence[tuple[int, int, Arrival, Outcome]]) -> dict[str, list[object]]:
-    files = [arrival.file for _, _, arrival, _ in rows]
+def _age(arrival: Arrival) -> tuple[int, str]:
+    return arrival.file.mtime_ns, to_text(arrival.path)
+
+
+def _columns(rows: Sequence[_Row]) -> dict[str, list[object]]:
+    files = [row.arrival.file for row in rows]
+    mounts = [row.arrival.mount_point for row in rows]
     return {
-        "batches": [row[0] for row in rows],
-        "destinations": [row[1] for row in rows],
+        "batches": [row.batch_id for row in rows],
+        "destinations": [row.destination_id for row in rows],
         "uids": [f.sop_instance_uid for f in files],
         "series": [f.series_instance_uid for f in files],
         "classes": [f.sop_class_uid for f in files],
         "syntaxes": [f.transfer_syntax_uid for f in files],
         "series_numbers": [f.series_number for f in files],
         "numbers": [f.instance_number for f in files],
-        "paths": [to_text(row[2].path) for row in rows],
-        "mounts": [None if row[2].mount_point is None else to_text(row[2].mount_point) for row in rows],
+        "paths": [to_text(row.arrival.path) for row in rows],
+        "mounts": [None if mount is None else to_text(mount) for mount in mounts],
         "sizes": [f.size for f in files],
         "mtimes": [f.mtime_ns for f in files],
+        "inodes": [signed(f.inode) for f in files],
+        "ctimes": [signed(f.ctime_ns) for f in files],
         "offsets": [f.dataset_offset for f in files],
         "shas": [f.content_sha256.hex() for f in files],
-        "outcomes": [row[3] for row in rows],
+        "outcomes": [row.outcome for row in rows],
+        "another": [row.another for row in rows],
     }
-
-
-def _known(
-    tx: Connection, arrival: Arrival, destination: int, versions: Iterable[_Version], gone: Callable[[str], bool]
-) -> Registered | None:
-    """Return the result for an arrival that is registered already, or None."""
-    file = arrival.file
-    path = to_text(arrival.path)
-
-    def replaces(version: _Version) -> bool:
-        return version.path == path or gone(from_text(version.path))
-
-    same = next((v for v in versions if v.sha256 == file.content_sha256), None)
-    if same is None:
-        unread = next((v for v in versions if v.sha256 is None and v.id is not None and replaces(v)), None)
-        if unread is None or unread.id is None:
-            return None
-        identify(tx, unread.id, arrival)
-        unread.sha256, unread.path = file.content_sha256, path
-        return Registered(arrival, destination, Kind.KNOWN, unread.batch_id)
-    kind = Kind.KNOWN
-    if same.id is not None:
-        values = {"id": same.id, "path": path, "size": file.size, "mtime": file.mtime_ns}
-        if same.outcome not in {Outcome.STORED, Outcome.SUPERSEDED} and replaces(same):
-            tx.execute(_MOVE, {**values, "off": file.dataset_offset, "syntax": file.transfer_syntax_uid})
-            kind = Kind.KNOWN if same.path == path else Kind.MOVED
-            same.path = path
-        else:
-            tx.execute(_ALIAS, values)
-    return Registered(arrival, destination, kind, same.batch_id)

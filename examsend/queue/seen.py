@@ -43,16 +43,17 @@ class Seen:
     """Files that are not registered for all of the destinations."""
     rejected: list[FileStat]
     """Files that are not registered, and were rejected before and not changed since."""
-    known: int
-    """Number of files that are registered for all of the destinations."""
+    known: list[FileStat]
+    """Files that are registered for all of the destinations."""
 
 
 def look_up(tx: Connection, files: Sequence[FileStat], destination_ids: Sequence[int]) -> Seen:
     """Given files and destinations, return which files are new, rejected and known, in the order given."""
     left = [files[n - 1] for n in tx.scalars(_NOT_REGISTERED, {**arrays(files), "destinations": list(destination_ids)})]
     before = rejected.seen_again(tx, left)
+    others = set(left) if left else left
     return Seen(
         new=[f for f in left if f not in before],
         rejected=[f for f in left if f in before],
-        known=len(files) - len(left),
+        known=[f for f in files if f not in others] if others else list(files),
     )

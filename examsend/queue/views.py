@@ -37,7 +37,7 @@ _BATCHES = text(f"""
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.status, b.attempt_count, b.created_at, b.finished_at,
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
            d.enabled, d.held_reason, d.max_attempts, {WAITS},
-           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced
+           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions
     FROM chosen b
     JOIN storage_backend_configs d ON d.id = b.destination_id
     JOIN LATERAL (
@@ -50,6 +50,9 @@ _BATCHES = text(f"""
                count(DISTINCT i.sop_instance_uid) FILTER (WHERE i.outcome = 'SUPERSEDED' AND NOT EXISTS (
                    SELECT 1 FROM exam_batch_instances v WHERE v.batch_id = i.batch_id
                    AND v.sop_instance_uid = i.sop_instance_uid AND v.outcome <> 'SUPERSEDED')) AS replaced,
+               count(DISTINCT i.sop_instance_uid) FILTER (WHERE EXISTS (
+                   SELECT 1 FROM exam_batch_instances v WHERE v.destination_id = i.destination_id
+                   AND v.sop_instance_uid = i.sop_instance_uid AND v.another_version)) AS versions,
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
         FROM exam_batch_instances i WHERE i.batch_id = b.id
     ) n ON true
@@ -64,7 +67,9 @@ _DESTINATIONS = text(f"""
            (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENDING') AS sending,
            (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'FAILED') AS failed,
            (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENT'
-              AND b.finished_at > {NOW} - make_interval(secs => :recent)) AS sent
+              AND b.finished_at > {NOW} - make_interval(secs => :recent)) AS sent,
+           (SELECT count(DISTINCT v.sop_instance_uid) FROM exam_batch_instances v
+            WHERE v.destination_id = d.id AND v.another_version) AS versions
     FROM storage_backend_configs d WHERE d.removed_at IS NULL ORDER BY d.name
 """)
 
@@ -102,7 +107,7 @@ class BatchStatus:
     other_content: int
     """Stored under a UID of which the archive may hold other content: that was sent, or may have been, in another batch."""
     replaced: int
-    """Not sent, because another batch stored a newer version."""
+    """Not sent, because another batch has a newer version."""
     total_bytes: int
     attempts: int
     waiting_for: str | None
@@ -112,6 +117,8 @@ class BatchStatus:
     ready_at: datetime | None
     ready_reason: str | None
     follows_batch_id: int | None
+    versions: int
+    """Instances of it that the destination has, or was to get, in more than one version. The archive may keep either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,8 @@ class DestinationStatus:
     sent: int
     """In the last 24 hours."""
     last_success_at: datetime | None
+    versions: int
+    """Instances registered in more than one version since the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +194,7 @@ def _batch(row: Any) -> BatchStatus:
         row.ready_at,
         row.ready_reason,
         row.follows_batch_id,
+        row.versions,
     )
 
 
@@ -264,6 +274,7 @@ def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
             row.failed,
             row.sent,
             row.last_success_at,
+            row.versions,
         )
         for row in tx.execute(_DESTINATIONS, {"recent": RECENT})
     )

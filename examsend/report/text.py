@@ -174,6 +174,11 @@ def _status(result: StatusResult) -> list[Any]:
         )
     if result.more:
         lines.append("there are more batches: use a larger --limit")
+    lines += [
+        f"{d.name}: {plural(d.versions, 'instance')} registered in more than one version; the archive may keep either"
+        for d in result.destinations
+        if d.versions
+    ]
     if result.rejected_count:
         lines.append(f"{plural(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
     if not result.destinations and not result.batches:
@@ -194,7 +199,8 @@ def _one(result: StatusResult) -> list[Any]:
     lines: list[Any] = [
         f"batch {batch.id}: {batch.status}" + (f": {batch.waiting_for}" if batch.waiting_for else ""),
         f"study {batch.study_instance_uid} for {batch.destination}",
-        f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {byte_size(batch.total_bytes)}",
+        f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {byte_size(batch.total_bytes)}"
+        + (f"; {batch.versions} in more than one version: the archive may keep either" if batch.versions else ""),
         f"opened {local_time(batch.created_at)}"
         + (f", ready {local_time(batch.ready_at)} ({batch.ready_reason})" if batch.ready_at else "")
         + (f", finished {local_time(batch.finished_at)}" if batch.finished_at else "")

@@ -117,7 +117,17 @@ def test_a_check_allows_exactly_the_members_of_its_enumeration(
 
 
 def test_every_constant_in_the_queues_sql_is_a_known_state_outcome_or_code() -> None:
-    words = {*BatchState, *Outcome, RUNNING, LEASE_LOST, "UNREADABLE", "EXPIRED", "ATTEMPTS_USED_UP", "SENDER_DIED"}
+    words = {
+        *BatchState,
+        *Outcome,
+        RUNNING,
+        LEASE_LOST,
+        "UNREADABLE",
+        "EXPIRED",
+        "ATTEMPTS_USED_UP",
+        "INSTANCES_FAILED",
+        "SENDER_DIED",
+    }
     for path in [*(TOP / "examsend" / "queue").glob("*.py"), TOP / "examsend" / "db" / "due.py"]:
         for match in re.finditer(
             r"(?:status|outcome|result|failure_code|reason_code)\s*(?:=|<>|IN)\s*\(?'([A-Z_]+)'", path.read_text()
