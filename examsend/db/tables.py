@@ -245,6 +245,8 @@ class ExamBatchInstance(Base):
     # Number of consecutive abnormal ends of associations at which it was sent and not answered. It identifies an instance
     # that makes the receiver end the association.
     lost_in_flight: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    # How often it was refused or not answered while the destination stored others.
+    strikes: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     stored_at: Mapped[datetime | None]
 
     __table_args__ = (

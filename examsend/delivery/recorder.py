@@ -17,7 +17,7 @@ from examsend.db.engine import Database
 from examsend.errors import DatabaseUnavailable, LostClaim
 from examsend.queue import attempts, instances
 from examsend.queue.batches import Claim
-from examsend.queue.destination import stored_since_last_attempt
+from examsend.queue.destination import StoredMeanwhile, stored_meanwhile
 from examsend.states import Outcome
 from examsend.transfer import AssociationEnd
 
@@ -118,8 +118,8 @@ class Recorder:
         """Write the end of an association to its row."""
         self._database.run(lambda tx: attempts.close_row(tx, row_id, end, counts), idempotent=True)
 
-    def destination_is_alive(self) -> bool:
-        """Return whether the destination has stored anything since this batch's previous attempt began."""
+    def stored_meanwhile(self, ago: float) -> StoredMeanwhile:
+        """Return whether the destination has stored others since this batch's previous attempt, and since ``ago`` seconds."""
         return self._database.run(
-            lambda tx: stored_since_last_attempt(tx, self._claim.batch_id, self._claim.attempt_id)
+            lambda tx: stored_meanwhile(tx, self._claim.batch_id, self._claim.attempt_id, ago=ago)
         )
