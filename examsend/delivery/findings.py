@@ -136,7 +136,7 @@ class Findings:
             self.suspicion = f"instance {before.item.sop_instance_uid}: {trouble.sentence} ({strikes} of {allowed})"
             comment = FINAL[trouble.kind].format(trouble.sentence) if final else trouble.record.comment
             outcome = Outcome.FAILED if final else trouble.record.outcome
-            recorder.put(replace(trouble.record, outcome=outcome, strikes=strikes, comment=comment))
+            trouble.recorder.put(replace(trouble.record, outcome=outcome, strikes=strikes, comment=comment))
         if unclear is not None and (not self.stored or len(self.in_a_row) >= outcomes.TROUBLED_IN_A_ROW):
             self.destination_problem = self.destination_problem or unclear
 

@@ -115,10 +115,10 @@ class Offering:
 
     def _send(self, items: Sequence[Item], number: int, window: int | None = None) -> Ended:
         """Send items over one association, ``number`` counted from 1 in the attempt. Called on several threads at a time."""
-        row = self._recorder.association_began(number, self._sender.name)
+        recorder = self._recorder.began(number, self._sender.name, len(items))
         watcher = AssociationWatcher(
             [self._unsent[item.id] for item in items],
-            self._recorder,
+            recorder,
             self._stop,
             self._progress,
             in_a_row=self.findings.in_a_row,
@@ -128,7 +128,7 @@ class Offering:
         seconds = time.monotonic() - began
         watcher.ended(end)
         failed = sum(watcher.outcomes[outcome] for outcome in UNDELIVERABLE)
-        self._recorder.association_ended(row, end, Counts(len(items), watcher.outcomes[Outcome.STORED], failed))
+        recorder.ended(end, Counts(len(items), watcher.outcomes[Outcome.STORED], failed))
         return Ended(end, watcher, seconds)
 
 

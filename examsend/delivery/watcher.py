@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from examsend import outcomes
-from examsend.delivery.recorder import Recorder
+from examsend.delivery.recorder import AssociationRecorder
 from examsend.delivery.stop import FINISH_SECONDS, Stop
 from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult, Trouble
 from examsend.queue.instances import Record, Unsent
@@ -38,7 +38,8 @@ class Troubled:
     """An instance that was refused or not answered, where the destination may be the cause as well."""
 
     record: Record
-    """As it was passed to the recorder."""
+    """As it was passed to ``recorder``."""
+    recorder: AssociationRecorder
     kind: Trouble
     sentence: str
     problem: DestinationProblem
@@ -55,7 +56,7 @@ class AssociationWatcher:
     def __init__(
         self,
         unsent: Sequence[Unsent],
-        recorder: Recorder,
+        recorder: AssociationRecorder,
         stop: Stop,
         progress: Progress,
         *,
@@ -83,7 +84,7 @@ class AssociationWatcher:
         self.answers += 1
         unsent = self._by_id[answer.item.id]
         result = outcomes.of_answer(answer, unsent.tries, other_content_stored=unsent.other_content_stored)
-        record = self._record(answer.item, result)
+        record = self._record(answer.item, result, answer.bytes_sent)
         if result.outcome is Outcome.STORED:
             self.stored_at = time.monotonic()
             self.in_a_row = frozenset()
@@ -150,9 +151,11 @@ class AssociationWatcher:
     def _trouble(
         self, record: Record, kind: Trouble, sentence: str, problem: DestinationProblem, *, alone: bool
     ) -> None:
-        self.troubled[record.instance_id] = Troubled(record, kind, sentence, problem, time.monotonic(), alone)
+        self.troubled[record.instance_id] = Troubled(
+            record, self._recorder, kind, sentence, problem, time.monotonic(), alone
+        )
 
-    def _record(self, item: Item, result: InstanceResult) -> Record:
+    def _record(self, item: Item, result: InstanceResult, bytes_sent: int = 0) -> Record:
         unsent = self._by_id[item.id]
         self.outcomes[result.outcome] += 1
         self.reported.add(item.id)
@@ -164,6 +167,7 @@ class AssociationWatcher:
             tries=unsent.tries + result.offered,
             lost_in_flight=0 if result.offered else unsent.lost_in_flight,
             strikes=unsent.strikes,
+            bytes_sent=bytes_sent,
         )
         self._recorder.put(record)
         self._progress.answered()

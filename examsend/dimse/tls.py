@@ -18,6 +18,8 @@ def context(tls: Tls) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_ciphers(_CIPHERS)
+    # A peer could otherwise ask for handshake after handshake (TLS 1.2).
+    made.options |= ssl.OP_NO_RENEGOTIATION
     try:
         if tls.pin_sha256 is not None:
             # The pinned certificate is checked after the handshake (check_pin), in place of chain and name.
