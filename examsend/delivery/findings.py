@@ -48,6 +48,8 @@ class Findings:
     in_a_row: frozenset[int] = frozenset()
     """Ids of the instances with a trouble since the last one was stored."""
     destination_problem: DestinationProblem | None = None
+    unsure: bool = False
+    """Only one instance showed the problem, so that another batch is to be tried before the destination is held."""
     suspicion: str | None = None
     """The sentence about an instance that is to blame."""
     strikes: int = 0
@@ -138,6 +140,7 @@ class Findings:
             outcome = Outcome.FAILED if final else trouble.record.outcome
             trouble.recorder.put(replace(trouble.record, outcome=outcome, strikes=strikes, comment=comment))
         if unclear is not None and (not self.stored or len(self.in_a_row) >= outcomes.TROUBLED_IN_A_ROW):
+            self.unsure = self.destination_problem is None and len(self.in_a_row) < outcomes.TROUBLED_IN_A_ROW
             self.destination_problem = self.destination_problem or unclear
 
     def _is_own(self, trouble: Troubled, before: Unsent, others: StoredMeanwhile) -> bool:

@@ -56,7 +56,7 @@ def finish(
             record_success(tx, destination.id, ago=findings.stored_ago)
         held = 0.0
         if findings.destination_problem is not None:
-            held = hold(tx, destination, findings.destination_problem)
+            held = hold(tx, destination, findings.destination_problem, unsure=findings.unsure)
         if state.state is BatchState.READY:
             delay = held if state.after_hold else state.delay
             batches.put_back(

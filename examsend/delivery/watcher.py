@@ -83,7 +83,7 @@ class AssociationWatcher:
         """See ``transfer.Watcher``."""
         self.answers += 1
         unsent = self._by_id[answer.item.id]
-        result = outcomes.of_answer(answer, unsent.tries, other_content_stored=unsent.other_content_stored)
+        result = outcomes.of_answer(answer, unsent.tries, other_content_possible=unsent.other_content_possible)
         record = self._record(answer.item, result, answer.bytes_sent)
         if result.outcome is Outcome.STORED:
             self.stored_at = time.monotonic()

@@ -187,6 +187,10 @@ _HOLD = text("""
 
 _FAILURES = text("SELECT consecutive_failures FROM storage_backend_configs WHERE id = :id FOR NO KEY UPDATE")
 
+_COUNT_FAILURE = text(
+    "UPDATE storage_backend_configs SET consecutive_failures = consecutive_failures + 1 WHERE id = :id"
+)
+
 _SUCCESS = text("""
     UPDATE storage_backend_configs
     SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL,
@@ -200,15 +204,22 @@ _UNHOLD = text("""
 """)
 
 
-def hold(tx: Connection, destination: Destination, problem: DestinationProblem) -> float:
+def hold(tx: Connection, destination: Destination, problem: DestinationProblem, *, unsure: bool = False) -> float:
     """Hold a destination: for a pause that doubles with each consecutive failure (BACK_OFF), or the longest pause (HOLD).
 
-    Return the pause in seconds."""
+    ``unsure``: one instance may be the cause. After a success the failure is then counted, and the destination is not held:
+    another batch is tried, one at a time.
+
+    Return the pause in seconds, held or not.
+    """
     failures = tx.execute(_FAILURES, {"id": destination.id}).scalar_one() + 1
     jitter = random.random()  # noqa: S311 (not a secret: it spreads the retries of several destinations)
     longest = destination.backoff_max_seconds
     first = longest if problem.action is DestinationAction.HOLD else destination.backoff_seconds
     pause = back_off(first, longest, failures, jitter)
+    if unsure and failures == 1:
+        tx.execute(_COUNT_FAILURE, {"id": destination.id})
+        return pause
     reason = problem.reason.replace("\x00", "")[:500]
     tx.execute(_HOLD, {"id": destination.id, "code": problem.code, "reason": reason, "pause": pause})
     return pause

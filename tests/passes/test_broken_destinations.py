@@ -161,8 +161,12 @@ def test_a_hanging_instance_alone_at_its_destination_waits_until_another_study_p
         prepare(settings, tmp_path / "drop" / "bad")
         bad = one(database, "SELECT sop_instance_uid FROM exam_batch_instances")
         peer.script.at = Always("silence", lambda _k: peer.offered[-1] == bad)
-        for _ in range(5):
+        for n in range(5):
             send.run(settings)
+            if n == 0:
+                assert "due again in" in (status.run(settings).batches[0].waiting_for or "")
+                _an_hour_later(database)
+                continue
             assert "no answer to a C-STORE" in (status.run(settings).destinations[0].health)
             _an_hour_later(database)
         assert rows(database, "SELECT status, attempt_count FROM exam_batches") == [("READY", 0)]
@@ -186,24 +190,40 @@ def test_a_hanging_instance_alone_at_its_destination_waits_until_another_study_p
     assert states(database) == ["FAILED", "SENT"]
 
 
-def test_a_batch_whose_instance_was_not_answered_is_due_after_the_hold_and_after_the_others(
-    settings: Settings, database: engine.Database, tmp_path: Path
+@pytest.mark.parametrize("how", ["silence", "abort", "close"])
+def test_one_study_that_is_not_answered_does_not_hold_up_the_others(
+    settings: Settings, database: engine.Database, tmp_path: Path, how: str
 ) -> None:
-    for n in range(2):
+    for n in range(4):
         samples.ct_study(tmp_path / "drop" / str(n), 1, size=8)
-    with scripted() as peer:
+    with scripted(Script(at={1: how})) as peer:
         add(settings, peer.address, **{**QUICK, "backoff_seconds": 60.0, "backoff_max_seconds": 60.0})
         prepare(settings, tmp_path / "drop")
-        peer.script.at = Always("silence")
         send.run(settings)
-        assert len(peer.offered) == 1
-        [first] = rows(database, "SELECT id FROM exam_batches WHERE next_attempt_at > now() + interval '30 s'")
-        peer.script.at = {}
+        assert len(peer.stored) == 3, "another batch is tried before the destination is held"
+        assert rows(database, "SELECT held_until, consecutive_failures FROM storage_backend_configs") == [(None, 0)]
+        assert rows(database, "SELECT attempt_count FROM exam_batches WHERE status = 'READY'") == [(0,)]
         _an_hour_later(database)
         send.run(settings)
-        assert peer.offered[-1] == peer.offered[0], f"batch {first[0]} goes last"
-        assert len(peer.offered) == 3
-    assert states(database) == ["SENT", "SENT"]
+    assert states(database) == ["SENT"] * 4
+
+
+def test_a_batch_that_is_not_answered_is_due_after_the_hold_and_after_the_others(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    for n in range(3):
+        samples.ct_study(tmp_path / "drop" / str(n), 1, size=8)
+    with scripted(Script(at={1: "silence", 2: "silence"})) as peer:
+        add(settings, peer.address, **{**QUICK, "backoff_seconds": 60.0, "backoff_max_seconds": 60.0})
+        prepare(settings, tmp_path / "drop")
+        send.run(settings)
+        assert len(peer.offered) == 2
+        assert one(database, "SELECT held_until > now() FROM storage_backend_configs")
+        _an_hour_later(database)
+        send.run(settings)
+        assert peer.offered[2] not in peer.offered[:2], "the third goes first"
+        assert len(peer.offered) == 5
+    assert states(database) == ["SENT"] * 3
 
 
 # --- a pass that is to end ------------------------------------------------------------------------------------------
