@@ -58,6 +58,8 @@ _ANOTHER_VERSION = """
 
 
 def upgrade() -> None:
+    # An ingest that has seen the study of a PENDING batch runs.
+    op.add_column("exam_batches", sa.Column("ingesting_until", sa.DateTime(timezone=True)))
     for table, columns in _FILES.items():
         for name, kind in columns.items():
             op.add_column(table, sa.Column(name, kind))
@@ -86,6 +88,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_column("exam_batches", "ingesting_until")
     op.drop_column("exam_batch_instances", "other_content_possible")
     op.drop_column("exam_batch_instances", "another_version")
     for table, columns in _FILES.items():
