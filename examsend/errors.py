@@ -20,6 +20,9 @@ Messages are shown to users unchanged: one sentence, no traceback, no patient da
 
 from __future__ import annotations
 
+TRACEBACKS = 9
+"""The level of logging at which tracebacks are shown: below ``logging.DEBUG``, set by -vv."""
+
 
 class ExamsendError(Exception):
     """Base class of the exceptions that examsend raises."""

@@ -53,7 +53,10 @@ UNSENT = (Outcome.WAITING, Outcome.RETRY)
 NOT_COUNTED = (Outcome.SUPERSEDED, Outcome.NOT_SENT)
 """Outcomes of instances that are recorded and not to be delivered."""
 
-UNDELIVERABLE = tuple(o for o in Outcome if o not in {*UNSENT, *NOT_COUNTED, Outcome.STORED})
+DONE = (Outcome.STORED, *NOT_COUNTED)
+"""Outcomes that leave nothing to do: a batch is SENT when each of its instances has one of them, not all of them NOT_SENT."""
+
+UNDELIVERABLE = tuple(o for o in Outcome if o not in {*UNSENT, *DONE})
 """Outcomes of instances that were to be delivered and that no further attempt sends. They need a person."""
 
 

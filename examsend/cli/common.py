@@ -16,6 +16,7 @@ import typer
 
 from examsend import __version__
 from examsend.config.settings import Settings, load
+from examsend.errors import TRACEBACKS
 from examsend.report.terminal import clean
 
 
@@ -97,7 +98,7 @@ def _session(
     session = Session(settings, as_json, quiet, verbose)
     level = logging.WARNING if quiet or (session.live and not verbose) else logging.INFO
     _log_to_stderr()
-    logging.getLogger("examsend").setLevel(logging.DEBUG if verbose else level)
+    logging.getLogger("examsend").setLevel((level, logging.DEBUG, TRACEBACKS)[min(verbose, 2)])
     return session
 
 
@@ -124,7 +125,7 @@ def _log_to_stderr() -> None:
 
 
 def _show(session: Session, result: object) -> None:
-    code = int(getattr(result, "needs_person", False))
+    code = int(getattr(result, "exit_code", getattr(result, "needs_person", False)))
     if session.json or not session.quiet or code:
         # Imported only if there is something to show, so that an idle pass with -q is fast.
         from examsend.report.json import as_json

@@ -93,7 +93,7 @@ class _Line:
             if self._done % 10 == 0:
                 self._show()
 
-    def ended(self, _delivered: Delivered) -> None:
+    def ended(self, _delivered: Delivered | None) -> None:
         """See ``delivery.delivery.DeliveryProgress``."""
         with self._lock:
             self._show()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
-import threading
 from types import FrameType
 from typing import Annotated
 
@@ -25,14 +25,21 @@ def register(app: typer.Typer) -> None:
         ] = None,
         destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
         parallel: Annotated[
-            int, typer.Option(min=1, max=64, metavar="N", help="Send this many batches at a time.")
-        ] = 1,
+            int | None,
+            typer.Option(
+                min=1,
+                max=64,
+                metavar="N",
+                help="Send at most this many batches at a time. Not set: one of each destination, up to its --associations while"
+                " there are fewer than 16.",
+            ),
+        ] = None,
         max_runtime: Annotated[
             float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the pass cleanly after this time.")
         ] = None,
     ) -> object | None:
-        """Send READY batches, each over one association. Ends when none is due."""
-        stop = _stop_on_signals()
+        """Send READY batches, each over one association, to all destinations side by side. Ends when none is due."""
+        asked = _Asked()
         with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:
                 return None
@@ -40,26 +47,31 @@ def register(app: typer.Typer) -> None:
             from examsend.commands import send as command
 
             with live.sending(session) as observer:
-                return command.run(
+                result = command.run(
                     session.settings,
                     limit=limit,
                     destination=destination,
                     parallel=parallel,
                     max_runtime=max_runtime,
-                    stop=stop.is_set,
+                    stop=lambda: asked.to_end,
                     observer=observer,
                 )
+            return dataclasses.replace(result, interrupted=asked.interrupted)
 
 
-def _stop_on_signals() -> threading.Event:
-    """Return an event that the first SIGTERM or SIGINT sets, which asks the pass to end. A second SIGINT ends it at once."""
-    stop = threading.Event()
+class _Asked:
+    """What signals have asked of the pass. The first SIGTERM or SIGINT asks it to end, a SIGINT after that ends it at once."""
 
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and stop.is_set():
+    def __init__(self) -> None:
+        self.to_end = False
+        self.interrupted = False
+        """One of them was SIGINT: the command exits with 130."""
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        at_once = number == signal.SIGINT and self.to_end
+        self.to_end = True
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        if at_once:
             raise KeyboardInterrupt
-        stop.set()
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    return stop

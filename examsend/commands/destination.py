@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from examsend import senders
-from examsend.config.destination import label, parse_address
+from examsend.config.destination import check_lease, label, parse_address
 from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.queue.destination import (
@@ -64,6 +64,7 @@ class Echoed:
 def add(settings: Settings, name: str, address: str, values: Mapping[str, object]) -> Changed:
     """Add a destination. Raises UsageError."""
     wanted = {**parse_address(address), **values}
+    check_lease(wanted, settings.lease)
     with access.opened(settings) as database:
         made = database.run(lambda tx: add_destination(tx, name, wanted))
     return Changed(name, f"destination {name} added: {made.called_aet}@{made.host}:{made.port}, sender {made.sender}")
@@ -74,6 +75,7 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
     wanted = {k: v for k, v in values.items() if v is not None}
     if address is not None:
         wanted |= parse_address(address)
+    check_lease(wanted, settings.lease)
     with access.opened(settings) as database:
         database.run(lambda tx: change_destination(tx, name, wanted))
     return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed")

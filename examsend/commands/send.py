@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from examsend.config.destination import longest_timeout
 from examsend.config.settings import Settings
 from examsend.db import access, engine
-from examsend.delivery.delivery import Delivered, Delivery, Observer
+from examsend.delivery.delivery import Delivered, Observer
+from examsend.delivery.lanes import Lanes
 from examsend.delivery.stop import Stop
-from examsend.errors import LostClaim
 from examsend.queue import batches
-from examsend.queue.destination import get_destination
+from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.states import BatchState
 
 log = logging.getLogger("examsend.send")
@@ -33,6 +31,10 @@ class SendResult:
     """Ids of batches that went FAILED without an attempt in this pass: they waited too long, or their senders died too often."""
     stopped: bool
     seconds: float
+    bugs: tuple[str, ...] = ()
+    """Unexpected exceptions, a sentence each. What they happened to is tried again by a later pass."""
+    interrupted: bool = False
+    """The pass was ended by SIGINT."""
 
     @property
     def failed(self) -> int:
@@ -44,52 +46,12 @@ class SendResult:
         """Whether a batch went FAILED."""
         return self.failed > 0
 
-
-class _Pass:
-    """The state of one pass, shared by its workers."""
-
-    def __init__(
-        self,
-        database: engine.Database,
-        settings: Settings,
-        only: int | None,
-        limit: int | None,
-        stop: Stop,
-    ) -> None:
-        self.database = database
-        self.settings = settings
-        self._only = only
-        self._left = limit
-        self._lock = threading.Lock()
-        self.stop = stop
-        self.delivered: list[Delivered] = []
-        self.lost: list[int] = []
-
-    def next(self) -> batches.Claim | None:
-        """Claim the next due batch. Return None if none is due, the limit is reached, or the pass was asked to end."""
-        if self.stop():
-            return None
-        with self._lock:
-            if self._left == 0:
-                return None
-            if self._left is not None:
-                self._left -= 1
-        claim = self._claim()
-        if claim is None:
-            with self._lock:
-                if self._left is not None:
-                    self._left += 1
-        return claim
-
-    def _claim(self) -> batches.Claim | None:
-        by = f"{self.settings.host_name}:{os.getpid()}"
-        for destination in self.database.run(lambda tx: batches.due_destinations(tx, self._only)):
-            claim = self.database.run(
-                lambda tx, d=destination: batches.claim(tx, d, by=by, lease=self.settings.lease)  # type: ignore[misc]
-            )
-            if claim is not None:
-                return claim
-        return None
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command."""
+        if self.bugs:
+            return 70
+        return 130 if self.interrupted else int(self.needs_person)
 
 
 def run(
@@ -97,12 +59,14 @@ def run(
     *,
     limit: int | None = None,
     destination: str | None = None,
-    parallel: int = 1,
+    parallel: int | None = None,
     max_runtime: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
 ) -> SendResult:
-    """Claim and send due batches until none is due, ``parallel`` of them at a time, each over one association.
+    """Claim and send due batches until none is due: destinations side by side, each up to its association limit.
+
+    ``parallel``: batches at a time over all destinations, at most.
 
     Ends cleanly once ``stop()`` returns True (a signal), or after ``max_runtime`` seconds: outstanding C-STOREs are awaited, the rest of
     the batch is left READY.
@@ -115,40 +79,37 @@ def run(
 
     with access.opened(settings, until=ending.written_by) as database:
 
-        def housekeep(tx: engine.Connection) -> tuple[int | None, list[int]]:
-            only = get_destination(tx, destination).id if destination else None
-            return only, batches.give_up(tx) + batches.expire(tx)
+        def housekeep(tx: engine.Connection) -> tuple[int | None, list[Destination], list[int]]:
+            selected = [get_destination(tx, destination)] if destination else list_destinations(tx)
+            only = selected[0].id if destination else None
+            return only, selected, batches.give_up(tx, only) + batches.expire(tx, only)
 
-        only, expired = database.run(housekeep)
-        work = _Pass(database, settings, only, limit, ending)
-        first = work.next()
-        if first is not None:
-            _deliver_all(work, first, parallel, observer)
+        only, selected, expired = database.run(housekeep)
+        _check_lease(selected, settings.lease)
+        lanes = Lanes(database, settings, ending, only=only, limit=limit, most=parallel, observer=observer)
+        lanes.run()
+    delivered = tuple(lanes.delivered)
     return SendResult(
-        tuple(work.delivered), tuple(work.lost), tuple(expired), stopped=ending(), seconds=time.monotonic() - began
+        delivered,
+        tuple(lanes.lost),
+        tuple(expired),
+        stopped=ending(),
+        seconds=time.monotonic() - began,
+        bugs=(*(d.bug for d in delivered if d.bug), *lanes.bugs),
     )
 
 
-def _deliver_all(work: _Pass, first: batches.Claim, parallel: int, observer: Observer | None) -> None:
-    def worker(claim: batches.Claim | None) -> None:
-        while claim is not None:
-            try:
-                done = Delivery(work.database, work.settings, claim, stop=work.stop, observer=observer).run()
-                work.delivered.append(done)
-            except LostClaim as lost:
-                log.warning("lost batch=%d reason=%r", claim.batch_id, str(lost))
-                work.lost.append(claim.batch_id)
-            claim = work.next()
-
-    if parallel <= 1:
-        worker(first)
-        return
-    with ThreadPoolExecutor(parallel, thread_name_prefix="send") as pool:
-        futures = [pool.submit(worker, first)]
-        for _ in range(parallel - 1):
-            another = work.next()
-            if another is None:
-                break
-            futures.append(pool.submit(worker, another))
-        for future in futures:
-            future.result()
+def _check_lease(destinations: Iterable[Destination], lease: float) -> None:
+    """Say where the lease is too short for a destination's time-outs. It is renewed while a sender waits within a time-out, so
+    that this costs safety only where a renewal is late."""
+    for destination in destinations:
+        option, seconds = longest_timeout(destination)
+        if destination.enabled and seconds > lease / 2:
+            log.warning(
+                "configuration: the lease (%g s) is less than twice %s of destination %s (%g s): raise the setting `lease`"
+                " or lower the time-out",
+                lease,
+                option,
+                destination.name,
+                seconds,
+            )

@@ -195,6 +195,28 @@ def check_together(settings: DestinationSettings) -> None:
         raise UsageError("a client certificate needs its key, and a key its certificate: give both")
 
 
+_TIMEOUTS = ("connect_timeout", "accept_timeout", "answer_timeout", "stall_timeout")
+
+
+def longest_timeout(settings: DestinationSettings) -> tuple[str, float]:
+    """Return the option and the seconds of a destination's longest time-out."""
+    name = max(_TIMEOUTS, key=lambda n: float(getattr(settings, n)))
+    return option_of(name), float(getattr(settings, name))
+
+
+def check_lease(values: Mapping[str, object], lease: float) -> None:
+    """Raise UsageError if a time-out that is set now is longer than half the lease.
+
+    Two renewals of a claim are never further apart than a time-out, and one of them may come late.
+    """
+    for name, value in check_settings({n: values.get(n) for n in _TIMEOUTS}).items():
+        if value is not None and value > lease / 2:
+            raise UsageError(
+                f"{option_of(name)} {value:g} is longer than half the lease ({lease:g} s): give at most {lease / 2:g}, or"
+                " raise the setting `lease` for every `examsend send`"
+            )
+
+
 def check_name(value: str) -> str:
     """Given a destination's name, return it: 1 to 64 letters, digits, ``.``, ``_`` and ``-``. Raises UsageError."""
     try:

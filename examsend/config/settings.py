@@ -51,7 +51,9 @@ class Settings:
     )
     ingest_chunk: int = _setting(500, checks.whole(1, 10_000), "Files registered in one transaction.")
     lease: float = _setting(
-        300.0, checks.number(1, 86400), "Seconds without progress after which another sender may take a batch over."
+        300.0,
+        checks.number(1, 86400),
+        "Seconds without a sign of its sender after which another may take a batch over.",
     )
     record_instances: int = _setting(200, checks.whole(1, 10_000), "Outcomes written in one group, at most.")
     record_seconds: float = _setting(0.25, checks.number(0.01, 60), "Seconds an outcome waits for its group, at most.")

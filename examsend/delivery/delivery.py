@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from examsend import senders
 from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
-from examsend.delivery import next_state
+from examsend.delivery import bug, next_state
+from examsend.delivery.findings import Findings
 from examsend.delivery.identification import identify
 from examsend.delivery.lease import Lease
+from examsend.delivery.next_state import NextState
 from examsend.delivery.offering import Offering
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
-from examsend.errors import DatabaseUnavailable
+from examsend.errors import DatabaseUnavailable, LostClaim
 from examsend.queue import contents, instances
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
-from examsend.states import BatchState, Outcome
+from examsend.states import UNDELIVERABLE, BatchState, Outcome
 
 log = logging.getLogger("examsend.delivery")
 
@@ -40,37 +43,68 @@ class Delivered:
     instances: int
     """Unsent at the beginning of this attempt."""
     stored: int
+    """In this attempt."""
     failed: int
+    """In this attempt: refused, changed or missing for good."""
+    batch_instances: int
+    """Of the whole batch, as the next two."""
+    batch_stored: int
+    batch_failed: int
     bytes_sent: int
     seconds: float
     association_seconds: float
     associations: int
+    """Associations that the destination accepted."""
     reason: str
     """Why it is not SENT; empty where it is."""
+    bug: str = ""
+    """What went wrong in examsend itself, as a sentence."""
 
 
 class DeliveryProgress(Progress, Protocol):
     """Shows the progress of one delivery, and its end."""
 
-    def ended(self, delivered: Delivered) -> None:
-        """The attempt has ended, and its result is recorded."""
+    def ended(self, delivered: Delivered | None) -> None:
+        """The attempt has ended. Its result is recorded; None: it has none, because the claim was lost or by a bug."""
 
 
 Observer = Callable[[Claim, Destination, int, int], DeliveryProgress]
 """Called when an attempt begins, with the number of instances and bytes to send; returns the display of its progress."""
 
 
-class NoProgress:
-    """Shows no progress."""
+class _Display:
+    """Passes on the progress of one delivery. An exception of what shows it ends the display, not the delivery."""
+
+    def __init__(self) -> None:
+        self._shown: DeliveryProgress | None = None
+        self.bug = ""
+        """What the first exception was, as a sentence."""
+
+    def begin(self, make: Callable[[], DeliveryProgress]) -> None:
+        """Make the display."""
+        self._guard(lambda: setattr(self, "_shown", make()))
 
     def moved(self, sent: int) -> None:
         """See ``Progress``."""
+        if (shown := self._shown) is not None:
+            self._guard(lambda: shown.moved(sent))
 
     def answered(self) -> None:
         """See ``Progress``."""
+        if (shown := self._shown) is not None:
+            self._guard(shown.answered)
 
-    def ended(self, delivered: Delivered) -> None:
+    def ended(self, delivered: Delivered | None) -> None:
         """See ``DeliveryProgress``."""
+        if (shown := self._shown) is not None:
+            self._guard(lambda: shown.ended(delivered))
+
+    def _guard(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:  # noqa: BLE001 (see the class)
+            self._shown = None
+            self.bug = bug.report(error, "progress is no longer shown")
 
 
 class Delivery:
@@ -85,65 +119,93 @@ class Delivery:
         stop: Stop,
         observer: Observer | None,
     ) -> None:
-        self._database = database
         self._settings = settings
         self._claim = claim
         self._stop = stop
         self._observer = observer
+        self._lease = Lease(database, claim, stop)
+        self._display = _Display()
+        self._written: Counter[Outcome] = Counter()
+        self._findings = Findings()
+        self._began = time.monotonic()
 
     def run(self) -> Delivered:
         """Send the unsent instances of the batch and set its next state.
 
+        An unexpected exception is a failed attempt: the batch is put back, and ``Delivered.bug`` says what happened.
+
         Raises LostClaim if another sender has claimed the batch (nothing more is written then), DatabaseUnavailable if the
         result could not be written (the lease expires, and the batch is claimed again).
         """
+        delivered: Delivered | None = None
         try:
-            return self._deliver()
+            delivered = self._deliver()
         except DatabaseUnavailable as error:
             raise DatabaseUnavailable(
                 f"the result of batch {self._claim.batch_id} is not written yet; the batch is claimed again once its lease is"
                 f" over ({self._claim.lease:g} s at most): {error}"
             ) from error
+        finally:
+            self._display.ended(delivered)
+        _log(delivered)
+        return replace(delivered, bug=delivered.bug or self._display.bug)
 
     def _deliver(self) -> Delivered:
-        began = time.monotonic()
-        lease = Lease(self._database, self._claim, self._stop)
+        try:
+            return self._attempt()
+        except (LostClaim, DatabaseUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 (one batch must not end the pass for the others)
+            return self._put_back(error)
+
+    def _attempt(self) -> Delivered:
+        lease = self._lease
         destination, unsent, unread = lease.write(self._read)
         if unread:
             identify(lease, unread)
             destination, unsent, _ = lease.write(self._read)
-        total = sum(u.item.file_size for u in unsent)
-        observer = self._observer
-        progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()
+        if (observer := self._observer) is not None:
+            total = sum(u.item.file_size for u in unsent)
+            self._display.begin(lambda: observer(self._claim, destination, len(unsent), total))
         sender = senders.get(destination.sender)
         recorder = Recorder(lease, self._settings, self._stop)
-        offering = Offering(destination, sender, recorder, self._stop, progress)
+        offering = Offering(destination, sender, recorder, self._stop, self._display)
+        self._written, self._findings = recorder.written, offering.findings
         try:
             offering.run(unsent)
         finally:
             recorder.close()
-        findings = offering.findings
         state, tally = next_state.finish(
-            lease, destination, findings, stored=recorder.written[Outcome.STORED] > 0, stopped=self._stop()
+            lease, destination, self._findings, stored=self._written[Outcome.STORED] > 0, stopped=self._stop()
         )
-        delivered = Delivered(
+        return self._result(destination, state, tally, len(unsent))
+
+    def _put_back(self, error: Exception) -> Delivered:
+        """Make an unexpected exception the failure of this attempt. Raises LostClaim, DatabaseUnavailable."""
+        sentence = bug.report(error, f"batch {self._claim.batch_id}")
+        destination, state, tally = next_state.put_back_after_bug(self._lease, bug.place(error))
+        offered = tally.unsent + sum(self._written[outcome] for outcome in (Outcome.STORED, *UNDELIVERABLE))
+        return replace(self._result(destination, state, tally, offered), bug=sentence)
+
+    def _result(self, destination: Destination, state: NextState, tally: instances.Tally, offered: int) -> Delivered:
+        return Delivered(
             batch_id=self._claim.batch_id,
             study_instance_uid=self._claim.study_instance_uid,
             destination=destination.name,
             attempt=self._claim.attempt,
             state=state.state,
-            instances=len(unsent),
-            stored=tally.stored,
-            failed=tally.failed,
-            bytes_sent=findings.bytes_sent,
-            seconds=time.monotonic() - began,
-            association_seconds=findings.seconds,
-            associations=findings.associations,
+            instances=offered,
+            stored=self._written[Outcome.STORED],
+            failed=sum(self._written[outcome] for outcome in UNDELIVERABLE),
+            batch_instances=tally.counted,
+            batch_stored=tally.stored,
+            batch_failed=tally.failed,
+            bytes_sent=self._findings.bytes_sent,
+            seconds=time.monotonic() - self._began,
+            association_seconds=self._findings.seconds,
+            associations=self._findings.established,
             reason=state.reason,
         )
-        _log(delivered)
-        progress.ended(delivered)
-        return delivered
 
     def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unsent], list[instances.Unread]]:
         superseded = contents.compare(tx, self._claim)

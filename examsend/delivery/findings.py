@@ -35,6 +35,8 @@ class Findings:
     """Results of the associations of an attempt so far. Only the thread of the delivery changes them, between associations."""
 
     associations: int = 0
+    established: int = 0
+    """Associations that the destination accepted."""
     stored: int = 0
     stored_at: float | None = None
     """When the last instance was stored (monotonic clock)."""
@@ -69,6 +71,7 @@ class Findings:
         stored_at, in_a_row = None, self.in_a_row
         for ended in ended_associations:
             watcher = ended.watcher
+            self.established += ended.end.established
             self.stored += watcher.outcomes[Outcome.STORED]
             self.bytes_sent += ended.end.bytes_sent
             self.reported |= watcher.reported

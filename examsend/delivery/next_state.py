@@ -10,9 +10,9 @@ from examsend.delivery.findings import Findings
 from examsend.delivery.lease import Lease
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
-from examsend.queue import batches, instances
+from examsend.queue import attempts, batches, instances
 from examsend.queue.claim import Claim
-from examsend.queue.destination import Destination, hold, record_success
+from examsend.queue.destination import Destination, get_destination_by_id, hold, record_success
 from examsend.queue.instances import Tally
 from examsend.states import BatchState
 from examsend.transfer import End
@@ -126,3 +126,27 @@ def _worst(tally: Tally) -> str:
 def why_failed(tally: Tally) -> str:
     """Given a batch's instances by outcome, return why it failed: "2 of 340 failed: C000 cannot understand"."""
     return f"{tally.failed} of {tally.counted} failed: {_worst(tally)}"
+
+
+def put_back_after_bug(lease: Lease, place: str) -> tuple[Destination, NextState, Tally]:
+    """Given an attempt that an unexpected exception ended, and its kind and place, write the batch's next state.
+
+    The attempt is used up, so that the exception does not come back for ever. Raises LostClaim, DatabaseUnavailable.
+    """
+    claim = lease.claim
+
+    def work(tx: Connection) -> tuple[Destination, NextState, Tally]:
+        destination = get_destination_by_id(tx, claim.destination_id)
+        reason = f"a bug in examsend: {place}"
+        if claim.attempt >= destination.max_attempts:
+            reason = f"{claim.attempt} attempts used up; last: {reason}"
+            state = NextState(BatchState.FAILED, code="ATTEMPTS_USED_UP", reason=reason)
+            batches.fail(tx, claim, code=state.code, reason=reason)
+        else:
+            pause = outcomes.back_off(destination.backoff_seconds, destination.backoff_max_seconds, claim.attempt, 0.0)
+            state = NextState(BatchState.READY, delay=pause, code="BUG", reason=reason)
+            batches.put_back(tx, claim, delay=pause, uses_attempt=True, code=state.code, reason=reason)
+        attempts.close_broken(tx, claim, reason)
+        return destination, state, instances.tally(tx, claim.batch_id)
+
+    return lease.write(work)

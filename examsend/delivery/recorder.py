@@ -2,7 +2,8 @@
 
 A background thread writes them in groups, so that sending does not wait for the database. Two groups may be unwritten at a
 time; beyond that, sending waits for the database. A crash therefore loses two groups at most. The lease is renewed with each
-group and when bytes were sent, never by a timer alone: a sender that makes no progress must lose its claim.
+group, and while the sender shows that it observes its time-outs, never by a timer alone: a sender that hangs must lose its
+claim.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Recorder:
         self._wake = threading.Condition()
         self._closing = False
         self._failure: BaseException | None = None
-        self._moved = 0
-        self._moved_renewed = 0
+        self._observed = False
+        """The sender has shown since the last renewal that it goes on and observes its time-outs."""
         self._rows: dict[int, _Progress] = {}
         self.written: Counter[Outcome] = Counter()
         """Outcomes written so far."""
@@ -105,10 +106,9 @@ class Recorder:
         with self._wake:
             self._ended.append((row_id, end, counts))
 
-    def progressed(self, sent: int) -> None:
-        """``sent`` more bytes were accepted by the peer."""
-        with self._wake:
-            self._moved += sent
+    def observed(self) -> None:
+        """The sender goes on or waits within a time-out, so that the lease is to be renewed. Raises what ``check`` raises."""
+        self._observed = True
         self.check()
 
     def check(self) -> None:
@@ -125,10 +125,11 @@ class Recorder:
         with self._wake:
             self._closing = True
             self._wake.notify_all()
+        began = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(_TICK)
             # A look-up of the server's name cannot be ended from here.
-            if time.monotonic() > self._lease.until() + 1:
+            if time.monotonic() > max(self._lease.until(), began) + 1:
                 raise DatabaseUnavailable("the database cannot be reached: connecting to it takes too long")
         self._raise_failure()
 
@@ -147,12 +148,11 @@ class Recorder:
                         self._wake.wait(self._seconds)
                     pending, self._pending = self._pending, []
                     ended, self._ended = self._ended, []
-                    closing, moved = self._closing, self._moved
-                now = time.monotonic()
-                due = moved != self._moved_renewed and now - self._lease.renewed > self._lease.claim.lease / 10
+                    closing = self._closing
+                due = self._observed and time.monotonic() - self._lease.renewed > self._lease.claim.lease / 10
                 if pending or ended or due:
+                    self._observed = False
                     self._write(pending, ended)
-                    self._moved_renewed = moved
                 if closing:
                     return
         except BaseException as error:  # noqa: BLE001 (``check`` raises it again on the sending thread)
@@ -199,9 +199,9 @@ class AssociationRecorder:
         """Pass on one outcome. Raises what ``check`` raises."""
         self._recorder.put(self._row_id, record)
 
-    def progressed(self, sent: int) -> None:
-        """``sent`` more bytes were accepted by the peer. Raises what ``check`` raises."""
-        self._recorder.progressed(sent)
+    def observed(self) -> None:
+        """See ``Recorder.observed``."""
+        self._recorder.observed()
 
     def check(self) -> None:
         """See ``Recorder.check``."""

@@ -24,9 +24,21 @@ class Stop:
         self._asked = asked
         self._asked_at: float | None = None
         self._over_at = None if max_runtime is None else time.monotonic() + max_runtime
+        self._now_at: float | None = None
+
+    def now(self) -> None:
+        """End at once: instances in flight are not awaited."""
+        self._now_at = time.monotonic()
+
+    @property
+    def is_now(self) -> bool:
+        """Whether instances in flight are not awaited."""
+        return self._now_at is not None
 
     def at(self) -> float | None:
         """Return None to go on; else the time (monotonic clock) by which instances in flight must be answered."""
+        if self._now_at is not None:
+            return self._now_at
         if self.asked() and self._asked_at is not None:
             return self._asked_at + _ASKED_SECONDS
         if self._over_at is not None and time.monotonic() > self._over_at:
@@ -37,7 +49,7 @@ class Stop:
         """Whether a signal asked the pass to end. What ends from then on says nothing about destinations and instances."""
         if self._asked_at is None and self._asked():
             self._asked_at = time.monotonic()
-        return self._asked_at is not None
+        return self._asked_at is not None or self.is_now
 
     def written_by(self) -> float:
         """Return the time (monotonic clock) by which everything must be written: no end while the pass goes on."""

@@ -109,12 +109,12 @@ class AssociationWatcher:
 
     def progressed(self, sent: int) -> None:
         """See ``transfer.Watcher``."""
-        self._recorder.progressed(sent)
+        self._recorder.observed()
         self._progress.moved(sent)
 
     def stop_at(self) -> float | None:
         """See ``transfer.Watcher``."""
-        self._recorder.check()
+        self._recorder.observed()
         return self._stop.at()
 
     def ended(self, end: AssociationEnd) -> None:

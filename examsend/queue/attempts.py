@@ -44,6 +44,12 @@ _CLOSE_LOST = text("""
 """)
 
 
+_CLOSE_BROKEN = text("""
+    UPDATE send_attempts SET finished_at = clock_timestamp(), result = 'LEASE_LOST', detail = :detail
+    WHERE batch_id = :batch AND attempt_id = :attempt AND result = 'RUNNING'
+""")
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Instances of one association: to send, stored, failed."""
@@ -104,6 +110,11 @@ def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) 
             "sent": end.bytes_sent,
         },
     )
+
+
+def close_broken(tx: Connection, claim: Claim, detail: str) -> None:
+    """Close the rows of associations whose end nothing will record, because an unexpected exception ended the attempt."""
+    tx.execute(_CLOSE_BROKEN, {"batch": claim.batch_id, "attempt": claim.attempt_id, "detail": _clean(detail, 500)})
 
 
 def close_lost(tx: Connection, batch_ids: Iterable[int]) -> None:

@@ -20,7 +20,7 @@ from examsend.errors import ForbiddenTransition
 from examsend.queue import attempts
 from examsend.queue.claim import Claim as Claim
 from examsend.queue.claim import fence, renew, require_one_row
-from examsend.states import BatchState
+from examsend.states import DONE, BatchState, Outcome, sql_list
 
 PENDING, READY, SENDING, SENT, FAILED = BatchState
 
@@ -175,8 +175,10 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
 # --- claim ------------------------------------------------------------------------------------------------------------
 
 _DUE_DESTINATIONS = text(f"""
-    SELECT due.id FROM (
-        SELECT d.id, least({due.NEXT_ATTEMPT}, {due.NEXT_LEASE}) AS at
+    SELECT due.id, due.at_once FROM (
+        SELECT d.id, CASE WHEN d.consecutive_failures > 0 THEN 1
+                     ELSE greatest(d.association_limit / d.associations_per_study, 1) END AS at_once,
+               least({due.NEXT_ATTEMPT}, {due.NEXT_LEASE}) AS at
         FROM storage_backend_configs d
         WHERE {due.SENDABLE} AND (CAST(:only AS bigint) IS NULL OR d.id = :only) OFFSET 0) due
     WHERE due.at <= {due.NOW}
@@ -205,12 +207,13 @@ _CLAIM = text(f"""
               SELECT * FROM (
                   SELECT b.id, b.status, b.attempt_id, b.lease_expires_at AS since FROM exam_batches b
                   WHERE b.destination_id = :destination AND b.status = 'SENDING' AND {due.LEASE_OVER}
+                    AND b.id <> ALL(CAST(:held AS bigint[]))
                   ORDER BY b.lease_expires_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) expired
               UNION ALL
               SELECT * FROM (
                   SELECT b.id, b.status, b.attempt_id, b.next_attempt_at AS since FROM exam_batches b
                   WHERE b.destination_id = :destination AND b.status = 'READY' AND b.next_attempt_at <= {due.NOW}
-                    AND NOT {due.WAITS_FOR_ANOTHER}
+                    AND b.id <> ALL(CAST(:held AS bigint[])) AND NOT {due.WAITS_FOR_ANOTHER}
                   ORDER BY b.next_attempt_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) ready
           ) c ORDER BY c.since LIMIT 1) next
     WHERE b.id = next.id
@@ -218,18 +221,28 @@ _CLAIM = text(f"""
 """)
 
 
-def due_destinations(tx: Connection, only: int | None) -> list[int]:
-    """Return the ids of the destinations that are neither disabled nor held and have a due batch, the longest due first."""
-    return [row.id for row in tx.execute(_DUE_DESTINATIONS, {"only": only})]
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A destination that has a due batch."""
+
+    destination_id: int
+    at_once: int
+    """Batches that may be sent to it at a time."""
 
 
-def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Claim | None:
+def due_destinations(tx: Connection, only: int | None) -> list[Due]:
+    """Return the destinations that are neither disabled nor held and have a due batch, the longest due first."""
+    return [Due(row.id, row.at_once) for row in tx.execute(_DUE_DESTINATIONS, {"only": only})]
+
+
+def claim(tx: Connection, destination_id: int, *, by: str, lease: float, held: Sequence[int] = ()) -> Claim | None:
     """READY (due) or SENDING (lease expired) -> SENDING. Return the claim; None if no batch is due, or if the destination is
     held, disabled or at its association limit. After a failure, a destination gets one batch at a time.
 
     A READY batch waits until the earlier batches of its study for this destination are SENT or FAILED.
 
-    The association rows of an attempt whose lease expired are closed as LEASE_LOST.
+    The association rows of an attempt whose lease expired are closed as LEASE_LOST. ``held``: ids of the batches that the
+    caller is sending, which it does not take from itself.
     """
     destination = tx.execute(_LOCK_DESTINATION, {"destination": destination_id}).one_or_none()
     if destination is None:
@@ -243,7 +256,8 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
     try:
         with tx.begin_nested():
             row = tx.execute(
-                _CLAIM, {"destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease}
+                _CLAIM,
+                {"destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease, "held": list(held)},
             ).one_or_none()
     except exc.IntegrityError as error:
         # Another sender has just claimed another batch of the same study. This batch waits until that one is sent.
@@ -262,9 +276,9 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
 _SENT = text(f"""
     UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
-      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome IN ('STORED', 'SUPERSEDED'))
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome <> '{Outcome.NOT_SENT}')
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
-                      WHERE i.batch_id = :batch AND i.outcome NOT IN ('STORED', 'SUPERSEDED'))
+                      WHERE i.batch_id = :batch AND i.outcome NOT IN ({sql_list(DONE)}))
 """)
 
 _PUT_BACK = text(f"""
@@ -316,12 +330,24 @@ def fail(tx: Connection, claim: Claim, *, code: str, reason: str) -> None:
 
 # --- without a sender -------------------------------------------------------------------------------------------------
 
+_SELECTED = "(CAST(:only AS bigint) IS NULL OR d.id = :only)"
+
+# Attempts that ended without a record, since the batch became READY or an operator retried it. The present one is one of them,
+# even if its sender died before it opened an association.
+_DIED = """
+    SELECT greatest(count(DISTINCT a.attempt_id), 1) AS n FROM send_attempts a
+    WHERE a.batch_id = c.id AND a.started_at >= c.ready_at AND a.result IN ('RUNNING', 'LEASE_LOST')
+"""
+
 _GIVE_UP = text(f"""
     UPDATE exam_batches b
     SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = 'ATTEMPTS_USED_UP',
-        failure = 'its sender died ' || b.attempt_count || ' times', {_UNCLAIMED}
-    FROM storage_backend_configs d
-    WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.ATTEMPTS_USED_UP}
+        failure = CASE WHEN died.n >= b.attempt_count THEN 'its sender died ' || b.attempt_count || ' times'
+                  ELSE b.attempt_count || ' attempts used up, ' || died.n || ' of them by a sender that died'
+                       || coalesce('; last: ' || b.failure, '') END, {_UNCLAIMED}
+    FROM storage_backend_configs d, exam_batches c, LATERAL ({_DIED}) died
+    WHERE d.id = b.destination_id AND c.id = b.id AND {_SELECTED}
+      AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.ATTEMPTS_USED_UP}
     RETURNING b.id
 """)
 
@@ -331,22 +357,28 @@ _EXPIRE = text(f"""
         failure = 'not delivered within ' || round((d.expire_seconds / 3600)::numeric, 1) || ' hours'
                   || coalesce('; last: ' || b.failure, coalesce('; destination held: ' || d.held_reason, ''))
     FROM storage_backend_configs d
-    WHERE d.id = b.destination_id AND b.status = 'READY'
+    WHERE d.id = b.destination_id AND {_SELECTED} AND b.status = 'READY'
       AND {due.EXPIRED}
     RETURNING b.id
 """)
 
 
-def give_up(tx: Connection) -> list[int]:
-    """SENDING -> FAILED for batches whose lease expired and whose attempts are used up. Return their ids."""
-    ids = [row.id for row in tx.execute(_GIVE_UP)]
+def give_up(tx: Connection, only: int | None = None) -> list[int]:
+    """SENDING -> FAILED for batches whose lease expired and whose attempts are used up. Return their ids.
+
+    ``only``: the id of a destination; None: all.
+    """
+    ids = [row.id for row in tx.execute(_GIVE_UP, {"only": only})]
     attempts.close_lost(tx, ids)
     return ids
 
 
-def expire(tx: Connection) -> list[int]:
-    """READY -> FAILED for batches that are READY for longer than their destination allows. Return their ids."""
-    return [row.id for row in tx.execute(_EXPIRE)]
+def expire(tx: Connection, only: int | None = None) -> list[int]:
+    """READY -> FAILED for batches that are READY for longer than their destination allows. Return their ids.
+
+    ``only``: the id of a destination; None: all.
+    """
+    return [row.id for row in tx.execute(_EXPIRE, {"only": only})]
 
 
 # --- an operator's request --------------------------------------------------------------------------------------------
@@ -358,10 +390,10 @@ _RETRY = text("""
     WHERE id = :batch AND status = 'FAILED'
 """)
 
-_RETRY_INSTANCES = text("""
+_RETRY_INSTANCES = text(f"""
     UPDATE exam_batch_instances
     SET outcome = 'WAITING', attempts = 0, lost_in_flight = 0, strikes = 0, dimse_status = NULL, error_comment = NULL
-    WHERE batch_id = :batch AND outcome NOT IN ('STORED', 'SUPERSEDED', 'NOT_SENT')
+    WHERE batch_id = :batch AND outcome NOT IN ({sql_list(DONE)})
 """)
 
 

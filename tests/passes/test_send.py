@@ -462,7 +462,7 @@ def test_two_hosts_running_the_passes_together_send_every_instance_once(
         samples.ct_study(tmp_path / "drop" / str(n), 5, size=8)
     with scripted(Script(delay=0.02)) as peer:
         add(settings, peer.address, association_limit=2)
-        for words in (("ingest", str(tmp_path / "drop"), "-q"), ("finalize", "-q"), ("send", "-q")):
+        for words in (("ingest", str(tmp_path / "drop"), "-q"), ("finalize", "-q"), ("send", "-q", "--parallel", "1")):
             hosts = [
                 subprocess.Popen(
                     [sys.executable, "-m", "examsend", *words, "--database-url", settings.database_url or ""],
