@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 
@@ -15,17 +17,60 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; never returns normally."""
     signal.signal(signal.SIGTERM, _end)
+    _open_standard_streams()
     code = 0
     try:
         code = _run()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output ended first (`examsend status | head`). Python flushes standard output again at exit,
-        # which would fail without this.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of the output ended first (`examsend status | head`).
+        _discard_output()
+    except OSError as error:
+        _say(f"the output could not be written: {error.strerror or error}")
+        _discard_output()
+        code = code or 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Open the standard streams that are closed (`>&-`), so that no file or connection gets their numbers.
+
+    A closed standard output is opened for reading, so that writing to it fails as it should.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest free number is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open until the process ends)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an encoding that lacks a character of a path
+
+
+def _discard_output() -> None:
+    """Send standard output nowhere. Python flushes it again at exit, which would fail again without this."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _output_fails() -> bool:
+    """Return whether standard output holds text that cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError):
+        sys.stderr.write(f"examsend: {sentence}\n")
+        sys.stderr.flush()
 
 
 def _run() -> int:
@@ -36,21 +81,21 @@ def _run() -> int:
     try:
         returned = app(standalone_mode=False, prog_name="examsend")
     except ExamsendError as error:
-        sys.stderr.write(f"examsend: {clean(str(error))}\n")
+        _say(clean(str(error)))
         _trace()
         return error.exit_code
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001 (the last handler before the process ends)
+    except Exception as error:
+        if isinstance(error, OSError) and _output_fails():
+            raise
         usage = _usage(error)
         if usage is not None:
             return usage
         # Only the first line of the message: the rest may contain bound values, such as a secret.
         lines = str(error).splitlines()
-        sys.stderr.write(
-            f"examsend: this is a bug in examsend: {type(error).__name__}: {clean(lines[0] if lines else '')[:300]}"
-            " (-vv shows where)\n"
-        )
+        what = clean(lines[0] if lines else "")[:300]
+        _say(f"this is a bug in examsend: {type(error).__name__}: {what} (-vv shows where)")
         _trace()
         return 70
     return returned if isinstance(returned, int) else 0

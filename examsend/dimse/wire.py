@@ -216,7 +216,7 @@ class Wire:
         if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
             return Ended(End.TIMED_OUT, f"the peer acknowledged nothing for {self._peer.stall_timeout:g} s")
         if isinstance(error, ssl.SSLError):
-            return Ended(End.CLOSED, tls.words(error))
+            return Ended(End.TLS_FAILED if tls.refuses_us(error) else End.CLOSED, tls.words(error))
         return Ended(End.CLOSED, f"the connection was lost: {error.strerror or error}")
 
     # --- ending ---

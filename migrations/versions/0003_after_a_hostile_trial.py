@@ -6,15 +6,70 @@ Revises: 0002
 
 from __future__ import annotations
 
+from alembic import op
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
 
 
+_BOUNDS = {
+    "association_limit": (1, 1000),
+    "associations_per_study": (1, 64),
+    "async_window": (0, 65535),
+    "max_attempts": (1, 10_000),
+    "priority": (0, 2),
+    "quiet_seconds": (0, 1e9),
+    "longest_wait_seconds": (0, 1e9),
+    "grace_seconds": (0, 1e9),
+    "backoff_seconds": (0.01, 1e9),
+    "backoff_max_seconds": (0.01, 1e9),
+    "expire_seconds": (1, 1e9),
+    "connect_timeout": (0.1, 86400),
+    "accept_timeout": (0.1, 86400),
+    "answer_timeout": (0.1, 86400),
+    "stall_timeout": (0.1, 86400),
+}
+
+_RULES = {
+    "limits": "association_limit BETWEEN 1 AND 1000 AND associations_per_study BETWEEN 1 AND 64"
+    " AND async_window BETWEEN 0 AND 65535",
+    "max_attempts": "max_attempts BETWEEN 1 AND 10000",
+    "priority": "priority BETWEEN 0 AND 2",
+    "user_identity_kind": "user_identity_kind IN (1, 2, 5)",
+    "waits": "quiet_seconds BETWEEN 0 AND 1e9 AND longest_wait_seconds BETWEEN 0 AND 1e9 AND grace_seconds BETWEEN 0 AND 1e9"
+    " AND backoff_seconds BETWEEN 0.01 AND 1e9 AND backoff_max_seconds BETWEEN backoff_seconds AND 1e9"
+    " AND expire_seconds BETWEEN 1 AND 1e9",
+    "timeouts": "connect_timeout BETWEEN 0.1 AND 86400 AND accept_timeout BETWEEN 0.1 AND 86400"
+    " AND answer_timeout BETWEEN 0.1 AND 86400 AND stall_timeout BETWEEN 0.1 AND 86400",
+}
+
+_EARLIER_RULES = {
+    "limits": "association_limit >= 1 AND associations_per_study >= 1 AND async_window >= 0",
+    "max_attempts": "max_attempts >= 1",
+    "waits": "quiet_seconds >= 0 AND longest_wait_seconds >= 0 AND grace_seconds >= 0 AND backoff_seconds > 0"
+    " AND backoff_max_seconds >= backoff_seconds AND expire_seconds > 0",
+    "timeouts": "connect_timeout > 0 AND accept_timeout > 0 AND answer_timeout > 0 AND stall_timeout > 0",
+}
+
+
 def upgrade() -> None:
-    pass
+    bounded = ", ".join(f"{name} = least(greatest({name}, {low}), {high})" for name, (low, high) in _BOUNDS.items())
+    op.execute(f"UPDATE storage_backend_configs SET {bounded}")
+    op.execute(
+        "UPDATE storage_backend_configs SET backoff_max_seconds = greatest(backoff_max_seconds, backoff_seconds)"
+    )
+    op.execute("UPDATE storage_backend_configs SET user_identity_kind = NULL WHERE user_identity_kind NOT IN (1, 2, 5)")
+    _replace_rules(_EARLIER_RULES, _RULES)
 
 
 def downgrade() -> None:
-    pass
+    _replace_rules(_RULES, _EARLIER_RULES)
+
+
+def _replace_rules(earlier: dict[str, str], later: dict[str, str]) -> None:
+    for name in earlier:
+        op.drop_constraint(op.f(f"ck_storage_backend_configs_{name}"), "storage_backend_configs", type_="check")
+    for name, rule in later.items():
+        op.create_check_constraint(op.f(f"ck_storage_backend_configs_{name}"), "storage_backend_configs", rule)
