@@ -190,7 +190,8 @@ def test_a_bad_setting_holds_its_destination_and_the_others_are_sent(
         )
         assert (held[0][0], held[0][2]) == (True, 0)
         assert bad.said in held[0][1]
-        assert held[0][1] in cli("status", url=settings.database_url, COLUMNS="400").stdout
+        shown = json.loads(cli("status", "--json", url=settings.database_url).stdout)["destinations"]
+        assert held[0][1] in {d["name"]: d["health"] for d in shown}["bad"]
 
 
 @pytest.mark.parametrize("command", ["add", "set"])
