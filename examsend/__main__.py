@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of the output ended first (`examsend status | head`).
         _discard_output()
-    except OSError as error:
+    except _OutputLostError as error:
         _say(f"the output could not be written: {error.strerror or error}")
         _discard_output()
         code = code or 1
@@ -44,27 +45,35 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, flags)  # the lowest free number is this one
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open until the process ends)
+    encoding, is_terminal = (sys.stdout.encoding, sys.stdout.isatty()) if sys.stdout is not None else ("utf-8", False)
+    # An encoding that lacks a character of a path must not end the command.
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Output(1, "w", closefd=False)), encoding, "backslashreplace", line_buffering=is_terminal
+    )
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an encoding that lacks a character of a path
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+class _OutputLostError(OSError):
+    """Standard output cannot be written: a full disk, a closed stream. It is told from the errors of other files by its class."""
+
+
+class _Output(io.FileIO):
+    """Standard output."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes. Raises BrokenPipeError if the reader has ended, _OutputLostError for every other error."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _OutputLostError(error.errno, error.strerror) from None
 
 
 def _discard_output() -> None:
     """Send standard output nowhere. Python flushes it again at exit, which would fail again without this."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _output_fails() -> bool:
-    """Return whether standard output holds text that cannot be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _say(sentence: str) -> None:
@@ -84,11 +93,9 @@ def _run() -> int:
         _say(clean(str(error)))
         _trace()
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, _OutputLostError):
         raise
-    except Exception as error:
-        if isinstance(error, OSError) and _output_fails():
-            raise
+    except Exception as error:  # noqa: BLE001 (the last handler before the process ends)
         usage = _usage(error)
         if usage is not None:
             return usage
@@ -108,7 +115,8 @@ def _usage(error: Exception) -> int | None:
     """
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
-        show()
+        with suppress(OSError):
+            show()
         return code
     return 130 if type(error).__name__ == "Abort" else None
 

@@ -77,6 +77,11 @@ def meaning(status: int) -> Meaning:
     return next((m for low, high, m in _RANGES if low <= status <= high), _UNKNOWN)
 
 
+def is_stored(status: int) -> bool:
+    """Whether a status (0000,0900) says that the peer has the instance: success, a warning, or a duplicate."""
+    return meaning(status).outcome is Outcome.STORED
+
+
 def status_text(status: int) -> str:
     """Given a status (0000,0900), return its number and name: "A700 out of resources"."""
     return f"{status:04X} {meaning(status).name}"
@@ -137,6 +142,7 @@ _PROBLEMS = {
     Problem.UNREADABLE: Outcome.RETRY,
     Problem.CONTEXT_REJECTED: Outcome.FAILED,
     Problem.UNCONVERTIBLE: Outcome.FAILED,
+    Problem.ODD_LENGTH: Outcome.FAILED,
 }
 
 

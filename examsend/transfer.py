@@ -88,6 +88,8 @@ class Problem(StrEnum):
     """The peer accepted no presentation context for its SOP class and transfer syntax."""
     UNCONVERTIBLE = "UNCONVERTIBLE"
     """The peer accepted only another transfer syntax, and the file could not be converted to it."""
+    ODD_LENGTH = "ODD_LENGTH"
+    """The data set has an odd length (PS3.5 7.1): receivers abort the association, or never answer."""
 
 
 @dataclass(frozen=True, slots=True)

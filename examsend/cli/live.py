@@ -13,7 +13,7 @@ from examsend.report.terminal import clean
 if TYPE_CHECKING:
     from examsend.cli.common import Session
     from examsend.delivery.delivery import Delivered, DeliveryProgress, Observer
-    from examsend.queue.batches import Claim
+    from examsend.queue.claim import Claim
     from examsend.queue.destination import Destination
 
 

@@ -113,7 +113,7 @@ def run(
 
     ending = Stop(stop, max_runtime)
 
-    with access.opened(settings) as database:
+    with access.opened(settings, until=ending.written_by) as database:
 
         def housekeep(tx: engine.Connection) -> tuple[int | None, list[int]]:
             only = get_destination(tx, destination).id if destination else None

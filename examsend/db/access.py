@@ -8,24 +8,25 @@ from contextlib import contextmanager
 from examsend.config.settings import Settings
 from examsend.db import migrate
 from examsend.db.engine import Database, make_engine, revision_of
+from examsend.db.patience import Until, no_limit
 from examsend.db.revision import HEAD
 from examsend.db.server import serving
 from examsend.errors import ConfigError
 
 
 @contextmanager
-def opened(settings: Settings, *, check: bool = True) -> Iterator[Database]:
+def opened(settings: Settings, *, check: bool = True, until: Until = no_limit) -> Iterator[Database]:
     """Given settings, yield a connected database.
 
     An embedded server is started if it is not running, and its schema is migrated. A server named by a URL must have the
-    current schema, unless ``check`` is False.
+    current schema, unless ``check`` is False. The database is not waited for beyond ``until()``.
 
     Raises ConfigError, DatabaseUnavailable.
     """
     with serving(settings) as (url, is_embedded):
         engine = make_engine(url)
         try:
-            database = Database(engine, is_embedded, settings.database_wait)
+            database = Database(engine, is_embedded, settings.database_wait, until)
             revision = revision_of(database)
             if check and revision != HEAD:
                 _require(database, revision)

@@ -5,22 +5,44 @@ Works behind pgbouncer in transaction mode: no state of a session is kept longer
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import psycopg2
 import tenacity
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine, create_engine, event, exc, text
 
-from examsend.db import connecting
+from examsend.db import connecting, patience
+from examsend.db.patience import Until, no_limit
 from examsend.errors import CommitUnknown, ConfigError, DatabaseUnavailable
 
 T = TypeVar("T")
 
 _SOCKET_SECONDS = 10
 """Time-out of one connection to the server."""
+
+_STATEMENT_SECONDS = 120
+"""How long a statement of ``run`` may take: a server that needs longer is frozen, or not reached any more."""
+
+_WRITE_SECONDS = 30
+"""The same where ``run`` is given a time to end at: its connection is then made again, perhaps to another server."""
+
+_LAST_TRY_SECONDS = 0.5
+"""What a try is given whose time is over already."""
+
+# A server that has gone without a word (no power, a cable): its kernel does not acknowledge any more.
+_SOCKET_OPTIONS = {
+    "connect_timeout": _SOCKET_SECONDS,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 # SQLSTATEs of a server that refuses the connection or the statement. Waiting does not help (PostgreSQL, appendix A).
 _CONFIGURATION = {
@@ -43,6 +65,8 @@ class Database:
     embedded: bool
     wait: float
     """Seconds that ``run`` keeps trying by default."""
+    until: Until = no_limit
+    """Nothing is waited for beyond this time."""
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -65,18 +89,35 @@ class Database:
         with self.transaction() as connection:
             return str(connection.scalar(text("SHOW server_version")))
 
-    def run(self, work: Callable[[Connection], T], *, wait: float | None = None, idempotent: bool = False) -> T:
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        wait: float | None = None,
+        until: Until | None = None,
+        idempotent: bool = False,
+    ) -> T:
         """Run ``work`` in one transaction, and return its result.
 
         It is run again, for up to ``wait`` seconds (None: ``self.wait``), if PostgreSQL rolled it back (deadlock,
         serialization failure) or the connection was lost before COMMIT was sent. If the connection was lost later, the
-        transaction may have been committed: the work is then run again only if it is ``idempotent``.
+        transaction may have been committed: the work is then run again only if it is ``idempotent``. A server that does not
+        answer counts as lost.
+
+        ``until``, if given, replaces ``wait``, and bounds each statement too.
 
         Raises DatabaseUnavailable after that time, CommitUnknown for work that is not idempotent.
         """
+        over = time.monotonic() + (self.wait if wait is None else wait)
+
+        def limit() -> float:
+            return min(self.until(), over if until is None else until())
 
         def once() -> T:
-            with self.transaction() as connection:
+            last = time.monotonic() + _LAST_TRY_SECONDS
+            seconds = _STATEMENT_SECONDS if until is None else _WRITE_SECONDS
+            bound = self.until if until is None else limit
+            with patience.limited(seconds, lambda: max(bound(), last)), self.transaction() as connection:
                 return work(connection)
 
         def may_repeat(error: BaseException) -> bool:
@@ -85,15 +126,22 @@ class Database:
             rolled_back = isinstance(error, exc.DBAPIError) and _sqlstate(error) in _ROLLED_BACK
             return rolled_back or isinstance(error, DatabaseUnavailable)
 
-        return retrying(self.wait if wait is None else wait, may_repeat)(once)
+        return _retrying(limit, may_repeat)(once)
 
 
-def retrying(wait: float, may_repeat: Callable[[BaseException], bool]) -> tenacity.Retrying:
-    """Return a retry policy: pauses that grow to 3 s, for up to ``wait`` seconds, then the last error is raised."""
+def _retrying(limit: Until, may_repeat: Callable[[BaseException], bool]) -> tenacity.Retrying:
+    """Return a retry policy: pauses that grow to 3 s, until ``limit()``, then the last error is raised."""
+
+    def pause(seconds: float) -> None:
+        over = time.monotonic() + seconds
+        while (left := min(over, limit()) - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(may_repeat),
-        stop=tenacity.stop_before_delay(wait),
+        stop=lambda _state: time.monotonic() >= limit(),
         wait=tenacity.wait_exponential(multiplier=0.05, max=3) + tenacity.wait_random(0, 0.05),
+        sleep=pause,
         reraise=True,
     )
 
@@ -130,16 +178,29 @@ def make_engine(url_text: str) -> Engine:
         hide_parameters=True,  # a bound value may be a path or a secret, which must not appear in messages
         pool_size=4,
         max_overflow=64,
-        connect_args={"connect_timeout": _SOCKET_SECONDS, "application_name": "examsend"},
+        connect_args={**_SOCKET_OPTIONS, "application_name": "examsend"},
     )
+    patience.install()
+    event.listen(engine, "do_connect", _connect)
     event.listen(engine, "begin", _short_statements)
     return engine
+
+
+def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> Any:
+    # libpq does not observe connect_timeout where psycopg2 waits itself.
+    with patience.at_most(_SOCKET_SECONDS):
+        return psycopg2.connect(*arguments, **options)
 
 
 def _short_statements(connection: Connection) -> None:
     # For a table without statistics the planner overestimates the cost and compiles the statement with JIT. Measured: 160 ms
     # to compile a look-up of 9 ms, once per chunk of files. SET LOCAL, because pgbouncer shares sessions between clients.
-    connection.exec_driver_sql("SET LOCAL jit = off")
+    settings = "SET LOCAL jit = off"
+    left = patience.left()
+    if left < math.inf:
+        # A statement that nobody waits for any more shall not hold its locks.
+        settings += f"; SET LOCAL statement_timeout = {int(max(left, 1) * 1000)}"
+    connection.exec_driver_sql(settings)
 
 
 def check_version_table(connection: Connection) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from examsend.db import due
+from examsend.db import due, patience
 from examsend.db.revision import HEAD
+
+_SECONDS = 5.0
+"""How long the server may take to answer. The pass then asks again, and reports the error."""
 
 
 def nothing_to_finalize(url: str) -> bool:
@@ -31,16 +34,18 @@ def _nothing(url: str, condition: str) -> bool:
         "SELECT (SELECT version_num FROM alembic_version) = %s AND NOT EXISTS"
         f" (SELECT 1 FROM storage_backend_configs d WHERE d.removed_at IS NULL AND ({condition}))"
     )
+    patience.install()
     try:
-        connection = psycopg2.connect(
-            url.replace("postgresql+psycopg2:", "postgresql:", 1), connect_timeout=10, application_name="examsend"
-        )
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(question, (HEAD,))
-                found = cursor.fetchone()
-        finally:
-            connection.close()
+        with patience.limited(_SECONDS):
+            connection = psycopg2.connect(
+                url.replace("postgresql+psycopg2:", "postgresql:", 1), application_name="examsend"
+            )
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(question, (HEAD,))
+                    found = cursor.fetchone()
+            finally:
+                connection.close()
     except psycopg2.Error:
         return False
     return found is not None and found[0] is True

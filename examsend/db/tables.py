@@ -245,6 +245,9 @@ class ExamBatchInstance(Base):
     mount_point: Mapped[str | None]
     file_size: Mapped[int | None]
     file_mtime_ns: Mapped[int | None]
+    # NULL: not compared. So it is in rows of an earlier version, until their files are read again.
+    file_inode: Mapped[int | None]
+    file_ctime_ns: Mapped[int | None]
     dataset_offset: Mapped[int | None]
     content_sha256: Mapped[bytes | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
@@ -256,6 +259,8 @@ class ExamBatchInstance(Base):
     # that makes the receiver end the association.
     lost_in_flight: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     stored_at: Mapped[datetime | None]
+    # Registered when its SOP Instance UID was known with other content.
+    another_version: Mapped[bool] = mapped_column(server_default=text("false"))
 
     __table_args__ = (
         ForeignKeyConstraint(
@@ -285,6 +290,12 @@ class ExamBatchInstance(Base):
         Index("ix_exam_batch_instances_known", "destination_id", "sop_instance_uid"),
         Index("ix_exam_batch_instances_path", "processed_filepath", postgresql_using="hash"),
         Index(
+            "ix_exam_batch_instances_versions",
+            "destination_id",
+            "sop_instance_uid",
+            postgresql_where=text("another_version"),
+        ),
+        Index(
             "ix_exam_batch_instances_unsent",
             "batch_id",
             postgresql_where=text("outcome NOT IN ('STORED', 'SUPERSEDED')"),
@@ -302,6 +313,12 @@ class InstanceAlias(Base):
     file_path: Mapped[str]
     file_size: Mapped[int]
     file_mtime_ns: Mapped[int]
+    file_inode: Mapped[int | None]
+    file_ctime_ns: Mapped[int | None]
+    # What sending needs where this file stands in. NULL in rows of an earlier version: as in the instance.
+    mount_point: Mapped[str | None]
+    dataset_offset: Mapped[int | None]
+    transfer_syntax_uid: Mapped[str | None]
 
     __table_args__ = (
         Index("uq_exam_batch_instance_aliases_path", "instance_id", text("md5(file_path)"), unique=True),
@@ -392,6 +409,8 @@ class RejectedFile(Base):
     file_path: Mapped[str]
     file_size: Mapped[int]
     file_mtime_ns: Mapped[int]
+    file_inode: Mapped[int | None]
+    file_ctime_ns: Mapped[int | None]
     reason_code: Mapped[str]
     reason: Mapped[str]
     first_seen_at: Mapped[datetime] = mapped_column(server_default=_NOW)

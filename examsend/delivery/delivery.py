@@ -13,12 +13,14 @@ from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.delivery import next_state
 from examsend.delivery.identification import identify
+from examsend.delivery.lease import Lease
 from examsend.delivery.offering import Offering
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
+from examsend.errors import DatabaseUnavailable
 from examsend.queue import instances
-from examsend.queue.batches import Claim
+from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
 from examsend.states import BatchState, Outcome
 
@@ -95,16 +97,26 @@ class Delivery:
         Raises LostClaim if another sender has claimed the batch (nothing more is written then), DatabaseUnavailable if the
         result could not be written (the lease expires, and the batch is claimed again).
         """
+        try:
+            return self._deliver()
+        except DatabaseUnavailable as error:
+            raise DatabaseUnavailable(
+                f"the result of batch {self._claim.batch_id} is not written yet; the batch is claimed again once its lease is"
+                f" over ({self._claim.lease:g} s at most): {error}"
+            ) from error
+
+    def _deliver(self) -> Delivered:
         began = time.monotonic()
-        destination, unsent, unread = self._database.run(self._read)
+        lease = Lease(self._database, self._claim, self._stop)
+        destination, unsent, unread = lease.read(self._read)
         if unread:
-            identify(self._database, self._claim, unread)
-            destination, unsent, _ = self._database.run(self._read)
+            identify(lease, unread)
+            destination, unsent, _ = lease.read(self._read)
         total = sum(u.item.file_size for u in unsent)
         observer = self._observer
         progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()
         sender = senders.get(destination.sender)
-        recorder = Recorder(self._database, self._settings, self._claim)
+        recorder = Recorder(lease, self._settings, self._stop)
         offering = Offering(destination, sender, recorder, self._stop, progress)
         try:
             offering.run(unsent)
@@ -112,12 +124,7 @@ class Delivery:
             recorder.close()
         findings = offering.findings
         state, tally = next_state.finish(
-            self._database,
-            self._claim,
-            destination,
-            findings,
-            stored=recorder.written[Outcome.STORED] > 0,
-            stopped=self._stop(),
+            lease, destination, findings, stored=recorder.written[Outcome.STORED] > 0, stopped=self._stop()
         )
         delivered = Delivered(
             batch_id=self._claim.batch_id,

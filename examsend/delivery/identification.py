@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from examsend.db.engine import Connection, Database
+from examsend.db.engine import Connection
+from examsend.delivery.lease import Lease
 from examsend.dicom import identity
 from examsend.errors import FileProblem
 from examsend.queue import instances, registration
-from examsend.queue.batches import Claim
+from examsend.queue.claim import Claim
 from examsend.queue.instances import Record, Unread
 from examsend.queue.registration import Arrival
 from examsend.states import Outcome
@@ -17,21 +18,21 @@ _GROUP = 100
 """Files read between two writes; each write renews the lease."""
 
 
-def identify(database: Database, claim: Claim, left: Sequence[Unread]) -> None:
+def identify(lease: Lease, left: Sequence[Unread]) -> None:
     """Read the files of a claimed batch that were never read, and complete their rows. Record those that are missing or changed.
 
     Raises LostClaim, DatabaseUnavailable.
     """
     for at in range(0, len(left), _GROUP):
-        read = [(unread, _read(claim, unread)) for unread in left[at : at + _GROUP]]
+        read = [(unread, _read(lease.claim, unread)) for unread in left[at : at + _GROUP]]
 
         def write(tx: Connection, read: list[tuple[Unread, Arrival | Record]] = read) -> None:
-            instances.record(tx, claim, [found for _, found in read if isinstance(found, Record)])
+            instances.record(tx, lease.claim, [found for _, found in read if isinstance(found, Record)])
             for unread, found in read:
                 if isinstance(found, Arrival):
                     registration.identify(tx, unread.id, found)
 
-        database.run(write, idempotent=True)
+        lease.write(write)
 
 
 def _read(claim: Claim, unread: Unread) -> Arrival | Record:

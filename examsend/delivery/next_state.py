@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from examsend import outcomes
-from examsend.db.engine import Connection, Database
+from examsend.db.engine import Connection
+from examsend.delivery.lease import Lease
 from examsend.delivery.offering import Findings
 from examsend.delivery.watcher import not_mounted
+from examsend.errors import LostClaim
 from examsend.queue import batches, instances
-from examsend.queue.batches import Claim
+from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, hold, record_success
 from examsend.queue.instances import Tally
 from examsend.states import BatchState
@@ -31,7 +33,7 @@ class NextState:
 
 
 def finish(
-    database: Database, claim: Claim, destination: Destination, findings: Findings, *, stored: bool, stopped: bool
+    lease: Lease, destination: Destination, findings: Findings, *, stored: bool, stopped: bool
 ) -> tuple[NextState, Tally]:
     """Write the batch's next state: SENT if every instance is STORED, else the result of ``decide``. Hold the destination if
     the attempt showed a problem with it, or record its success if the attempt ``stored`` something.
@@ -40,6 +42,9 @@ def finish(
 
     Raises LostClaim, DatabaseUnavailable.
     """
+
+    claim = lease.claim
+    tried: list[tuple[NextState, Tally]] = []
 
     def work(tx: Connection) -> tuple[NextState, Tally]:
         is_sent = batches.sent(tx, claim)
@@ -55,9 +60,19 @@ def finish(
             hold(tx, destination, findings.destination_problem)
         elif stored:
             record_success(tx, destination.id)
-        return state, tally
+        tried.append((state, tally))
+        return tried[-1]
 
-    return database.run(work, wait=claim.lease / 2)
+    try:
+        return lease.write(work)
+    except LostClaim:
+        # A try whose COMMIT was not answered may have been committed; the claim has ended with it.
+        if tried:
+            state = tried[-1][0].state
+            written: bool = lease.read(lambda tx: batches.is_at(tx, claim.batch_id, state))
+            if written:
+                return tried[-1]
+        raise
 
 
 def decide(claim: Claim, destination: Destination, findings: Findings, tally: Tally, *, stopped: bool) -> NextState:

@@ -167,16 +167,14 @@ class Offering:
 
     def _send(self, items: Sequence[Item], number: int, window: int | None = None) -> _Ended:
         """Send items over one association, ``number`` counted from 1 in the attempt. Called on several threads at a time."""
-        row = self._recorder.association_began(number, self._sender.name)
-        watcher = AssociationWatcher(
-            [self._unsent[item.id] for item in items], self._recorder, self._stop, self._progress
-        )
+        recorder = self._recorder.began(number, self._sender.name, len(items))
+        watcher = AssociationWatcher([self._unsent[item.id] for item in items], recorder, self._stop, self._progress)
         began = time.monotonic()
         end = self._sender.send(self._destination.peer(async_window=window), items, watcher)
         seconds = time.monotonic() - began
         watcher.ended(end)
         failed = sum(watcher.outcomes[outcome] for outcome in UNDELIVERABLE)
-        self._recorder.association_ended(row, end, Counts(len(items), watcher.outcomes[Outcome.STORED], failed))
+        recorder.ended(end, Counts(len(items), watcher.outcomes[Outcome.STORED], failed))
         return _Ended(end, watcher, seconds)
 
 

@@ -1,8 +1,8 @@
 """Writes outcomes and association rows during a delivery.
 
-A background thread writes outcomes in groups, so that sending does not wait for the database. A crash loses at most one
-group. The lease is renewed with each group and when bytes were sent, never by a timer alone: a sender that makes no progress
-must lose its claim.
+A background thread writes them in groups, so that sending does not wait for the database. Two groups may be unwritten at a
+time; beyond that, sending waits for the database. A crash therefore loses two groups at most. The lease is renewed with each
+group and when bytes were sent, never by a timer alone: a sender that makes no progress must lose its claim.
 """
 
 from __future__ import annotations
@@ -11,70 +11,133 @@ import os
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 from examsend.config.settings import Settings
-from examsend.db.engine import Database
-from examsend.errors import DatabaseUnavailable, LostClaim
+from examsend.db.engine import Connection
+from examsend.delivery.lease import Lease
+from examsend.delivery.stop import Stop
+from examsend.errors import DatabaseUnavailable
 from examsend.queue import attempts, instances
-from examsend.queue.batches import Claim
 from examsend.queue.destination import stored_since_last_attempt
-from examsend.states import Outcome
+from examsend.states import UNDELIVERABLE, Outcome
 from examsend.transfer import AssociationEnd
+
+_GROUPS = 2
+"""Groups of outcomes that may be unwritten."""
+
+_TICK = 0.1
+"""Seconds between two looks at lease and stop while sending waits for the database."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What an association's row says while it is open."""
+
+    stored: int = 0
+    failed: int = 0
+    sent: int = 0
 
 
 class Recorder:
-    """Writes under one claim. ``put`` passes an outcome to the background thread.
+    """Writes under one claim, on a background thread. ``began`` returns what an association passes its outcomes to.
 
-    ``check`` raises LostClaim once the claim is known to be lost: another sender has the batch, or the database could not be
-    reached for the length of the lease.
+    ``check`` raises once nothing may be sent any more: LostClaim if another sender has the batch, DatabaseUnavailable if the
+    database could not be reached for the length of the lease.
     """
 
-    def __init__(self, database: Database, settings: Settings, claim: Claim) -> None:
-        self._database = database
-        self._claim = claim
+    def __init__(self, lease: Lease, settings: Settings, stop: Stop) -> None:
+        self._lease = lease
+        self._stop = stop
         self._host = settings.host_name
         self._group = settings.record_instances
         self._seconds = settings.record_seconds
-        self._pending: list[instances.Record] = []
+        self._pending: list[tuple[int, instances.Record]] = []
+        self._ended: list[tuple[int, AssociationEnd, attempts.Counts]] = []
+        self._unwritten = 0
         self._wake = threading.Condition()
         self._closing = False
         self._failure: BaseException | None = None
         self._moved = 0
         self._moved_renewed = 0
-        self._renewed = time.monotonic()
+        self._rows: dict[int, _Progress] = {}
         self.written: Counter[Outcome] = Counter()
         """Outcomes written so far."""
-        self._thread = threading.Thread(target=self._write_groups, name=f"recorder-{claim.batch_id}", daemon=True)
+        self._thread = threading.Thread(target=self._write_groups, name=f"recorder-{lease.claim.batch_id}", daemon=True)
         self._thread.start()
 
-    # --- outcomes ---
+    def began(self, number: int, sender: str, count: int) -> AssociationRecorder:
+        """Insert the row of an association with ``count`` instances, ``number`` counted from 1 in the attempt.
 
-    def put(self, record: instances.Record) -> None:
-        """Pass one outcome to the background thread. Raises LostClaim."""
+        Raises LostClaim: the association must not begin. Raises DatabaseUnavailable.
+        """
         self.check()
+        row_id = self._lease.write(
+            lambda tx: attempts.open_row(
+                tx,
+                self._lease.claim,
+                association=number,
+                host=self._host,
+                pid=os.getpid(),
+                sender=sender,
+                instances=count,
+            )
+        )
+        return AssociationRecorder(self, row_id)
+
+    def put(self, row_id: int, record: instances.Record) -> None:
+        """Pass one outcome of an association to the background thread. Waits while too many are unwritten.
+
+        A pass that is to end offers nothing more, so that only what is in flight can come: it is taken without waiting.
+        """
         with self._wake:
-            self._pending.append(record)
+            while self._unwritten >= _GROUPS * self._group and self._failure is None and not self._stop():
+                self._lease.check()
+                self._wake.wait(_TICK)
+            self._raise_failure()
+            self._pending.append((row_id, record))
+            self._unwritten += 1
             if len(self._pending) >= self._group:
-                self._wake.notify()
+                self._wake.notify_all()
+
+    def ended(self, row_id: int, end: AssociationEnd, counts: attempts.Counts) -> None:
+        """Pass the end of an association to the background thread, which writes it with its last outcomes."""
+        with self._wake:
+            self._ended.append((row_id, end, counts))
 
     def progressed(self, sent: int) -> None:
-        """``sent`` more bytes were accepted by the peer. Raises LostClaim."""
+        """``sent`` more bytes were accepted by the peer."""
         with self._wake:
             self._moved += sent
         self.check()
 
     def check(self) -> None:
-        """Raise LostClaim, or another error, if the background thread raised it."""
+        """Raise LostClaim, DatabaseUnavailable, or another error of the background thread, if nothing may be sent any more."""
+        self._raise_failure()
+        self._lease.check()
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
-        """Write the remaining outcomes and end the background thread. Raises LostClaim."""
+        """Write what is left and end the background thread. Raises LostClaim, DatabaseUnavailable."""
         with self._wake:
             self._closing = True
-            self._wake.notify()
-        self._thread.join()
-        self.check()
+            self._wake.notify_all()
+        while self._thread.is_alive():
+            self._thread.join(_TICK)
+            # A look-up of the server's name cannot be ended from here.
+            if time.monotonic() > self._lease.until() + 1:
+                raise DatabaseUnavailable("the database cannot be reached: connecting to it takes too long")
+        self._raise_failure()
+
+    def destination_is_alive(self) -> bool:
+        """Return whether the destination has stored anything since this batch's previous attempt began."""
+        claim = self._lease.claim
+        return self._lease.read(lambda tx: stored_since_last_attempt(tx, claim.batch_id, claim.attempt_id))
+
+    # --- the background thread ---
 
     def _write_groups(self) -> None:
         try:
@@ -82,44 +145,68 @@ class Recorder:
                 with self._wake:
                     if not self._closing and len(self._pending) < self._group:
                         self._wake.wait(self._seconds)
-                    records, self._pending = self._pending, []
+                    pending, self._pending = self._pending, []
+                    ended, self._ended = self._ended, []
                     closing, moved = self._closing, self._moved
-                due = moved != self._moved_renewed and time.monotonic() - self._renewed > self._claim.lease / 10
-                if records or due:
-                    self._write(records)
+                now = time.monotonic()
+                due = moved != self._moved_renewed and now - self._lease.renewed > self._lease.claim.lease / 10
+                if pending or ended or due:
+                    self._write(pending, ended)
                     self._moved_renewed = moved
                 if closing:
                     return
         except BaseException as error:  # noqa: BLE001 (``check`` raises it again on the sending thread)
             self._failure = error
+        finally:
+            with self._wake:
+                self._wake.notify_all()
 
-    def _write(self, records: list[instances.Record]) -> None:
-        # If the database cannot be reached for the length of the lease, another sender may have claimed the batch.
-        left = self._renewed + self._claim.lease - time.monotonic()
-        try:
-            # Tries are written as absolute numbers, not as increments, so that a group can be written twice.
-            self._database.run(lambda tx: instances.record(tx, self._claim, records), wait=left, idempotent=True)
-        except DatabaseUnavailable as error:
-            raise LostClaim(f"the database could not be reached for the length of the lease: {error}") from error
-        self._renewed = time.monotonic()
-        self.written.update(record.outcome for record in records)
+    def _write(
+        self,
+        pending: list[tuple[int, instances.Record]],
+        ended: list[tuple[int, AssociationEnd, attempts.Counts]],
+    ) -> None:
+        for row_id, record in pending:
+            row = self._rows.setdefault(row_id, _Progress())
+            row.stored += record.outcome is Outcome.STORED
+            row.failed += record.outcome in UNDELIVERABLE
+            row.sent += record.bytes_sent
+        changed = {row_id: self._rows[row_id] for row_id, _ in pending}
 
-    # --- associations ---
+        def write(tx: Connection) -> None:
+            # Tries and counters are written as absolute numbers, not as increments, so that a group can be written twice.
+            instances.record(tx, self._lease.claim, [record for _, record in pending])
+            for row_id, row in changed.items():
+                attempts.count(tx, row_id, stored=row.stored, failed=row.failed, sent=row.sent)
+            for row_id, end, counts in ended:
+                attempts.close_row(tx, row_id, end, counts)
 
-    def association_began(self, number: int, sender: str) -> int:
-        """Insert an association's row, ``number`` counted from 1 in the attempt; return the row's id."""
-        return self._database.run(
-            lambda tx: attempts.open_row(
-                tx, self._claim, association=number, host=self._host, pid=os.getpid(), sender=sender
-            )
-        )
+        self._lease.write(write)
+        self.written.update(record.outcome for _, record in pending)
+        with self._wake:
+            self._unwritten -= len(pending)
+            self._wake.notify_all()
 
-    def association_ended(self, row_id: int, end: AssociationEnd, counts: attempts.Counts) -> None:
-        """Write the end of an association to its row."""
-        self._database.run(lambda tx: attempts.close_row(tx, row_id, end, counts), idempotent=True)
 
-    def destination_is_alive(self) -> bool:
-        """Return whether the destination has stored anything since this batch's previous attempt began."""
-        return self._database.run(
-            lambda tx: stored_since_last_attempt(tx, self._claim.batch_id, self._claim.attempt_id)
-        )
+class AssociationRecorder:
+    """The recorder as one association uses it."""
+
+    def __init__(self, recorder: Recorder, row_id: int) -> None:
+        self._recorder = recorder
+        self._row_id = row_id
+
+    def put(self, record: instances.Record) -> None:
+        """Pass on one outcome. Raises what ``check`` raises."""
+        self._recorder.put(self._row_id, record)
+
+    def progressed(self, sent: int) -> None:
+        """``sent`` more bytes were accepted by the peer. Raises what ``check`` raises."""
+        self._recorder.progressed(sent)
+
+    def check(self) -> None:
+        """See ``Recorder.check``."""
+        self._recorder.check()
+
+    def ended(self, end: AssociationEnd, counts: attempts.Counts) -> None:
+        """Pass on the end of the association."""
+        self._recorder.ended(self._row_id, end, counts)

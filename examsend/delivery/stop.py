@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,9 @@ _ASKED_SECONDS = 7.0
 
 _FINISH_SECONDS = 300.0
 """How long instances in flight may take once the pass has run for its longest time. systemd's unit allows 600 s."""
+
+_WRITE_SECONDS = 1.0
+"""How much longer the database may take then."""
 
 
 class Stop:
@@ -31,6 +35,11 @@ class Stop:
         if self._over_at is not None and now > self._over_at:
             return self._over_at + _FINISH_SECONDS
         return None
+
+    def written_by(self) -> float:
+        """Return the time (monotonic clock) by which everything must be written: no end while the pass goes on."""
+        at = self.at()
+        return math.inf if at is None else at + _WRITE_SECONDS
 
     def __call__(self) -> bool:
         """Whether the pass is to end: nothing new begins."""

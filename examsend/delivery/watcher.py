@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from examsend import outcomes
-from examsend.delivery.recorder import Recorder
+from examsend.delivery.recorder import AssociationRecorder
 from examsend.delivery.stop import Stop
 from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult
 from examsend.queue.instances import Record, Unsent
@@ -34,7 +34,7 @@ def not_mounted(mount: str) -> str:
 class AssociationWatcher:
     """A ``transfer.Watcher``, one per association. Only the association's thread uses it."""
 
-    def __init__(self, unsent: Sequence[Unsent], recorder: Recorder, stop: Stop, progress: Progress) -> None:
+    def __init__(self, unsent: Sequence[Unsent], recorder: AssociationRecorder, stop: Stop, progress: Progress) -> None:
         self._by_id = {u.item.id: u for u in unsent}
         self._recorder = recorder
         self._stop = stop
@@ -57,7 +57,7 @@ class AssociationWatcher:
             self.destination_problem = DestinationProblem(
                 result.action, f"{answer.status:04X}", outcomes.status_text(answer.status)
             )
-        return self._record(answer.item, result)
+        return self._record(answer.item, result, answer.bytes_sent)
 
     def not_offered(self, fact: NotOffered) -> Next:
         """See ``transfer.Watcher``."""
@@ -104,7 +104,7 @@ class AssociationWatcher:
         )
         self.reported.add(item.id)
 
-    def _record(self, item: Item, result: InstanceResult) -> Next:
+    def _record(self, item: Item, result: InstanceResult, bytes_sent: int = 0) -> Next:
         unsent = self._by_id[item.id]
         self.outcomes[result.outcome] += 1
         self.reported.add(item.id)
@@ -116,6 +116,7 @@ class AssociationWatcher:
                 result.comment,
                 tries=unsent.tries + result.offered,
                 lost_in_flight=0 if result.offered else unsent.lost_in_flight,
+                bytes_sent=bytes_sent,
             )
         )
         self._progress.answered()

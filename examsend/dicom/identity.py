@@ -7,6 +7,7 @@ proves it. No sentence contains text of the file: it may be patient data.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
@@ -78,6 +79,8 @@ class DicomFile:
     size: int
     """Bytes of the file."""
     mtime_ns: int
+    inode: int
+    ctime_ns: int
     content_sha256: bytes
     """SHA-256 of the file from ``dataset_offset`` on: the bytes a C-STORE carries."""
     study_related_instances: int | None
@@ -101,7 +104,7 @@ def inspect(path: str | os.PathLike[str], *, accept_incomplete: bool = False) ->
         head = os.pread(fd, min(before.st_size, HEAD), 0)
         if len(head) < min(before.st_size, HEAD):
             raise Incomplete("GROWING", "the file is being written")
-        found = _identify(fd, before.st_size, head, before.st_mtime_ns, accept_incomplete=accept_incomplete)
+        found = _identify(fd, before, head, accept_incomplete=accept_incomplete)
         after = os.fstat(fd)
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise Incomplete("GROWING", "the file is being written")
@@ -110,7 +113,8 @@ def inspect(path: str | os.PathLike[str], *, accept_incomplete: bool = False) ->
         os.close(fd)
 
 
-def _identify(fd: int, size: int, head: bytes, mtime_ns: int, *, accept_incomplete: bool) -> DicomFile:
+def _identify(fd: int, file: os.stat_result, head: bytes, *, accept_incomplete: bool) -> DicomFile:
+    size = file.st_size
     start = find_start(head)
     found = _Found()
     cut: Incomplete | None = None
@@ -134,6 +138,7 @@ def _identify(fd: int, size: int, head: bytes, mtime_ns: int, *, accept_incomple
         raise
     if not is_uid(start.syntax):
         raise Unacceptable("INVALID_UID", "Transfer Syntax UID (0002,0010) is not a UID")
+    _check_even(found)
     return DicomFile(
         uids[_STUDY],
         uids[_SERIES],
@@ -144,7 +149,9 @@ def _identify(fd: int, size: int, head: bytes, mtime_ns: int, *, accept_incomple
         _integer(found.values.get(_INSTANCE_NUMBER)),
         start.offset,
         size,
-        mtime_ns,
+        file.st_mtime_ns,
+        file.st_ino,
+        file.st_ctime_ns,
         _digest(fd, size, head, start.offset),
         _integer(found.values.get(_STUDY_INSTANCES)),
     )
@@ -156,6 +163,10 @@ class _Found:
 
     values: dict[int, bytes] = field(default_factory=dict)
     """The wanted elements' values as they are in the file, by tag; of repeated elements the first."""
+    length: int = 0
+    """Bytes of the data set, inflated if it is deflated."""
+    odd: str = ""
+    """The first element of odd length, in words."""
     pixel_tag: int = 0
     pixel_length: int = 0
     """Bytes of native pixel data; 0 where there is none, or it is encapsulated."""
@@ -170,14 +181,17 @@ def _check_whole(fd: int, size: int, head: bytes, start: Start, found: _Found) -
     explicit = start.syntax != IMPLICIT_VR_LITTLE_ENDIAN
     source: Source
     if start.syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
-        source = InflatedSource(fd, start.offset, size)
+        source = InflatedSource(functools.partial(os.pread, fd), start.offset, size)
     else:
         source = FileSource(fd, start.offset, size, head)
+    found.length = source.size
     empty = True
     for kind, depth, tag, _, _, begin, length in walk(source, explicit=explicit, little=little):
         empty = False
         if depth or kind != VALUE:
             continue
+        if length & 1 and not found.odd:
+            found.odd = f"{name(tag)} has {length} bytes"
         if tag in _WANTED:
             if length <= _MAX_VALUE:
                 found.values.setdefault(tag, source.at(begin, length))
@@ -192,6 +206,20 @@ def _check_whole(fd: int, size: int, head: bytes, start: Start, found: _Found) -
                 "PIXEL_DATA_SHORT",
                 f"pixel data {name(found.pixel_tag)} has {found.pixel_length} bytes, its geometry needs {needed}",
             )
+
+
+def _check_even(found: _Found) -> None:
+    """Raise Unacceptable where the data set has an odd length: receivers abort the association, or never answer (PS3.8 E.1).
+
+    No byte is added: nothing says that it is the value that its sender meant. A deflated stream may have an odd length; it is
+    padded when it is sent (PS3.5 A.5).
+    """
+    if found.length % 2:
+        raise Unacceptable(
+            "ODD_LENGTH",
+            f"the data set has an odd length of {found.length} bytes ({found.odd or 'after its last element'}): PS3.5 7.1"
+            " does not allow it, and receivers do not take it",
+        )
 
 
 _SUBSAMPLED = {"YBR_FULL_422": 2.0, "YBR_PARTIAL_422": 2.0, "YBR_PARTIAL_420": 1.5}

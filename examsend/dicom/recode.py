@@ -7,7 +7,6 @@ refused.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from examsend.dicom.elements import (
     name,
     walk,
 )
-from examsend.dicom.source import FileSource, InflatedSource, Source
+from examsend.dicom.source import InflatedSource, Source
 from examsend.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     EXPLICIT_VR_BIG_ENDIAN,
@@ -43,34 +42,28 @@ _PIECE = 1 << 20
 """Bytes of a value that are copied at once; a multiple of every word's length."""
 
 
-def recode(path: str, dataset_offset: int, source: str, target: str) -> bytes:
-    """Given a file, the offset of its data set in bytes and its native transfer syntax UID, return the data set in another.
+def recode(data_set: Source, syntax: str, target: str) -> bytes:
+    """Given a data set and its native transfer syntax UID, return it in another.
 
     Targets are Implicit and Explicit VR Little Endian. Group lengths (gggg,0000) are left out: they are retired, and would be
-    wrong in the new encoding. Raises Unacceptable where a faithful conversion is not possible, OSError where the file cannot
-    be read.
+    wrong in the new encoding. Raises Unacceptable where a faithful conversion is not possible, and what reading raises.
     """
-    if source not in _SOURCES or target not in _TARGETS:
+    if syntax not in _SOURCES or target not in _TARGETS:
         raise Unacceptable(
-            "UNCONVERTIBLE", f"transfer syntax {source} cannot be converted to {target} without decoding"
+            "UNCONVERTIBLE", f"transfer syntax {syntax} cannot be converted to {target} without decoding"
         )
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data_set = _open_source(fd, dataset_offset, source)
-        little = source != EXPLICIT_VR_BIG_ENDIAN
-        writer = _Writer(data_set, swap=not little, implicit=target == IMPLICIT_VR_LITTLE_ENDIAN)
-        writer.write(_refusing(walk(data_set, explicit=True, little=little, descend=True)))
-        return bytes(writer.output)
-    finally:
-        os.close(fd)
+    if syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
+        data_set = _inflated(data_set)
+    little = syntax != EXPLICIT_VR_BIG_ENDIAN
+    writer = _Writer(data_set, swap=not little, implicit=target == IMPLICIT_VR_LITTLE_ENDIAN)
+    writer.write(_refusing(walk(data_set, explicit=True, little=little, descend=True)))
+    return bytes(writer.output)
 
 
-def _open_source(fd: int, dataset_offset: int, syntax: str) -> Source:
-    size = os.fstat(fd).st_size
-    if syntax != DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
-        return FileSource(fd, dataset_offset, size, b"")
+def _inflated(data_set: Source) -> Source:
+    deflated = data_set.at(0, data_set.size)
     try:
-        return InflatedSource(fd, dataset_offset, size)
+        return InflatedSource(lambda length, offset: deflated[offset : offset + length], 0, len(deflated))
     except FileProblem as problem:
         raise _refusal(str(problem)) from None
 

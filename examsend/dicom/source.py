@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from typing import Protocol
 
 from examsend.errors import Incomplete, Unacceptable
@@ -51,6 +52,50 @@ class FileSource:
         return self._window[:length]
 
 
+class ReadOnce:
+    """A data set whose file is read once, in order. Every byte is passed to ``digest`` before ``at`` returns it.
+
+    What is made from this source is therefore made from the bytes in the digest, even if the file changes meanwhile.
+    """
+
+    def __init__(self, read: Callable[[memoryview], int], digest: Callable[[memoryview], None], size: int) -> None:
+        """Given ``read``, which fills a buffer with the next bytes and returns their number, and the size of the data set."""
+        self._read = read
+        self._digest = digest
+        self.size = size
+        self._base = 0
+        self._window = b""
+
+    def at(self, offset: int, length: int) -> bytes:
+        """See ``Source``."""
+        start = offset - self._base
+        window = self._window
+        if start + length <= len(window):
+            return window[start : start + length]
+        end = min(offset + length, self.size)
+        pieces = [window[start:]]
+        done = self._base + len(window)
+        while done < end:
+            piece = self._next(max(end - done, 16384))
+            pieces.append(piece[max(offset - done, 0) :])
+            done += len(piece)
+        self._window = b"".join(pieces)
+        self._base = offset
+        return self._window[:length]
+
+    def rest(self) -> None:
+        """Read what is left."""
+        self.at(self.size, 0)
+
+    def _next(self, length: int) -> bytes:
+        buffer = memoryview(bytearray(min(length, self.size, _LONGEST_READ)))
+        data = buffer[: self._read(buffer)]
+        self._digest(data)
+        return bytes(data)
+
+
+_LONGEST_READ = 1 << 20
+
 MAX_INFLATED = 1 << 32
 """Bytes a deflated data set may inflate to. A larger one is rejected as an attack."""
 
@@ -60,12 +105,13 @@ _CHUNK = 1 << 18
 class InflatedSource:
     """A deflated data set (PS3.5 A.5), inflated twice: first to check it and to learn its size, then to read it."""
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
-        """Given an open file, the data set's offset in it and the file's size (bytes), inflate the data set once.
+    def __init__(self, read: Callable[[int, int], bytes], offset: int, size: int) -> None:
+        """Given ``read(length, offset)`` of a file, the data set's offset in it and the file's size (bytes), inflate the data
+        set once.
 
         Raises Incomplete where its last block is missing, Unacceptable where it cannot be inflated or is too large.
         """
-        self._fd = fd
+        self._pread = read
         self._file = (offset, size)
         self.size = self._measure()
         self._restart()
@@ -79,7 +125,7 @@ class InflatedSource:
     def _more(self) -> bytes:
         data = self._inflater.unconsumed_tail
         if not data:
-            data = os.pread(self._fd, min(_CHUNK, self._file[1] - self._read), self._read)
+            data = self._pread(min(_CHUNK, self._file[1] - self._read), self._read)
             self._read += len(data)
         try:
             return self._inflater.decompress(data, _CHUNK) if data else b""

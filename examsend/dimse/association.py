@@ -13,11 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from examsend.dimse import contexts, messages, negotiation, words
+from examsend.dimse import contexts, messages, negotiation
+from examsend.dimse.connection import CHECK_SECONDS
 from examsend.dimse.ended import Ended, protocol_error
 from examsend.dimse.payload import Payload, Unusable
-from examsend.dimse.wire import Wire, connect
-from examsend.errors import ConfigError
+from examsend.dimse.requestor import LONGEST_PDU, Requestor
+from examsend.outcomes import is_stored
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
 
 _BUFFER = 4 << 20
@@ -29,11 +30,8 @@ _AHEAD = 3
 _DIGEST_IN_THREAD = 1 << 16
 """From this many bytes on the digest is computed in the second thread; for fewer the hand-over takes longer."""
 
-_LONGEST_PDU = 1 << 17
-"""Longest P-DATA-TF variable field that is sent, in bytes, even where the peer accepts longer ones."""
-
-_RELEASE_SECONDS = 10.0
-"""How long to wait for A-RELEASE-RP."""
+_PIECES = 512
+"""Headers and values that are listed at once. A peer may accept PDUs of 8 bytes only."""
 
 
 @dataclass(slots=True)
@@ -41,8 +39,13 @@ class _Outstanding:
     """A C-STORE-RQ that is sent, wholly or in part, and not yet answered."""
 
     item: Item
+    context_id: int
     length: int
     """Of its data set, in bytes."""
+    sent: int | None = None
+    """Bytes sent over the connection up to the end of the request; None: it is not sent wholly."""
+    received: int = 0
+    """Bytes received when the request was sent wholly."""
 
 
 @dataclass(slots=True)
@@ -65,10 +68,8 @@ class Association:
     def __init__(self, peer: Peer, watcher: Watcher) -> None:
         self._peer = peer
         self._watcher = watcher
-        self._wire: Wire | None = None
-        self._accepted = negotiation.Accepted({}, 0, 1, "")
-        self._established = False
-        self._reader = messages.ResponseReader()
+        self._requestor = Requestor(peer, self._check_stop)
+        self._reader = messages.ResponseReader(messages.C_STORE_RSP)
         self._outstanding: dict[int, _Outstanding] = {}
         self._message_id = 0
         self._bytes_sent = 0
@@ -83,66 +84,54 @@ class Association:
         Raises only what the watcher raised, after an A-ABORT.
         """
         began = time.monotonic()
-        last_pdu = b""
+        last_pdu = messages.ABORT
         try:
-            self._open(items)
-            self._store(items)
-            sentence = self._release()
-            end = self._end(End.RELEASED, sentence, began)
-        except Ended as ended:
-            last_pdu = messages.ABORT if ended.abort else b""
-            end = self._end(ended.end, ended.sentence, began, ended)
-        except BaseException:
-            last_pdu = messages.ABORT
-            raise
+            try:
+                self._open(items)
+                self._store(items)
+                sentence = self._requestor.release()
+            except Ended as ended:
+                last_pdu = ended.last_pdu
+                end = self._end(self._after(ended), began)
+            else:
+                last_pdu = messages.ABORT if sentence else b""
+                end = self._end(Ended(End.RELEASED, sentence), began)
         finally:
-            if self._wire is not None:
-                self._wire.close(last_pdu)
+            self._requestor.close(last_pdu)
+            self._buffers.clear()
             self._digests.shutdown(cancel_futures=True)
         return end
 
-    def _end(self, end: End, sentence: str, began: float, ended: Ended | None = None) -> AssociationEnd:
+    def _end(self, ended: Ended, began: float) -> AssociationEnd:
+        accepted = self._requestor.accepted
         return AssociationEnd(
-            end,
-            sentence,
-            self._established,
-            None if ended is None else ended.result,
-            None if ended is None else ended.source,
-            None if ended is None else ended.reason,
+            ended.end,
+            ended.sentence,
+            self._requestor.established,
+            ended.result,
+            ended.source,
+            ended.reason,
             time.monotonic() - began,
             self._bytes_sent,
             tuple(request.item for request in self._outstanding.values()),
-            self._accepted.window,
-            self._accepted.implementation,
+            accepted.window,
+            accepted.implementation,
         )
 
-    # --- opening ---
+    def _after(self, ended: Ended) -> Ended:
+        """Given how the connection was lost, report the responses that arrived before; return the A-ABORT among them, if any."""
+        if ended.end is not End.CLOSED or not self._requestor.established:
+            return ended
+        try:
+            while (body := self._requestor.last_data()) is not None:
+                self._report_all(body)
+        except Ended as other:
+            return other if other.end is End.ABORTED else ended
+        return ended
 
     def _open(self, items: Sequence[Item]) -> None:
-        peer = self._peer
-        proposals = contexts.propose(items)
-        try:
-            request = negotiation.request(peer, proposals)
-        except ConfigError as error:
-            raise Ended(End.MISCONFIGURED, str(error)) from None
-        wire = self._wire = connect(peer, self._check_stop)
-        wire.send([request], lambda _bytes_sent: None)
-        deadline = time.monotonic() + peer.accept_timeout
-        found = wire.pdu(limit=negotiation.MAX_ACCEPT, deadline=deadline)
-        if found is None:
-            raise Ended(
-                End.TIMED_OUT, f"the peer did not answer A-ASSOCIATE within {peer.accept_timeout:g} s", abort=True
-            )
-        kind, body = found
-        if kind == messages.A_ASSOCIATE_RJ and len(body) >= 4:
-            result, source, reason = body[1], body[2], body[3]
-            sentence = words.rejection(result, source, reason)
-            raise Ended(End.REJECTED, sentence, result=result, source=source, reason=reason)
-        if kind != messages.A_ASSOCIATE_AC:
-            self._raise_unexpected(kind, body)
-        self._accepted = negotiation.accepted(body, peer, proposals)
-        self._established = True
-        if not self._accepted.contexts:
+        self._requestor.open(contexts.propose(items))
+        if not self._requestor.accepted.contexts:
             for item in items:
                 self._report_refused(item)
             raise Ended(End.NO_CONTEXT, "the peer accepted no presentation context", abort=True)
@@ -150,7 +139,7 @@ class Association:
     # --- storing ---
 
     def _store(self, items: Sequence[Item]) -> None:
-        window = self._accepted.window or negotiation.MAX_WINDOW
+        window = self._requestor.accepted.window or negotiation.MAX_WINDOW
         waiting = iter(items)
         ahead: deque[_Ready] = deque()
         try:
@@ -185,7 +174,7 @@ class Association:
     def _next(self, waiting: Iterator[Item]) -> _Ready | None:
         """Return the next item that can be sent, or None. Report those before it that cannot."""
         for item in waiting:
-            carrier = contexts.choose(item, self._accepted.contexts)
+            carrier = contexts.choose(item, self._requestor.accepted.contexts)
             if carrier is None:
                 self._obey(self._report_refused(item))
                 continue
@@ -241,15 +230,12 @@ class Association:
         except Unusable as unusable:
             self._obey(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
             return
-        limit = self._accepted.max_length
-        longest = min(limit, _LONGEST_PDU) if limit else _LONGEST_PDU
-        room = (longest - 6) & ~1
+        room = self._room()
         message_id = self._new_id()
         command = messages.store_request(message_id, item.sop_class_uid, item.sop_instance_uid, self._peer.priority)
         pieces: list[Any] = messages.command_pieces(command, ready.context_id, room)
         full = messages.header(room, ready.context_id, command=False, last=False)
-        self._outstanding[message_id] = _Outstanding(item, payload.length)
-        assert self._wire is not None
+        request = self._outstanding[message_id] = _Outstanding(item, ready.context_id, payload.length)
         sent = 0
         digest: Future[None] | None = None
         try:
@@ -258,64 +244,82 @@ class Association:
                 # Send whole PDUs. The remaining bytes go before those of the next read; the last PDU is sent below.
                 whole = max(count - 1, 0) // room * room if last else count // room * room
                 for at in range(0, whole, room):
+                    if len(pieces) >= _PIECES:
+                        self._send(pieces)
+                        pieces = []
                     pieces += (full, buffer[at : at + room])
                 if last:
                     if digest is not None:
-                        self._wire.send(pieces, self._watcher.progressed)
+                        self._send(pieces)
                         pieces = []
                         digest.result()
                         payload.verify()
                     value = buffer[whole:count]
                     pieces += (messages.header(len(value), ready.context_id, command=False, last=True), value)
-                    self._wire.send(pieces, self._watcher.progressed)
+                    self._send(pieces)
                     self._bytes_sent += count
                     break
-                self._wire.send(pieces, self._watcher.progressed)
+                self._send(pieces)
                 if digest is not None:
                     digest.result()
                 self._bytes_sent += whole
                 sent += whole
                 left = count - whole
                 buffer[:left] = bytes(buffer[whole:count])
+                # A peer may refuse an instance before it has read it all.
+                self._read_responses(block=False)
                 count = payload.fill(buffer[left:])
                 digest = self._digests.submit(payload.digest, buffer[left : left + count])
                 count += left
                 pieces = []
         except Unusable as unusable:
             # The peer has part of the data set. It discards it when the association is aborted.
-            del self._outstanding[message_id]
+            self._outstanding.pop(message_id, None)
             self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable)))
             raise Ended(End.FILE_CHANGED, f"association aborted: {unusable}", abort=True) from None
+        wire = self._requestor.wire
+        request.sent, request.received = wire.sent, wire.received
+
+    def _room(self) -> int:
+        """Return the length of the values to send, in bytes: even, and short enough for the peer (PS3.8 D.1)."""
+        limit = self._requestor.accepted.max_length
+        return (min(limit or LONGEST_PDU, LONGEST_PDU) - 6) & ~1
+
+    def _send(self, pieces: list[Any]) -> None:
+        self._requestor.wire.send(pieces, self._watcher.progressed)
         self._answer_timer = time.monotonic()
 
     # --- answers ---
 
     def _read_responses(self, *, block: bool) -> None:
         """Read and report the responses that have arrived; with ``block``, wait for at least one."""
-        assert self._wire is not None
         while True:
-            found = self._wire.pdu(
-                limit=self._peer.max_pdu or _LONGEST_PDU, deadline=time.monotonic() + 1.0, wait=block
-            )
-            if found is None:
-                if not block:
-                    return
-                self._check_answer_time()
-                continue
-            kind, body = found
-            if kind != messages.P_DATA_TF:
-                self._raise_unexpected(kind, body)
-            responses = self._reader.feed(body)
-            for response in responses:
-                self._report(response)
-            block = block and not responses
+            body = self._requestor.data(deadline=time.monotonic() + CHECK_SECONDS, wait=block)
+            if body is None and not block:
+                return
+            if body is not None and self._report_all(body):
+                block = False
+            self._check_answer_time()
 
-    def _report(self, response: messages.StoreResponse) -> None:
+    def _report_all(self, body: bytes) -> bool:
+        """Report the responses that a P-DATA-TF completes; return whether there were any."""
+        responses = self._reader.feed(body)
+        for response in responses:
+            self._report(response)
+        return bool(responses)
+
+    def _report(self, response: messages.Response) -> None:
         request = self._outstanding.get(response.message_id)
         if request is None:
             raise protocol_error(f"a response to message {response.message_id}, which is not outstanding")
+        if response.context_id != request.context_id:
+            raise protocol_error("a C-STORE-RSP in another presentation context than its C-STORE-RQ")
         if response.sop_instance_uid not in {None, request.item.sop_instance_uid}:
             raise protocol_error("a C-STORE-RSP with another SOP Instance UID")
+        if is_stored(response.status) and not self._was_whole(request):
+            raise protocol_error(
+                f"status {response.status:04X} for an instance of which it has not received the last byte"
+            )
         del self._outstanding[response.message_id]
         self._answer_timer = time.monotonic()
         self._obey(
@@ -326,64 +330,31 @@ class Association:
             )
         )
 
-    def _check_answer_time(self) -> None:
-        """Called when no response came for a second: raise Ended where the answer time-out has expired.
+    def _was_whole(self, request: _Outstanding) -> bool:
+        """Whether the peer can have had the whole request when it sent the response that was just parsed.
 
-        It runs from the last byte sent or the last response.
+        A peer may refuse an instance early, but it cannot have stored what it had not received.
         """
-        assert self._wire is not None
-        self._check_stop()
-        if not self._wire.drained():
+        wire = self._requestor.wire
+        return request.sent is not None and wire.parsed > request.received and wire.has_left(request.sent)
+
+    def _check_answer_time(self) -> None:
+        """Called on every turn of a loop that reads: raise Ended where the answer time-out has expired.
+
+        It runs from the last byte sent or the last response, whatever else the peer sends.
+        """
+        now = time.monotonic()
+        if not self._requestor.wire.drained():
             # Not all bytes are acknowledged: the stall time-out applies.
-            self._answer_timer = time.monotonic()
-            if time.monotonic() - self._wire.moved_at > self._peer.stall_timeout:
-                raise Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s", abort=True)
-            return
-        if time.monotonic() - self._answer_timer > self._peer.answer_timeout:
+            self._answer_timer = now
+        elif self._outstanding and now - self._answer_timer > self._peer.answer_timeout:
             raise Ended(End.TIMED_OUT, f"no answer to a C-STORE for {self._peer.answer_timeout:g} s", abort=True)
 
     def _check_stop(self) -> None:
-        """Called at least once a second while waiting: raise Ended where a stopping pass has waited long enough."""
+        """Called several times a second: raise Ended where a stopping pass has waited long enough."""
         stop_at = self._watcher.stop_at()
         if stop_at is not None and time.monotonic() > stop_at:
             raise Ended(End.STOPPED, "the pass was asked to end before the peer had answered", abort=True)
-
-    def _raise_unexpected(self, kind: int, body: bytes) -> None:
-        """Given a PDU other than the expected ones, raise the Ended that it means."""
-        if kind == messages.A_ABORT:
-            source, reason = (body[2], body[3]) if len(body) >= 4 else (0, 0)
-            raise Ended(End.ABORTED, words.abort(source, reason), source=source, reason=reason)
-        if kind == messages.A_RELEASE_RQ:
-            assert self._wire is not None
-            self._wire.send([messages.RELEASE_RP], lambda _bytes_sent: None)
-            raise Ended(End.CLOSED, "the peer released the association before it had answered")
-        raise protocol_error(f"an unexpected PDU of type {kind}")
-
-    # --- ending ---
-
-    def _release(self) -> str:
-        """Do A-RELEASE (PS3.8 7.2); return "", or a sentence where it failed.
-
-        All requests are answered by now, so that a failure changes no outcome.
-        """
-        assert self._wire is not None
-        deadline = time.monotonic() + _RELEASE_SECONDS
-        try:
-            self._wire.send([messages.RELEASE_RQ], lambda _bytes_sent: None)
-            while True:
-                found = self._wire.pdu(limit=self._peer.max_pdu or _LONGEST_PDU, deadline=deadline)
-                if found is None:
-                    return f"the peer did not answer A-RELEASE within {_RELEASE_SECONDS:g} s"
-                kind, body = found
-                if kind == messages.A_RELEASE_RP:
-                    return ""
-                if kind == messages.A_RELEASE_RQ:
-                    # A-RELEASE collision: the requestor answers and goes on waiting (PS3.8 7.2.2.7).
-                    self._wire.send([messages.RELEASE_RP], lambda _bytes_sent: None)
-                elif kind != messages.P_DATA_TF:
-                    self._raise_unexpected(kind, body)
-        except Ended as ended:
-            return f"A-RELEASE failed: {ended.sentence}"
 
 
 def run(peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:

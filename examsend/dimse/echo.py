@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from examsend.dimse import implementation, tls, wire, words
-from examsend.errors import ConfigError
-from examsend.transfer import Peer
+from examsend.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN
+from examsend.dimse import messages
+from examsend.dimse.contexts import Proposal
+from examsend.dimse.ended import Ended, protocol_error
+from examsend.dimse.requestor import Requestor
+from examsend.transfer import End, Peer
 
 _VERIFICATION = "1.2.840.10008.1.1"
+
+_ROOM = 1024
+"""Bytes; a peer may accept less in one PDU, but never less than the 8 of which 2 are data (PS3.8 D.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,56 +26,45 @@ class EchoResult:
     milliseconds: float | None
     """Round trip of the C-ECHO itself; None where none was answered."""
     sentence: str
-    """Why it failed; where it did not, the peer's implementation version name in parentheses, or nothing."""
+    """Why it failed; where it did not, the peer's implementation version name, or nothing. Untrusted where it quotes the peer."""
 
 
 def echo(peer: Peer) -> EchoResult:
-    """Given a peer, associate, send one C-ECHO and release. Every wait has a time-out. Raises nothing for what the peer
-    does."""
-    from pynetdicom import AE, evt
-    from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ
+    """Given a peer, associate, send one C-ECHO and release, with its TLS settings and user identity. Every wait has a time-out.
 
-    received: list[Any] = []
-    connected: list[bool] = []
-    ae = AE(ae_title=peer.calling_aet)
-    ae.connection_timeout, ae.acse_timeout = peer.connect_timeout, peer.accept_timeout
-    ae.dimse_timeout = ae.network_timeout = peer.answer_timeout
-    ae.implementation_class_uid = implementation.IMPLEMENTATION_CLASS_UID
-    ae.implementation_version_name = implementation.IMPLEMENTATION_VERSION_NAME
-    ae.add_requested_context(_VERIFICATION)
+    Raises nothing for what the peer does.
+    """
+    requestor = Requestor(peer, lambda: None)
+    last_pdu = messages.ABORT
     try:
-        secure = None if peer.tls is None else (tls.context(peer.tls), peer.tls.server_name or peer.host)
-        handlers: list[Any] = [
-            (evt.EVT_PDU_RECV, lambda event: received.append(event.pdu)),
-            (evt.EVT_CONN_OPEN, lambda _event: connected.append(True)),
-        ]
-        association = ae.associate(
-            peer.host, peer.port, ae_title=peer.called_aet, tls_args=secure, evt_handlers=handlers
-        )
-    except ConfigError as error:
-        return EchoResult(False, None, str(error))
-    except OSError as error:
-        return EchoResult(False, None, f"cannot connect: {error.strerror or error}")
-    if not association.is_established:
-        for pdu in received:
-            if isinstance(pdu, A_ASSOCIATE_RJ):
-                return EchoResult(False, None, words.rejection(pdu.result, pdu.source, pdu.reason_diagnostic))
-            if isinstance(pdu, A_ABORT_RQ):
-                return EchoResult(False, None, words.abort(pdu.source, pdu.reason_diagnostic))
-        if received:
+        requestor.open([Proposal(1, _VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN)])
+        context_id = next(iter(requestor.accepted.contexts.values()), None)
+        if context_id is None:
             return EchoResult(False, None, "the association was accepted, C-ECHO (Verification SOP class) was not")
-        if connected:
-            return EchoResult(False, None, f"connected, but no answer to A-ASSOCIATE within {peer.accept_timeout:g} s")
-        return EchoResult(False, None, wire.connect_again(peer).sentence)
-    try:
         began = time.perf_counter()
-        answer = association.send_c_echo()
+        status = _ask(requestor, peer, context_id)
         took = (time.perf_counter() - began) * 1000
-        version = association.acceptor.implementation_version_name
+        last_pdu = messages.ABORT if requestor.release() else b""
+    except Ended as ended:
+        last_pdu = ended.last_pdu
+        return EchoResult(False, None, ended.sentence)
     finally:
-        association.release()
-    if "Status" not in answer:
-        return EchoResult(False, None, "associated, but no answer to C-ECHO")
-    if answer.Status != 0:
-        return EchoResult(False, took, f"C-ECHO answered with status {answer.Status:04X}")
-    return EchoResult(True, took, f" ({version})" if version else "")
+        requestor.close(last_pdu)
+    if status != 0:
+        return EchoResult(False, took, f"C-ECHO answered with status {status:04X}")
+    return EchoResult(True, took, requestor.accepted.implementation)
+
+
+def _ask(requestor: Requestor, peer: Peer, context_id: int) -> int:
+    """Send a C-ECHO-RQ; return the status of the response. Raises Ended."""
+    room = min(requestor.accepted.max_length or _ROOM, _ROOM) - 6
+    requestor.send(messages.command_pieces(messages.echo_request(1, _VERIFICATION), context_id, room & ~1))
+    reader = messages.ResponseReader(messages.C_ECHO_RSP)
+    deadline = time.monotonic() + peer.answer_timeout
+    while time.monotonic() < deadline:
+        body = requestor.data(deadline=deadline)
+        for response in reader.feed(body or b""):
+            if response.message_id != 1 or response.context_id != context_id:
+                raise protocol_error(f"a response to message {response.message_id}, which is not outstanding")
+            return response.status
+    raise Ended(End.TIMED_OUT, f"no answer to C-ECHO within {peer.answer_timeout:g} s", abort=True)

@@ -1,11 +1,11 @@
-"""Encode and decode what a C-STORE needs: P-DATA-TF (PS3.8 9.3.5), C-STORE-RQ and C-STORE-RSP (PS3.7 9.3.1)."""
+"""Encode and decode messages: P-DATA-TF (PS3.8 9.3.5), C-STORE (PS3.7 9.3.1) and C-ECHO (PS3.7 9.3.5)."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 
-from examsend.dimse.ended import protocol_error
+from examsend.dimse.ended import INVALID_PARAMETER, protocol_error
 
 A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = range(2, 8)
 
@@ -41,16 +41,28 @@ def _uid(uid: str) -> bytes:
 
 def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, priority: int) -> bytes:
     """Return the command set of a C-STORE-RQ with a data set, in Implicit VR Little Endian (PS3.7 9.3.1.1)."""
-    body = b"".join(
-        (
-            _element(0x0002, _uid(sop_class_uid)),
-            _element(0x0100, b"\x01\x00"),
-            _element(0x0110, struct.pack("<H", message_id)),
-            _element(0x0700, struct.pack("<H", priority)),
-            _element(0x0800, b"\x01\x00"),
-            _element(0x1000, _uid(sop_instance_uid)),
-        )
+    return _command_set(
+        _element(0x0002, _uid(sop_class_uid)),
+        _element(0x0100, b"\x01\x00"),
+        _element(0x0110, struct.pack("<H", message_id)),
+        _element(0x0700, struct.pack("<H", priority)),
+        _element(0x0800, b"\x01\x00"),
+        _element(0x1000, _uid(sop_instance_uid)),
     )
+
+
+def echo_request(message_id: int, sop_class_uid: str) -> bytes:
+    """Return the command set of a C-ECHO-RQ, in Implicit VR Little Endian (PS3.7 9.3.5.1)."""
+    return _command_set(
+        _element(0x0002, _uid(sop_class_uid)),
+        _element(0x0100, b"\x30\x00"),
+        _element(0x0110, struct.pack("<H", message_id)),
+        _element(0x0800, b"\x01\x01"),
+    )
+
+
+def _command_set(*elements: bytes) -> bytes:
+    body = b"".join(elements)
     return _element(0x0000, struct.pack("<L", len(body))) + body
 
 
@@ -64,9 +76,13 @@ def command_pieces(command: bytes, context_id: int, room: int) -> list[bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreResponse:
-    """A C-STORE-RSP (PS3.7 9.3.1.2)."""
+class Response:
+    """A command set of the peer, with the fields that every response has (PS3.7 9.3)."""
 
+    context_id: int
+    """Presentation context over which it came."""
+    command: int
+    """Command Field (0000,0100)."""
     message_id: int
     """Message ID Being Responded To (0000,0120)."""
     status: int
@@ -79,62 +95,76 @@ class StoreResponse:
     """Offending Element (0000,0901), as tags."""
 
 
+C_STORE_RSP, C_ECHO_RSP = 0x8001, 0x8030
+
+_NAMES = {C_STORE_RSP: "C-STORE-RSP", C_ECHO_RSP: "C-ECHO-RSP"}
+
 _MAX_COMMAND = 1 << 16
 """Longest command set that is accepted, in bytes. A valid C-STORE-RSP has about 200."""
 
 
 class ResponseReader:
-    """Assembles C-STORE-RSPs from P-DATA-TF bodies. A body may hold several presentation data values or part of one."""
+    """Assembles responses from P-DATA-TF bodies. A body may hold several presentation data values or part of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: int) -> None:
+        """``command``: the Command Field of the responses that are expected."""
+        self._expected = command
         self._command = bytearray()
+        self._context_id = 0
 
-    def feed(self, body: bytes) -> list[StoreResponse]:
+    def feed(self, body: bytes) -> list[Response]:
         """Given a P-DATA-TF's body, return the responses it completes, in order. Raises Ended where it is not valid."""
         found = []
         at = 0
         while at < len(body):
             if at + 6 > len(body):
-                raise protocol_error("a presentation data value is cut short")
-            length, _context_id, control = struct.unpack_from(">LBB", body, at)
+                raise protocol_error("a presentation data value is cut short", INVALID_PARAMETER)
+            length, context_id, control = struct.unpack_from(">LBB", body, at)
             if length < 2 or at + 4 + length > len(body):
-                raise protocol_error("a presentation data value does not fit its PDU")
+                raise protocol_error("a presentation data value does not fit its PDU", INVALID_PARAMETER)
             if not control & _COMMAND:
-                raise protocol_error("a data set instead of a C-STORE-RSP")
+                raise protocol_error(f"a data set instead of a {_NAMES[self._expected]}")
+            if self._command and context_id != self._context_id:
+                raise protocol_error("a command set in two presentation contexts")
+            self._context_id = context_id
             self._command += body[at + 6 : at + 4 + length]
             if len(self._command) > _MAX_COMMAND:
                 raise protocol_error(f"a command set of more than {_MAX_COMMAND} bytes")
             if control & _LAST:
-                found.append(_response(bytes(self._command)))
+                found.append(_response(bytes(self._command), context_id, self._expected))
                 self._command.clear()
             at += 4 + length
         return found
 
 
-def _response(command: bytes) -> StoreResponse:
+def _response(encoded: bytes, context_id: int, expected: int) -> Response:
     fields: dict[int, bytes] = {}
     at = 0
-    while at < len(command):
-        if at + 8 > len(command):
+    name = _NAMES[expected]
+    while at < len(encoded):
+        if at + 8 > len(encoded):
             raise protocol_error("a command element is cut short")
-        group, element, length = struct.unpack_from("<HHL", command, at)
-        if group != 0 or at + 8 + length > len(command):
+        group, element, length = struct.unpack_from("<HHL", encoded, at)
+        if group != 0 or at + 8 + length > len(encoded):
             raise protocol_error("a command element does not fit its command set")
-        fields[element] = command[at + 8 : at + 8 + length]
+        fields[element] = encoded[at + 8 : at + 8 + length]
         at += 8 + length
-    if _number(fields, 0x0100) != 0x8001:
-        raise protocol_error("a command that is not a C-STORE-RSP")
+    command = _number(fields, 0x0100)
+    if command != expected:
+        raise protocol_error(f"a command that is not a {name}")
     if _number(fields, 0x0800) != 0x0101:
-        raise protocol_error("a C-STORE-RSP with a data set")
+        raise protocol_error(f"a {name} with a data set")
     message_id, status = _number(fields, 0x0120), _number(fields, 0x0900)
     if message_id is None:
-        raise protocol_error("a C-STORE-RSP without Message ID Being Responded To (0000,0120)")
+        raise protocol_error(f"a {name} without Message ID Being Responded To (0000,0120)")
     if status is None:
-        raise protocol_error("a C-STORE-RSP without Status (0000,0900)")
+        raise protocol_error(f"a {name} without Status (0000,0900)")
     uid = fields.get(0x1000)
     comment = fields.get(0x0902)
     offending = fields.get(0x0901, b"")
-    return StoreResponse(
+    return Response(
+        context_id,
+        command,
         message_id,
         status,
         None if uid is None else uid.decode("latin-1").strip("\0 ") or None,

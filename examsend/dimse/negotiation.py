@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from examsend.config import checks
 from examsend.dimse import implementation
 from examsend.dimse.contexts import Proposal
-from examsend.dimse.ended import protocol_error
+from examsend.dimse.ended import INVALID_PARAMETER, Ended, protocol_error
 from examsend.errors import ConfigError
 from examsend.transfer import Peer
 
@@ -117,7 +117,7 @@ def accepted(body: bytes, peer: Peer, proposals: Sequence[Proposal]) -> Accepted
     Raises Ended where the body is malformed or answers a context that was not proposed.
     """
     if len(body) < _FIXED_PART:
-        raise protocol_error(f"an A-ASSOCIATE-AC of {len(body)} bytes; it has at least {_FIXED_PART}")
+        raise _malformed(f"an A-ASSOCIATE-AC of {len(body)} bytes; it has at least {_FIXED_PART}")
     proposed = {p.context_id: p for p in proposals}
     contexts: dict[tuple[str, str], int] = {}
     seen: set[int] = set()
@@ -131,15 +131,19 @@ def accepted(body: bytes, peer: Peer, proposals: Sequence[Proposal]) -> Accepted
     return Accepted(contexts, max_pdu, _window(peer.async_window, user), _implementation(user))
 
 
+def _malformed(sentence: str) -> Ended:
+    return protocol_error(sentence, INVALID_PARAMETER)
+
+
 def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at < len(data):
         if at + 4 > len(data):
-            raise protocol_error("an A-ASSOCIATE-AC that ends inside an item header")
+            raise _malformed("an A-ASSOCIATE-AC that ends inside an item header")
         kind, length = struct.unpack_from(">BxH", data, at)
         end = at + 4 + length
         if end > len(data):
-            raise protocol_error(f"an A-ASSOCIATE-AC with an item of {length} bytes that is longer than what follows")
+            raise _malformed(f"an A-ASSOCIATE-AC with an item of {length} bytes that is longer than what follows")
         yield kind, data[at + 4 : end]
         at = end
 
@@ -148,14 +152,14 @@ def _accept_context(
     value: bytes, proposed: dict[int, Proposal], seen: set[int], contexts: dict[tuple[str, str], int]
 ) -> None:
     if len(value) < 4:
-        raise protocol_error(f"an answer to a presentation context of {len(value)} bytes; it has at least 4")
+        raise _malformed(f"an answer to a presentation context of {len(value)} bytes; it has at least 4")
     context_id, result = value[0], value[2]
     if context_id in seen:
-        raise protocol_error(f"presentation context {context_id} answered twice")
+        raise _malformed(f"presentation context {context_id} answered twice")
     seen.add(context_id)
     proposal = proposed.get(context_id)
     if proposal is None:
-        raise protocol_error(f"presentation context {context_id} answered but not proposed")
+        raise _malformed(f"presentation context {context_id} answered but not proposed")
     if result != 0:
         # The transfer syntax of a rejected context is not significant (PS3.8 9.3.3.2).
         return
@@ -174,10 +178,10 @@ def _max_pdu(user: dict[int, bytes]) -> int:
     if value is None:
         return _DEFAULT_MAX_PDU
     if len(value) != 4:
-        raise protocol_error(f"a Maximum Length item of {len(value)} bytes; it has 4")
+        raise _malformed(f"a Maximum Length item of {len(value)} bytes; it has 4")
     found = int.from_bytes(value, "big")
     if 0 < found < _SHORTEST_PDU:
-        raise protocol_error(f"a maximum PDU length of {found} bytes, too short for data")
+        raise _malformed(f"a maximum PDU length of {found} bytes, too short for data")
     return found
 
 
@@ -187,7 +191,7 @@ def _window(proposed: int, user: dict[int, bytes]) -> int:
     if value is None or proposed == 1:
         return 1
     if len(value) != 4:
-        raise protocol_error(f"an Asynchronous Operations Window item of {len(value)} bytes; it has 4")
+        raise _malformed(f"an Asynchronous Operations Window item of {len(value)} bytes; it has 4")
     invoked = int.from_bytes(value[:2], "big")
     return min(proposed, invoked) if proposed and invoked else proposed or invoked
 

@@ -12,6 +12,7 @@ import os
 from types import TracebackType
 from typing import Self
 
+from examsend.dicom.uids import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 from examsend.errors import FileProblem
 from examsend.transfer import Item, Problem
 
@@ -27,7 +28,11 @@ class Unusable(Exception):
 class Payload:
     """An open data set of ``length`` bytes, read in order. Every method but ``close`` may raise Unusable.
 
-    Where ``target`` is not the file's own transfer syntax, the data set is first re-encoded (native syntaxes only).
+    Where ``target`` is not the file's own transfer syntax, the data set is first re-encoded (native syntaxes only). The file is
+    opened once, and every byte of it is read once.
+
+    A data set of odd length is not sent (PS3.5 7.1, PS3.8 E.1). A deflated one of odd length gets the NULL byte of PS3.5 A.5,
+    which is not part of the data set.
     """
 
     def __init__(self, item: Item, target: str) -> None:
@@ -38,11 +43,18 @@ class Payload:
         self._recoded: bytes | None = None
         self._recoded_pos = 0
         self.length = item.file_size - item.dataset_offset
+        self._undigested = self.length
+        self._pad = False
         try:
             if os.fstat(self._fd).st_size != item.file_size:
                 raise _changed()
             if target != item.transfer_syntax_uid:
                 self._recode(target)
+            if self.length % 2:
+                if target != DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
+                    raise Unusable(Problem.ODD_LENGTH, f"the data set has an odd length of {self.length} bytes")
+                self._pad = True
+                self.length += 1
         except BaseException:
             self.close()
             raise
@@ -70,6 +82,8 @@ class Payload:
     def digest(self, data: memoryview) -> None:
         """Add bytes that ``fill`` read to the digest, in order. Releases the interpreter lock for large buffers."""
         if self._recoded is None:
+            data = data[: self._undigested]  # without the pad byte
+            self._undigested -= len(data)
             self._digest.update(data)
 
     def fill(self, buffer: memoryview) -> int:
@@ -93,6 +107,10 @@ class Payload:
                 raise _changed()
             self._pos += count
             done += count
+        if self._pad and self._pos == self._item.file_size and done < len(buffer):
+            buffer[done] = 0
+            done += 1
+            self._pad = False
         return done
 
     def verify(self) -> None:
@@ -101,21 +119,23 @@ class Payload:
             raise _changed()
 
     def _recode(self, target: str) -> None:
-        """Check the digest of the file, then convert it. Holds the whole data set in memory."""
+        """Convert the data set, and check the digest of the bytes that were converted. Holds the whole of it in memory."""
         from examsend.dicom import recode
+        from examsend.dicom.source import ReadOnce
 
-        buffer = memoryview(bytearray(1 << 20))
-        while self.read_into(buffer):
-            pass
-        self.verify()
-        item = self._item
+        source = ReadOnce(self.fill, self.digest, self.length)
+        refused: FileProblem | None = None
+        recoded = b""
         try:
-            self._recoded = recode.recode(item.path, item.dataset_offset, item.transfer_syntax_uid, target)
+            recoded = recode.recode(source, self._item.transfer_syntax_uid, target)
         except FileProblem as problem:
-            raise Unusable(Problem.UNCONVERTIBLE, str(problem)) from None
-        except OSError as error:
-            raise _unreadable(error) from None
-        self.length = len(self._recoded)
+            refused = problem
+        source.rest()
+        self.verify()
+        if refused is not None:
+            raise Unusable(Problem.UNCONVERTIBLE, str(refused))
+        self._recoded = recoded
+        self.length = len(recoded)
 
 
 def _open(item: Item) -> int:

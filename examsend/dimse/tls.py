@@ -24,6 +24,8 @@ def context(tls: Tls) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_ciphers(_CIPHERS)
+    # A peer could otherwise ask for handshake after handshake (TLS 1.2).
+    made.options |= ssl.OP_NO_RENEGOTIATION
     try:
         if tls.pin_sha256 is not None:
             # The pinned certificate is checked after the handshake (check_pin), in place of chain and name.
@@ -59,7 +61,7 @@ def _check_server_name(made: ssl.SSLContext, name: str) -> None:
     """Raise ConfigError unless a handshake can ask for ``name``: an empty or an overlong label cannot be encoded."""
     try:
         made.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
-    except ValueError as error:  # UnicodeError is one
+    except (ValueError, ssl.SSLError) as error:  # UnicodeError is a ValueError
         raise ConfigError(f"the TLS server name {name!r} cannot be used: {error}") from None
 
 
@@ -73,26 +75,6 @@ def check_pin(tls: Tls, certificate: bytes | None) -> None:
     found = hashlib.sha256(certificate or b"").hexdigest()
     if not hmac.compare_digest(found, tls.pin_sha256.replace(":", "").lower()):
         raise ssl.SSLCertVerificationError(f"the peer's certificate is not the pinned one: its SHA-256 is {found}")
-
-
-_CERTIFICATE_ALERTS = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-    "SSLV3_ALERT_BAD_CERTIFICATE",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE",
-    "TLSV1_ALERT_UNKNOWN_CA",
-    "TLSV1_ALERT_ACCESS_DENIED",
-    "TLSV1_ALERT_DECRYPT_ERROR",
-}
-
-
-def refuses_us(error: OSError) -> bool:
-    """Return whether the peer refuses our certificate. In TLS 1.3 its alert comes when the handshake is over on our side
-    (RFC 8446 4.4.2.4)."""
-    return isinstance(error, ssl.SSLError) and error.reason in _CERTIFICATE_ALERTS
 
 
 def _reason(error: Exception) -> str:

@@ -18,13 +18,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from examsend.dimse import tls
-from examsend.dimse.ended import Ended
-from examsend.errors import ConfigError
+from examsend.dimse import connection, tls
+from examsend.dimse.connection import CHECK_SECONDS
+from examsend.dimse.ended import INVALID_PARAMETER, UNRECOGNISED_PDU, Ended, protocol_error
 from examsend.transfer import End, Peer
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
-_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
 _OUTQ = 0x5411 if sys.platform == "linux" else None
 """SIOCOUTQ: the ioctl that returns the unacknowledged bytes of a send queue."""
 
@@ -36,9 +35,6 @@ _READ = 1 << 16
 
 _MAX_UNPARSED = 4 * _READ + (1 << 20)
 """Bytes received and not yet parsed, at most."""
-
-_CHECK_SECONDS = 1.0
-"""Longest wait before the time-outs are checked."""
 
 
 def unacknowledged(descriptor: int) -> int:
@@ -57,43 +53,55 @@ def unacknowledged(descriptor: int) -> int:
 class Wire:
     """A connection to a peer. Raises Ended where it is lost or a time-out expires.
 
-    ``check`` is called at least once a second while the connection waits; it may raise.
+    ``check`` is called several times a second, whether the connection waits or not; it may raise.
     """
 
-    def __init__(self, connection: socket.socket, peer: Peer, check: Callable[[], None]) -> None:
-        self._socket = connection
+    def __init__(self, made: socket.socket, peer: Peer, check: Callable[[], None]) -> None:
+        self._socket = made
         self._peer = peer
         self._check = check
-        self._secure = connection if isinstance(connection, ssl.SSLSocket) else None
+        self._checked_at = 0.0
+        self._secure = made if isinstance(made, ssl.SSLSocket) else None
         self._poll = select.poll()
-        self._fd = connection.fileno()
+        self._fd = made.fileno()
         self._poll.register(self._fd, select.POLLIN)
         self._arrived = bytearray()
         self._moved_at = time.monotonic()
         self._unacknowledged = 0
-        connection.setblocking(False)
+        self._inside_pdu = False
+        """Part of what was passed to ``send`` is sent, and part is not."""
+        self.sent = 0
+        """Bytes that the system has accepted for sending; with TLS, before encryption."""
+        self.received = 0
+        """Bytes that were received."""
+        made.setblocking(False)
 
     # --- sending ---
 
     def send(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
-        """Send buffers in order. ``progressed`` is called with the number of bytes each time the system accepts some.
+        """Send buffers in order: whole PDUs. ``progressed`` is called with the number of bytes each time the system accepts some.
 
         Also reads what arrives, since a peer may stop reading until its responses are read. Changes ``pieces``.
         """
+        self._inside_pdu = True
         if self._secure is not None:
-            self._send_joined(pieces, progressed)
-            return
+            self._send_joined(self._secure, pieces, progressed)
+        else:
+            self._send_pieces(pieces, progressed)
+        self._inside_pdu = False
+
+    def _send_pieces(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
         at = 0
         while at < len(pieces):
+            self._check_times()
             try:
                 count = self._socket.sendmsg(pieces[at : at + _PIECES])
             except BlockingIOError:
-                self._wait_to_send()
+                self._wait(select.POLLIN | select.POLLOUT)
                 continue
             except OSError as error:
-                raise self._connection_lost(error) from None
-            self._moved_at = time.monotonic()
-            progressed(count)
+                raise self._lost_sending(error) from None
+            self._accepted(count, progressed)
             while count:
                 length = len(pieces[at])
                 if count < length:
@@ -102,9 +110,8 @@ class Wire:
                 count -= length
                 at += 1
 
-    def _send_joined(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
-        """As ``send``. TLS has no ``sendmsg``, so that pieces are joined into larger ones first."""
-        assert self._secure is not None
+    def _send_joined(self, secure: ssl.SSLSocket, pieces: list[Any], progressed: Callable[[int], None]) -> None:
+        """As ``_send_pieces``. TLS has no ``sendmsg``, so that pieces are joined into larger ones first."""
         group: list[Any] = []
         size = 0
         for n, piece in enumerate(pieces):
@@ -115,24 +122,31 @@ class Wire:
             rest = memoryview(b"".join(group))
             group, size = [], 0
             while rest:
+                self._check_times()
                 try:
-                    count = self._secure.send(rest)
-                except (ssl.SSLWantWriteError, ssl.SSLWantReadError) as want:
-                    self._wait_to_send(also_read=not isinstance(want, ssl.SSLWantReadError))
+                    count = secure.send(rest)
+                except ssl.SSLWantWriteError:
+                    self._wait(select.POLLIN | select.POLLOUT)
+                    continue
+                except ssl.SSLWantReadError:
+                    self._wait(select.POLLIN, receive=False)
                     continue
                 except OSError as error:
-                    raise self._connection_lost(error) from None
-                self._moved_at = time.monotonic()
-                progressed(count)
+                    raise self._lost_sending(error) from None
+                self._accepted(count, progressed)
                 rest = rest[count:]
 
-    def _wait_to_send(self, *, also_read: bool = True) -> None:
-        self._poll.modify(self._fd, select.POLLIN | select.POLLOUT)
-        events = self._poll.poll(_CHECK_SECONDS * 1000)
+    def _accepted(self, count: int, progressed: Callable[[int], None]) -> None:
+        self._moved_at = time.monotonic()
+        self.sent += count
+        progressed(count)
+
+    def _wait(self, events: int, *, receive: bool = True) -> None:
+        """Wait for a moment until the socket is ready, and receive what has arrived."""
+        self._poll.modify(self._fd, events)
+        ready = self._poll.poll(CHECK_SECONDS * 1000)
         self._poll.modify(self._fd, select.POLLIN)
-        if not events:
-            self._check_times()
-        elif events[0][1] & ~select.POLLOUT and also_read:
+        if receive and ready and ready[0][1] & ~select.POLLOUT:
             self._receive()
 
     # --- receiving ---
@@ -140,39 +154,43 @@ class Wire:
     def pdu(self, *, limit: int, deadline: float | None = None, wait: bool = True) -> tuple[int, bytes] | None:
         """Return the next PDU as (type, body). Return None where it is not complete yet (not ``wait``) or by ``deadline``.
 
-        ``deadline`` is a time of the monotonic clock. Raises Ended, also for a PDU longer than ``limit`` bytes, which is
-        not read.
+        ``deadline`` is a time of the monotonic clock. It holds also while bytes arrive. Raises Ended, also for a PDU longer
+        than ``limit`` bytes, which is not read.
         """
         while True:
-            found = self._parse(limit)
+            now = self._check_times()
+            found = self.arrived(limit)
             if found is not None:
                 return found
+            left = CHECK_SECONDS if deadline is None else min(CHECK_SECONDS, deadline - now)
+            if wait and left <= 0:
+                return None
             if self._receive():
                 continue
             if not wait:
                 return None
-            left = _CHECK_SECONDS if deadline is None else min(_CHECK_SECONDS, deadline - time.monotonic())
-            if left <= 0:
-                return None
-            if not self._poll.poll(left * 1000):
-                self._check_times()
+            self._poll.poll(left * 1000)
 
-    def _parse(self, limit: int) -> tuple[int, bytes] | None:
-        """Remove the first PDU from the received bytes; return None where it is not complete."""
+    def arrived(self, limit: int) -> tuple[int, bytes] | None:
+        """Return the next PDU of those that have been read from the connection; None where there is no complete one."""
         arrived = self._arrived
         if len(arrived) < 6:
             return None
         kind, length = arrived[0], int.from_bytes(arrived[2:6], "big")
         if not 1 <= kind <= 7:
-            raise Ended(End.PROTOCOL_ERROR, "the peer sent bytes that are not a PDU", abort=True)
+            raise protocol_error("bytes that are not a PDU", UNRECOGNISED_PDU)
         if length > limit:
-            sentence = f"the peer sent a PDU of {length} bytes; at most {limit} are allowed"
-            raise Ended(End.PROTOCOL_ERROR, sentence, abort=True)
+            raise protocol_error(f"a PDU of {length} bytes; at most {limit} are allowed", INVALID_PARAMETER)
         if len(arrived) < 6 + length:
             return None
         body = bytes(arrived[6 : 6 + length])
         del arrived[: 6 + length]
         return kind, body
+
+    @property
+    def parsed(self) -> int:
+        """Bytes of the PDUs that were returned so far."""
+        return self.received - len(self._arrived)
 
     def _receive(self) -> bool:
         """Read what has arrived, at most 65536 bytes; return whether there was anything."""
@@ -187,17 +205,23 @@ class Wire:
         if not piece:
             raise Ended(End.CLOSED, "the peer closed the connection")
         if len(self._arrived) > _MAX_UNPARSED:
-            raise Ended(End.PROTOCOL_ERROR, "the peer sends more data than its responses need", abort=True)
+            raise protocol_error("it sends more data than its responses need")
         self._arrived += piece
+        self.received += len(piece)
         return True
 
     # --- time-outs ---
 
-    def _check_times(self) -> None:
-        """Called when nothing was sent or received for a second: raise Ended where the peer has stalled."""
-        self._check()
-        if not self.drained() and time.monotonic() - self._moved_at > self._peer.stall_timeout:
-            raise Ended(End.TIMED_OUT, f"the peer accepted no byte for {self._peer.stall_timeout:g} s", abort=True)
+    def _check_times(self) -> float:
+        """Called on every turn of a loop: raise Ended where the peer has stalled, or what ``check`` raises. Return the time."""
+        now = time.monotonic()
+        if now - self._checked_at >= CHECK_SECONDS:
+            self._checked_at = now
+            self._check()
+            if not self.drained() and now - self._moved_at > self._peer.stall_timeout:
+                sentence = f"the peer accepted no byte for {self._peer.stall_timeout:g} s"
+                raise Ended(End.TIMED_OUT, sentence, abort=True)
+        return now
 
     def drained(self) -> bool:
         """Whether the peer's system has acknowledged every byte. Bytes acknowledged since the last call count as progress."""
@@ -207,67 +231,59 @@ class Wire:
         self._unacknowledged = left
         return left == 0
 
-    @property
-    def moved_at(self) -> float:
-        """When bytes were last sent or acknowledged, on the monotonic clock."""
-        return self._moved_at
+    def has_left(self, count: int) -> bool:
+        """Whether the peer's system has acknowledged the first ``count`` bytes of those ``sent``; True where it is not known.
+
+        A peer can only have read bytes that its system has acknowledged, and its response acknowledges what it has read.
+        """
+        after = self.sent - count
+        if self._secure is not None:
+            # TLS adds at most 40 bytes to each record. The number of records is not known.
+            after += after // 4 + 1024
+        return unacknowledged(self._fd) <= after
+
+    def _lost_sending(self, error: OSError) -> Ended:
+        """As ``_connection_lost``. Reads first what had arrived: responses, or the alert by which TLS says why."""
+        try:
+            while self._receive():
+                pass
+        except Ended as ended:
+            if ended.end is End.TLS_FAILED:
+                return ended
+        return self._connection_lost(error)
 
     def _connection_lost(self, error: OSError) -> Ended:
         if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
             return Ended(End.TIMED_OUT, f"the peer acknowledged nothing for {self._peer.stall_timeout:g} s")
         if isinstance(error, ssl.SSLError):
-            return Ended(End.TLS_FAILED if tls.refuses_us(error) else End.CLOSED, tls.words(error))
+            # In TLS 1.3 the peer checks the client's certificate after the client considers the handshake done.
+            return Ended(End.CLOSED if self.received else End.TLS_FAILED, tls.words(error))
         return Ended(End.CLOSED, f"the connection was lost: {error.strerror or error}")
 
     # --- ending ---
 
     def close(self, last_pdu: bytes = b"") -> None:
-        """Close the connection. ``last_pdu`` is sent first; the peer has half a second to accept it."""
-        if last_pdu:
+        """Close the connection. ``last_pdu`` is sent first; the peer has half a second to accept it.
+
+        Inside a PDU the connection is reset instead: ``last_pdu`` would be taken for the rest of that PDU, and could complete
+        a data set with wrong bytes.
+        """
+        reset = self._inside_pdu
+        if last_pdu and not reset:
             try:
                 self._socket.settimeout(0.5)
                 self._socket.sendall(last_pdu)
             except OSError:
-                # Without this the system would keep the connection open after close, to send the remaining bytes.
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset = True
+        if reset:
+            # Without this the system would keep the connection open after close, to send the remaining bytes.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
 
 def connect(peer: Peer, check: Callable[[], None]) -> Wire:
-    """Given a peer, connect and, with TLS, do the handshake. Tries each address of its name; ``connect_timeout`` covers all.
-
-    ``check`` is called at least once a second while the connection waits. Raises Ended (UNREACHABLE or TLS_FAILED).
-    """
-    deadline = time.monotonic() + peer.connect_timeout
-    where = f"{peer.host}:{peer.port}"
-    try:
-        context = None if peer.tls is None else tls.context(peer.tls)
-        addresses = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
-    except ConfigError as error:
-        raise Ended(End.MISCONFIGURED, str(error)) from None
-    except (OSError, UnicodeError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise Ended(End.UNREACHABLE, f"cannot connect to {where}: {what}") from None
-    failure: OSError | None = None
-    for family, kind, protocol, _, address in addresses:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(left)
-            connection.connect(address)
-            _options(connection, peer)
-        except OSError as error:
-            connection.close()
-            failure = error
-            continue
-        if context is None:
-            return Wire(connection, peer, check)
-        return Wire(_handshake(connection, context, peer, deadline), peer, check)
-    if failure is None or isinstance(failure, TimeoutError):
-        raise Ended(End.UNREACHABLE, f"cannot connect to {where}: no answer within {peer.connect_timeout:g} s")
-    raise Ended(End.UNREACHABLE, f"cannot connect to {where}: {failure.strerror or failure}")
+    """Given a peer, connect and, with TLS, do the handshake; see ``connection.connect``. ``check`` goes on being called."""
+    return Wire(connection.connect(peer, check), peer, check)
 
 
 def connect_again(peer: Peer) -> Ended:
@@ -280,26 +296,3 @@ def connect_again(peer: Peer) -> Ended:
     except Ended as ended:
         return ended
     return Ended(End.UNREACHABLE, f"cannot connect to {peer.host}:{peer.port}")
-
-
-def _options(connection: socket.socket, peer: Peer) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if _USER_TIMEOUT is not None:
-        connection.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(peer.stall_timeout * 1000))
-
-
-def _handshake(connection: socket.socket, context: ssl.SSLContext, peer: Peer, deadline: float) -> ssl.SSLSocket:
-    assert peer.tls is not None
-    secure = None
-    try:
-        connection.settimeout(max(deadline - time.monotonic(), 1.0))
-        secure = context.wrap_socket(connection, server_hostname=peer.tls.server_name or peer.host)
-        tls.check_pin(peer.tls, secure.getpeercert(binary_form=True))
-    except OSError as error:
-        # ``wrap_socket`` moves the descriptor to the new socket.
-        (secure or connection).close()
-        if isinstance(error, ssl.SSLError):
-            raise Ended(End.TLS_FAILED, tls.words(error)) from None
-        raise Ended(End.TLS_FAILED, f"TLS: the handshake failed: {error.strerror or error}") from None
-    return secure

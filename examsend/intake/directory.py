@@ -69,7 +69,7 @@ class Walk:
                     self.vanished += 1
                     continue
                 self.seen += 1
-                yield FileStat(entry.path, stat.st_size, stat.st_mtime_ns)
+                yield FileStat(entry.path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
             if self._recursive:
                 stack.extend(reversed(below))
 

@@ -1,18 +1,31 @@
-"""The table send_attempts, one row per association: sender, times, end, instances and bytes."""
+"""The table send_attempts, one row per association: sender, times, end, instances and bytes.
+
+A sender writes here only in a transaction that has renewed its claim (``claim.renew``). The counters of a row are written with
+the outcomes that they count, so that the row of a sender that died says what it stored.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from examsend.queue.batches import Claim
+from examsend.queue.claim import Claim
 from examsend.transfer import AssociationEnd
 
+# Its own row is found again where it is unknown whether an earlier try was committed.
 _OPEN = text("""
-    INSERT INTO send_attempts (batch_id, destination_id, attempt_id, association, host, pid, sender)
-    VALUES (:batch, :destination, :attempt, :association, :host, :pid, :sender)
+    INSERT INTO send_attempts (batch_id, destination_id, attempt_id, association, host, pid, sender, instances)
+    VALUES (:batch, :destination, :attempt, :association, :host, :pid, :sender, :instances)
+    ON CONFLICT (attempt_id, association) DO UPDATE SET pid = :pid
     RETURNING id
+""")
+
+_COUNT = text("""
+    UPDATE send_attempts SET established = established OR :stored + :failed > 0, stored = :stored, failed = :failed,
+        bytes_sent = :sent
+    WHERE id = :id AND result = 'RUNNING'
 """)
 
 _CLOSE = text("""
@@ -22,6 +35,12 @@ _CLOSE = text("""
         peer_implementation = :peer, async_window = :window, instances = :instances, stored = :stored, failed = :failed,
         bytes_sent = :sent
     WHERE id = :id AND result = 'RUNNING'
+""")
+
+_CLOSE_LOST = text("""
+    UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp(),
+        detail = 'the sender ended without recording it, or made no progress for the length of its lease'
+    WHERE batch_id = ANY(CAST(:batches AS bigint[])) AND result = 'RUNNING'
 """)
 
 
@@ -34,8 +53,10 @@ class Counts:
     failed: int
 
 
-def open_row(tx: Connection, claim: Claim, *, association: int, host: str, pid: int, sender: str) -> int:
-    """Insert the row of an association that begins; return its id."""
+def open_row(
+    tx: Connection, claim: Claim, *, association: int, host: str, pid: int, sender: str, instances: int
+) -> int:
+    """Insert the row of an association that begins, with the number of instances to send; return its id."""
     return int(
         tx.execute(
             _OPEN,
@@ -47,9 +68,15 @@ def open_row(tx: Connection, claim: Claim, *, association: int, host: str, pid: 
                 "host": host,
                 "pid": pid,
                 "sender": sender,
+                "instances": instances,
             },
         ).scalar_one()
     )
+
+
+def count(tx: Connection, row_id: int, *, stored: int, failed: int, sent: int) -> None:
+    """Write how far an open association has got: instances stored and failed, data set bytes of both."""
+    tx.execute(_COUNT, {"id": row_id, "stored": stored, "failed": failed, "sent": sent})
 
 
 def _clean(text_of_peer: str, length: int) -> str | None:
@@ -77,3 +104,10 @@ def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) 
             "sent": end.bytes_sent,
         },
     )
+
+
+def close_lost(tx: Connection, batch_ids: Iterable[int]) -> None:
+    """Close the rows of batches whose sender has lost its claim. What they count stays: it was stored."""
+    ids = sorted(batch_ids)
+    if ids:
+        tx.execute(_CLOSE_LOST, {"batches": ids})

@@ -7,15 +7,19 @@ reports which. All times are those of the database.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from sqlalchemy import Connection, exc, text
 
 from examsend.db import due
-from examsend.errors import ForbiddenTransition, LostClaim
+from examsend.errors import ForbiddenTransition
+from examsend.queue import attempts
+from examsend.queue.claim import Claim as Claim
+from examsend.queue.claim import fence, renew, require_one_row
 from examsend.states import BatchState
 
 PENDING, READY, SENDING, SENT, FAILED = BatchState
@@ -203,26 +207,6 @@ _CLAIM = text("""
     RETURNING b.id, b.study_instance_uid, b.destination_id, b.attempt_count, next.status AS was, next.attempt_id AS lost
 """)
 
-_CLOSE_LOST = text("""
-    UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp(),
-        detail = 'the sender ended without recording it, or made no progress for the length of its lease'
-    WHERE attempt_id = :lost AND result = 'RUNNING'
-""")
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One sender's claim of one batch. Every later write of the sender has it in its condition."""
-
-    batch_id: int
-    attempt_id: UUID
-    study_instance_uid: str
-    destination_id: int
-    attempt: int
-    """1 for the first."""
-    lease: float
-    """Seconds that the claim lasts without progress."""
-
 
 def due_destinations(tx: Connection, only: int | None) -> list[int]:
     """Return the ids of the destinations that are neither disabled nor held and have a due batch, the longest due first."""
@@ -243,7 +227,7 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
     limit = 1 if destination.consecutive_failures else limit
     if tx.execute(_RUNNING, {"destination": destination_id}).scalar_one() >= limit:
         return None
-    attempt_id = uuid4()
+    attempt_id, began = uuid4(), time.monotonic()
     try:
         with tx.begin_nested():
             row = tx.execute(
@@ -257,30 +241,11 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
     if row is None:
         return None
     if row.lost is not None:
-        tx.execute(_CLOSE_LOST, {"lost": row.lost})
-    return Claim(row.id, attempt_id, row.study_instance_uid, row.destination_id, row.attempt_count, lease)
+        attempts.close_lost(tx, [row.id])
+    return Claim(row.id, attempt_id, row.study_instance_uid, row.destination_id, row.attempt_count, lease, began)
 
 
 # --- during an attempt: every statement has the attempt in its condition ----------------------------------------------
-
-_RENEW = text("""
-    UPDATE exam_batches SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
-    WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
-""")
-
-
-def _fence(claim: Claim) -> dict[str, object]:
-    return {"batch": claim.batch_id, "attempt": claim.attempt_id}
-
-
-def renew(tx: Connection, claim: Claim) -> None:
-    """Renew the lease, and lock the batch's row so that no other sender can claim it until the transaction ends.
-
-    Raises LostClaim.
-    """
-    if tx.execute(_RENEW, {**_fence(claim), "lease": claim.lease}).rowcount != 1:
-        raise LostClaim(f"batch {claim.batch_id} is not claimed by this sender any more")
-
 
 _SENT = text(f"""
     UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}
@@ -308,29 +273,32 @@ def sent(tx: Connection, claim: Claim) -> bool:
 
     Raises LostClaim.
     """
-    if tx.execute(_SENT, _fence(claim)).rowcount == 1:
+    if tx.execute(_SENT, fence(claim)).rowcount == 1:
         return True
     renew(tx, claim)
     return False
+
+
+def is_at(tx: Connection, batch_id: int, state: BatchState) -> bool:
+    """Return whether a batch is in a state."""
+    return bool(
+        tx.execute(
+            text("SELECT status = :state FROM exam_batches WHERE id = :batch"), {"batch": batch_id, "state": state}
+        ).scalar_one()
+    )
 
 
 def put_back(
     tx: Connection, claim: Claim, *, delay: float, uses_attempt: bool, code: str | None, reason: str | None
 ) -> None:
     """SENDING -> READY, due in ``delay`` seconds; ``code`` and ``reason`` say why it is not SENT. Raises LostClaim."""
-    values = {**_fence(claim), "delay": delay, "unused": 0 if uses_attempt else 1, "code": code, "reason": reason}
+    values = {**fence(claim), "delay": delay, "unused": 0 if uses_attempt else 1, "code": code, "reason": reason}
     require_one_row(claim, tx.execute(_PUT_BACK, values).rowcount)
 
 
 def fail(tx: Connection, claim: Claim, *, code: str, reason: str) -> None:
     """SENDING -> FAILED. Raises LostClaim."""
-    require_one_row(claim, tx.execute(_FAIL, {**_fence(claim), "code": code, "reason": reason}).rowcount)
-
-
-def require_one_row(claim: Claim, rows: int) -> None:
-    """Raise LostClaim unless a statement under the claim changed exactly one row."""
-    if rows != 1:
-        raise LostClaim(f"batch {claim.batch_id} is not claimed by this sender any more")
+    require_one_row(claim, tx.execute(_FAIL, {**fence(claim), "code": code, "reason": reason}).rowcount)
 
 
 # --- without a sender -------------------------------------------------------------------------------------------------
@@ -342,11 +310,6 @@ _GIVE_UP = text(f"""
     FROM storage_backend_configs d
     WHERE d.id = b.destination_id AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.ATTEMPTS_USED_UP}
     RETURNING b.id
-""")
-
-_CLOSE_OF_FAILED = text("""
-    UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp()
-    WHERE batch_id = ANY(CAST(:ids AS bigint[])) AND result = 'RUNNING'
 """)
 
 _EXPIRE = text(f"""
@@ -364,8 +327,7 @@ _EXPIRE = text(f"""
 def give_up(tx: Connection) -> list[int]:
     """SENDING -> FAILED for batches whose lease expired and whose attempts are used up. Return their ids."""
     ids = [row.id for row in tx.execute(_GIVE_UP)]
-    if ids:
-        tx.execute(_CLOSE_OF_FAILED, {"ids": ids})
+    attempts.close_lost(tx, ids)
     return ids
 
 

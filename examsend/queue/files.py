@@ -1,4 +1,4 @@
-"""Files as the database knows them: path, size, modification time. Every path that a file system allows can be stored.
+"""Files as the database knows them: path, size, times, inode number. Every path that a file system allows can be stored.
 
 Paths are absolute, so that they begin with a slash. A path that is not valid UTF-8 (Linux allows any byte but NUL) is stored
 as a percent-encoded ``file:`` URI, which does not begin with a slash.
@@ -28,18 +28,35 @@ def from_text(text: str) -> str:
     return text
 
 
+OVERWRITTEN = -(2**63)
+"""Stored as the ctime of a file whose path holds other content now. No file has this ctime, so that none is taken for it."""
+
+
+def signed(number: int) -> int:
+    """Given an unsigned number of 64 bits, such as an inode number, return it as a bigint holds it."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
 class FileStat(NamedTuple):
-    """A file as its directory entry describes it: absolute path, size in bytes, modification time in nanoseconds."""
+    """A file as its directory entry describes it: absolute path, size in bytes, times in nanoseconds, inode number.
+
+    Size and modification time are equal in two files where a tool copies them (``touch -r``, ``cp -p``). The ctime, which no
+    program can set, and the inode number then tell the files apart.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    inode: int
+    ctime_ns: int
 
 
 def arrays(files: Sequence[FileStat]) -> dict[str, list[str] | list[int]]:
-    """Given files, return them as the arrays :paths, :sizes and :mtimes of a statement."""
+    """Given files, return them as the arrays :paths, :sizes, :mtimes, :inodes and :ctimes of a statement."""
     return {
         "paths": [to_text(f.path) for f in files],
         "sizes": [f.size for f in files],
         "mtimes": [f.mtime_ns for f in files],
+        "inodes": [signed(f.inode) for f in files],
+        "ctimes": [signed(f.ctime_ns) for f in files],
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from examsend.outcomes import SUSPECT_AFTER
-from examsend.queue import batches
+from examsend.queue.claim import Claim
 from examsend.queue.files import from_text
 from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, Outcome, sql_list
 from examsend.transfer import Item
@@ -94,6 +94,8 @@ class Record:
     """How often it was answered, this time included."""
     lost_in_flight: int = 0
     """Number of consecutive abnormal ends at which it was sent and not answered, this one included."""
+    bytes_sent: int = 0
+    """Length of the data set as sent, where it was answered."""
 
 
 _RECORD = text(f"""
@@ -107,9 +109,8 @@ _RECORD = text(f"""
 """)
 
 
-def record(tx: Connection, claim: batches.Claim, records: Sequence[Record]) -> None:
-    """Write outcomes under a claim and renew its lease. Writing the same records twice is safe. Raises LostClaim."""
-    batches.renew(tx, claim)
+def record(tx: Connection, claim: Claim, records: Sequence[Record]) -> None:
+    """Write outcomes, in a transaction that has renewed the claim. Writing the same records twice is safe."""
     if not records:
         return
     last = {r.instance_id: r for r in records}

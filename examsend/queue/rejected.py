@@ -12,9 +12,10 @@ from examsend.queue.files import FileStat, arrays, from_text, to_text
 
 _SEEN_AGAIN = text("""
     UPDATE rejected_files r SET last_seen_at = clock_timestamp()
-    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
-         WITH ORDINALITY w (path, size, mtime, n)
+    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:inodes AS bigint[]),
+                CAST(:ctimes AS bigint[])) WITH ORDINALITY w (path, size, mtime, inode, ctime, n)
     WHERE md5(r.file_path) = md5(w.path) AND r.file_path = w.path AND r.file_size = w.size AND r.file_mtime_ns = w.mtime
+      AND coalesce(r.file_inode, w.inode) = w.inode AND coalesce(r.file_ctime_ns, w.ctime) = w.ctime
       AND r.reason_code <> 'UNREADABLE'
     RETURNING w.n
 """)
@@ -30,14 +31,18 @@ class Rejection:
 
 
 _RECORD = text("""
-    INSERT INTO rejected_files AS r (file_path, file_size, file_mtime_ns, reason_code, reason)
-    SELECT DISTINCT ON (w.path) w.path, w.size, w.mtime, w.code, w.reason
-    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:codes AS text[]),
-                CAST(:reasons AS text[])) w (path, size, mtime, code, reason)
+    INSERT INTO rejected_files AS r (file_path, file_size, file_mtime_ns, file_inode, file_ctime_ns, reason_code, reason)
+    SELECT DISTINCT ON (w.path) w.path, w.size, w.mtime, w.inode, w.ctime, w.code, w.reason
+    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:inodes AS bigint[]),
+                CAST(:ctimes AS bigint[]), CAST(:codes AS text[]), CAST(:reasons AS text[]))
+         w (path, size, mtime, inode, ctime, code, reason)
     ORDER BY w.path
     ON CONFLICT (md5(file_path)) DO UPDATE
-    SET file_size = excluded.file_size, file_mtime_ns = excluded.file_mtime_ns, reason_code = excluded.reason_code,
-        reason = excluded.reason, last_seen_at = clock_timestamp()
+    SET file_size = excluded.file_size, file_mtime_ns = excluded.file_mtime_ns, file_ctime_ns = excluded.file_ctime_ns,
+        -- An inode number that changes while nothing else does is not the file system's own: it is not compared.
+        file_inode = CASE WHEN r.file_ctime_ns = excluded.file_ctime_ns AND r.file_inode IS DISTINCT FROM excluded.file_inode
+                          THEN NULL ELSE excluded.file_inode END,
+        reason_code = excluded.reason_code, reason = excluded.reason, last_seen_at = clock_timestamp()
 """)
 
 _FORGET = text("""

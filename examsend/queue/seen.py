@@ -1,4 +1,4 @@
-"""Which files are registered or rejected already. A file is identified by path, size and modification time."""
+"""Which files are registered or rejected already. A file is identified by path, size, times and inode number."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from examsend.queue.files import FileStat, arrays
 # Returns the files that are not registered, so that a second run over a directory fetches no rows. OFFSET 0 forces one index
 # look-up per file: without statistics (a new table) the planner would read the whole table for each group of files. The
 # condition on the destination is outside the subquery for the same reason: inside, the planner could choose an index on it,
-# which is much slower.
+# which is much slower. A file whose instance is CHANGED or MISSING is read: it may be there again.
 _NOT_REGISTERED = text("""
     SELECT w.n
-    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]))
-         WITH ORDINALITY w (path, size, mtime, n)
+    FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:inodes AS bigint[]),
+                CAST(:ctimes AS bigint[])) WITH ORDINALITY w (path, size, mtime, inode, ctime, n)
     WHERE cardinality(CAST(:destinations AS bigint[])) > (
         SELECT count(DISTINCT f.destination_id)
         FROM (SELECT i.destination_id FROM exam_batch_instances i
               WHERE i.processed_filepath = w.path AND i.file_size = w.size AND i.file_mtime_ns = w.mtime
+                AND coalesce(i.file_inode, w.inode) = w.inode AND coalesce(i.file_ctime_ns, w.ctime) = w.ctime
+                AND i.outcome NOT IN ('CHANGED', 'MISSING')
               UNION ALL
               SELECT i.destination_id
               FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
               WHERE a.file_path = w.path AND a.file_size = w.size AND a.file_mtime_ns = w.mtime
+                AND coalesce(a.file_inode, w.inode) = w.inode AND coalesce(a.file_ctime_ns, w.ctime) = w.ctime
               OFFSET 0) f
         WHERE f.destination_id = ANY(CAST(:destinations AS bigint[])))
     ORDER BY w.n

@@ -273,5 +273,6 @@ def _destination_changed(result: Changed) -> list[Any]:
 @rendered.register
 def _destination_echoed(result: Echoed) -> list[Any]:
     if result.ok:
-        return [f"{result.name} ({result.address}) answers C-ECHO in {result.milliseconds:.1f} ms{result.sentence}"]
+        peer = f" ({result.sentence})" if result.sentence else ""
+        return [f"{result.name} ({result.address}) answers C-ECHO in {result.milliseconds:.1f} ms{peer}"]
     return [f"{result.name} ({result.address}) does not answer C-ECHO: {result.sentence}"]

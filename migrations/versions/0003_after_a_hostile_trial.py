@@ -6,6 +6,7 @@ Revises: 0002
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0003"
@@ -54,6 +55,36 @@ _EARLIER_RULES = {
 }
 
 
+_BIGINT, _TEXT = sa.BigInteger(), sa.Text()
+
+_FILES = {
+    "exam_batch_instances": {"file_inode": _BIGINT, "file_ctime_ns": _BIGINT},
+    "exam_batch_instance_aliases": {
+        "file_inode": _BIGINT,
+        "file_ctime_ns": _BIGINT,
+        "mount_point": _TEXT,
+        "dataset_offset": _BIGINT,
+        "transfer_syntax_uid": _TEXT,
+    },
+    "rejected_files": {"file_inode": _BIGINT, "file_ctime_ns": _BIGINT},
+}
+"""What is remembered of a file, besides its size and modification time."""
+
+_OVERWRITTEN = """
+    UPDATE exam_batch_instances o SET file_ctime_ns = -9223372036854775808
+    FROM exam_batch_instances n
+    WHERE n.processed_filepath = o.processed_filepath AND n.destination_id = o.destination_id AND n.id > o.id
+      AND n.content_sha256 <> o.content_sha256
+"""
+
+_ANOTHER_VERSION = """
+    UPDATE exam_batch_instances n SET another_version = true
+    FROM exam_batch_instances o
+    WHERE o.destination_id = n.destination_id AND o.sop_instance_uid = n.sop_instance_uid AND o.id < n.id
+      AND o.content_sha256 <> n.content_sha256
+"""
+
+
 def upgrade() -> None:
     bounded = ", ".join(f"{name} = least(greatest({name}, {low}), {high})" for name, (low, high) in _BOUNDS.items())
     op.execute(f"UPDATE storage_backend_configs SET {bounded}")
@@ -63,9 +94,29 @@ def upgrade() -> None:
     op.execute("UPDATE storage_backend_configs SET user_identity_kind = NULL WHERE user_identity_kind NOT IN (1, 2, 5)")
     _replace_rules(_EARLIER_RULES, _RULES)
 
+    for table, columns in _FILES.items():
+        for name, kind in columns.items():
+            op.add_column(table, sa.Column(name, kind))
+    op.add_column(
+        "exam_batch_instances",
+        sa.Column("another_version", sa.Boolean(), nullable=False, server_default=sa.text("false")),
+    )
+    op.execute(_OVERWRITTEN)
+    op.execute(_ANOTHER_VERSION)
+    op.create_index(
+        "ix_exam_batch_instances_versions",
+        "exam_batch_instances",
+        ["destination_id", "sop_instance_uid"],
+        postgresql_where=sa.text("another_version"),
+    )
+
 
 def downgrade() -> None:
     _replace_rules(_RULES, _EARLIER_RULES)
+    op.drop_column("exam_batch_instances", "another_version")
+    for table, columns in _FILES.items():
+        for name in columns:
+            op.drop_column(table, name)
 
 
 def _replace_rules(earlier: dict[str, str], later: dict[str, str]) -> None:

@@ -23,12 +23,12 @@ from examsend import senders
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
-from examsend.dicom import identity
 from examsend.states import SenderName
 from examsend.transfer import AssociationEnd, End, Item, Next, Peer, Tls
 from tests.helpers import add, cli, execute, prepare, rows
 from tests.peers.scripted import Peer as Receiver
 from tests.peers.scripted import Script, scripted
+from tests.senders.test_conformance import items_of
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,7 @@ def test_a_secret_of_root_may_be_read_by_its_group(
         pytest.skip("only root can make a file of root")
     secret = tmp_path / "secret"
     secret.write_text("passcode\n")
+    secret.chmod(0o600)
     samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted() as receiver:
         add(settings, receiver.address, user_identity_kind=5, user_identity_file=str(secret))
@@ -321,15 +322,6 @@ class _Watch:
         return None
 
 
-def _item(tmp_path: Path) -> Item:
-    [path] = samples.ct_study(tmp_path / "one", 1, size=8)
-    f = identity.inspect(path)
-    return Item(
-        1, str(path), f.sop_class_uid, f.sop_instance_uid, f.transfer_syntax_uid, f.file_size, f.file_mtime_ns,
-        f.dataset_offset, f.content_sha256,
-    )  # fmt: skip
-
-
 def _send(sender: SenderName, receiver: Receiver, item: Item, **values: Any) -> AssociationEnd:
     peer = Peer("127.0.0.1", receiver.port, "A", "B", accept_timeout=5, **values)
     return senders.get(sender).send(peer, [item], _Watch())
@@ -349,7 +341,7 @@ def test_a_client_certificate_that_the_peer_refuses_is_a_failure_of_tls(
     own = (
         {"cert_file": str(files / "other.pem"), "key_file": str(files / "other.key")} if given == "another one" else {}
     )
-    item = _item(tmp_path)
+    item = items_of(samples.ct_study(tmp_path / "one", 1, size=8))[0]
     ends = []
     for _ in range(5):
         with scripted(Script(tls=server)) as receiver:
@@ -370,7 +362,7 @@ def test_an_unreadable_secret_is_not_a_peer_that_cannot_be_reached(
     from examsend.transfer import UserIdentity
 
     who: Callable[[str], UserIdentity] = lambda path: UserIdentity(2, "n", path)  # noqa: E731
-    item = _item(tmp_path)
+    item = items_of(samples.ct_study(tmp_path / "one", 1, size=8))[0]
     with scripted() as receiver:
         if listening:
             end = _send(sender, receiver, item, user_identity=who(_unreadable(files)))

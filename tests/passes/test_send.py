@@ -335,7 +335,7 @@ def test_a_batch_whose_senders_died_too_often_fails_and_its_last_attempt_is_clos
             with database.transaction() as tx:
                 claim = batches.claim(tx, 1, by="dead:1", lease=300)
                 assert claim is not None
-                attempts.open_row(tx, claim, association=1, host="dead", pid=1, sender="native")
+                attempts.open_row(tx, claim, association=1, host="dead", pid=1, sender="native", instances=1)
             assert claim.attempt == attempt
             execute(database, "UPDATE exam_batches SET lease_expires_at = now() - interval '1 s'")
         result = send.run(settings)

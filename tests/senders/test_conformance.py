@@ -173,15 +173,6 @@ def test_a_file_without_preamble_and_meta_information_is_sent_whole(sender: Any,
     assert receiver.stored[0].sha256 == hashlib.sha256(bare.read_bytes()).hexdigest()
 
 
-def test_a_data_set_of_odd_length_is_sent_unchanged(sender: Any, tmp_path: Path) -> None:
-    [path] = samples.ct_study(tmp_path, 1, size=16)
-    path.write_bytes(path.read_bytes() + b"\0" * 3)
-    items = items_of([path])
-    with scripted() as receiver:
-        sent(sender, receiver, items)
-    assert receiver.stored[0].sha256 == items[0].content_sha256.hex()
-
-
 @pytest.mark.parametrize("max_pdu", [0, 128, 4096, 16384, 131072, 1 << 24])
 def test_pdus_are_as_long_as_the_receiver_allows_up_to_128_kb(sender: Any, tmp_path: Path, max_pdu: int) -> None:
     items = study(tmp_path, 2, size=128 if max_pdu == 128 else 512)

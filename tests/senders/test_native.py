@@ -121,8 +121,8 @@ def test_a_release_collision_is_answered(tmp_path: Path) -> None:
     assert receiver.collisions == 1
 
 
-def _fed(*bodies: bytes) -> list[messages.StoreResponse]:
-    reader = messages.ResponseReader()
+def _fed(*bodies: bytes) -> list[messages.Response]:
+    reader = messages.ResponseReader(messages.C_STORE_RSP)
     return [response for body in bodies for response in reader.feed(body)]
 
 
@@ -426,7 +426,7 @@ def test_pdus_in_any_order_with_any_byte_changed_end_it_without_an_exception(
 def test_the_response_reader_raises_only_ended(bodies: list[bytes]) -> None:
     from examsend.dimse.ended import Ended
 
-    reader = messages.ResponseReader()
+    reader = messages.ResponseReader(messages.C_STORE_RSP)
     try:
         for body in bodies:
             reader.feed(body)

@@ -12,6 +12,7 @@ from pydicom.filereader import read_dataset
 
 from examsend.dicom import identity, uids
 from examsend.dicom.recode import recode
+from examsend.dicom.source import ReadOnce
 from examsend.errors import FileProblem, Unacceptable
 
 HOME = Path(pydicom.data.__file__).parent
@@ -28,6 +29,14 @@ def _native() -> list[Path]:
         if syntax in uids.NATIVE - {IMPLICIT}:
             found.append(path)
     return found
+
+
+def _recoded(path: Path, offset: int, syntax: str) -> bytes:
+    """Convert a file to Implicit VR. It is read as a sender reads it."""
+    content = io.BytesIO(path.read_bytes())
+    size = content.seek(0, io.SEEK_END) - offset
+    content.seek(offset)
+    return recode(ReadOnce(content.readinto, lambda _data: None, size), syntax, IMPLICIT)
 
 
 def _values(dataset: pydicom.Dataset) -> list[object]:
@@ -48,7 +57,7 @@ def _values(dataset: pydicom.Dataset) -> list[object]:
 def test_recoding_to_implicit_vr_keeps_every_element(path: Path) -> None:
     file = identity.inspect(path)
     try:
-        content = recode(str(path), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
+        content = _recoded(path, file.dataset_offset, file.transfer_syntax_uid)
     except Unacceptable as problem:
         assert path.name == "badVR.dcm", problem
         return
@@ -76,11 +85,11 @@ def test_recoded_big_endian_pixels_equal_those_of_the_little_endian_file() -> No
     home = HOME / "test_files"
     big, little = home / "MR_small_bigendian.dcm", home / "MR_small.dcm"
     file = identity.inspect(big)
-    content = recode(str(big), file.dataset_offset, file.transfer_syntax_uid, IMPLICIT)
+    content = _recoded(big, file.dataset_offset, file.transfer_syntax_uid)
     assert read_dataset(io.BytesIO(content), True, True).PixelData == pydicom.dcmread(little).PixelData
 
 
 def test_compressed_pixel_data_is_not_recoded() -> None:
     path = HOME / "test_files" / "SC_rgb_rle.dcm"
     with pytest.raises(Unacceptable, match="without decoding"):
-        recode(str(path), 0, "1.2.840.10008.1.2.5", IMPLICIT)
+        _recoded(path, 0, "1.2.840.10008.1.2.5")

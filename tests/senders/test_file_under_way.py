@@ -1,0 +1,139 @@
+"""What is sent is what was ingested, whatever happens to the path meanwhile; what no receiver takes is not sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom.data
+import pytest
+
+from examsend import senders
+from examsend.demo import samples
+from examsend.dicom import uids
+from examsend.senders.native import NativeSender
+from examsend.states import SenderName
+from examsend.transfer import End, Peer, Problem
+from tests.peers import dcmtk, orthanc
+from tests.peers.scripted import Script, scripted
+from tests.senders.test_conformance import Watch, items_of, sent
+
+DEFLATED = Path(pydicom.data.__file__).parent / "test_files" / "image_dfl.dcm"
+
+
+@pytest.fixture(params=SenderName)
+def sender(request: pytest.FixtureRequest) -> Any:
+    """One of the senders."""
+    return senders.get(request.param)
+
+
+@contextmanager
+def _swapping(paths: list[Path], others: list[Path]) -> Iterator[Callable[[], int]]:
+    """Rename the other content over each path, and the first content back, as fast as possible."""
+    stop = threading.Event()
+    spare = paths[0].parent.parent / "spare"
+    spare.mkdir()
+    firsts = [shutil.copy2(p, spare / f"a{n}") for n, p in enumerate(paths)]
+    swaps = itertools.count()
+    done = 0
+
+    def swap() -> None:
+        nonlocal done
+        while not stop.is_set():
+            for contents in (others, firsts):
+                for path, content in zip(paths, contents, strict=True):
+                    new = spare / "new"
+                    os.link(content, new)
+                    new.replace(path)
+                    done = next(swaps)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield lambda: done
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(sender: Any, tmp_path: Path) -> None:
+    """Forty files are swapped by rename with files of the same size while they are sent in Implicit VR."""
+    implicit = Script(accept=lambda _class, syntax: syntax == uids.IMPLICIT_VR_LITTLE_ENDIAN)
+    paths = samples.ct_study(tmp_path / "drop", 40, size=256)
+    items = items_of(paths)
+    with scripted(implicit) as receiver:
+        sent(sender, receiver, items)
+        right = {r.sop_instance_uid: r.sha256 for r in receiver.stored}
+    assert len(right) == 40
+    others = []
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        content[-1000:] = os.urandom(1000)
+        other = tmp_path / f"other-{path.name}"
+        other.write_bytes(content)
+        others.append(other)
+    stored = swaps = changed = 0
+    with _swapping(paths, others) as swapped:
+        for _ in range(5):
+            with scripted(implicit) as receiver:
+                _, watch = sent(sender, receiver, items)
+                assert {p.problem for p in watch.problems} <= {Problem.CHANGED}
+                changed += len(watch.problems)
+                for data_set in receiver.stored:
+                    assert data_set.sha256 == right[data_set.sop_instance_uid]
+                stored += len(receiver.stored)
+        swaps = swapped()
+    assert stored > 0
+    assert changed > 0
+    assert swaps > 1000
+
+
+def test_a_data_set_of_odd_length_is_not_offered(sender: Any, tmp_path: Path) -> None:
+    """As a row of an older version has it. The instances around it are stored."""
+    first, odd, last = items_of(samples.ct_study(tmp_path, 3, size=16))
+    with Path(odd.path).open("ab") as file:
+        file.write(b"\0")
+    content = Path(odd.path).read_bytes()
+    digest = hashlib.sha256(content[odd.dataset_offset :]).digest()
+    odd = dataclasses.replace(odd, file_size=len(content), content_sha256=digest)
+    with scripted() as receiver:
+        end, watch = sent(sender, receiver, [first, odd, last])
+    assert end.end is End.RELEASED
+    assert [(p.item, p.problem) for p in watch.problems] == [(odd, Problem.ODD_LENGTH)]
+    assert [a.item for a in watch.answers] == [first, last]
+
+
+def test_a_deflated_stream_of_odd_length_is_sent_with_its_null_byte(sender: Any) -> None:
+    """PS3.5 A.5. The byte is no part of the data set; re-encoded, there is none."""
+    [item] = items_of([DEFLATED])
+    deflated = DEFLATED.read_bytes()[item.dataset_offset :]
+    assert len(deflated) % 2
+    with scripted() as receiver:
+        end, watch = sent(sender, receiver, [item])
+    assert (end.end, watch.statuses) == (End.RELEASED, [0x0000])
+    assert receiver.stored[0].sha256 == hashlib.sha256(deflated + b"\0").hexdigest()
+    with scripted(Script(accept=lambda _class, syntax: syntax == uids.IMPLICIT_VR_LITTLE_ENDIAN)) as receiver:
+        end, watch = sent(sender, receiver, [item])
+    assert (end.end, watch.statuses) == (End.RELEASED, [0x0000])
+    assert receiver.stored[0].size % 2 == 0
+
+
+@dcmtk.needs("storescp")
+@orthanc.needs_orthanc
+def test_receivers_take_a_deflated_stream_of_odd_length(
+    storescp: Callable[..., dcmtk.Storescp], orthanc_server: Callable[..., orthanc.Orthanc]
+) -> None:
+    """Without the NULL byte, storescp aborts ("Odd Fragment Length"), and Orthanc never answers."""
+    items = items_of([DEFLATED])
+    for port, aet in ((storescp("+xd").port, "STORESCP"), (orthanc_server().port, "ORTHANC")):
+        watch = Watch()
+        end = NativeSender().send(Peer("127.0.0.1", port, aet, "X", answer_timeout=20), items, watch)
+        assert (end.end, watch.statuses) == (End.RELEASED, [0x0000]), aet
