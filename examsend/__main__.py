@@ -125,7 +125,10 @@ def _trace() -> None:
     if "-vv" in sys.argv or sys.argv.count("-v") + sys.argv.count("--verbose") > 1:
         import traceback
 
-        traceback.print_exc()
+        from examsend.report.terminal import clean
+
+        # An exception may quote a peer or a file name.
+        sys.stderr.writelines(f"{clean(line)}\n" for line in traceback.format_exc().rstrip("\n").split("\n"))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Meaning:
     """STORED, RETRY or FAILED."""
     name: str
     if_other_content: Outcome | None = None
-    """The outcome if the destination stored other content under this SOP Instance UID before; None: ``outcome``."""
+    """The outcome if the destination may have other content under this SOP Instance UID; None: ``outcome``."""
     tries: int = 0
     """FAILED: how often the instance is sent before the outcome is final. Before that it is RETRY."""
     ends_association: bool = False
@@ -41,7 +41,8 @@ class Meaning:
 _STATUSES: dict[int, Meaning] = {
     0x0000: Meaning(Outcome.STORED, "success"),
     0x0110: Meaning(Outcome.RETRY, "processing failure"),
-    # Success if the same content was sent before and its response was lost. If other content was sent, the archive kept that.
+    # Success if only this content was ever sent, and its response was lost. If other content was sent, or was offered and not
+    # answered, that may be what the archive has.
     0x0111: Meaning(Outcome.STORED, "duplicate SOP instance", if_other_content=Outcome.CONFLICT),
     0x0117: Meaning(Outcome.FAILED, "invalid SOP instance", tries=2),
     0x0122: Meaning(Outcome.FAILED, "SOP class not supported", tries=1),
@@ -122,12 +123,12 @@ def _bounded(text: str | None) -> str | None:
     return text.replace("\x00", "")[:_COMMENT_LENGTH] or None
 
 
-def of_answer(answer: Answer, tries_before: int, *, other_content_stored: bool = False) -> InstanceResult:
-    """Given a C-STORE-RSP, how often the instance was answered before, and whether the destination stored other content
-    under its SOP Instance UID, return the result for the instance."""
+def of_answer(answer: Answer, tries_before: int, *, other_content_possible: bool = False) -> InstanceResult:
+    """Given a C-STORE-RSP, how often the instance was answered before, and whether the destination stored, or may have stored,
+    other content under its SOP Instance UID, return the result for the instance."""
     row = meaning(answer.status)
     outcome = row.outcome
-    if other_content_stored and row.if_other_content is not None:
+    if other_content_possible and row.if_other_content is not None:
         outcome = row.if_other_content
     if outcome == Outcome.FAILED and tries_before + 1 < row.tries:
         outcome = Outcome.RETRY

@@ -19,7 +19,7 @@ class BatchState(StrEnum):
     SENDING = "SENDING"
     """Claimed by a sender. If that sender crashes, the lease expires and another sender claims the batch."""
     SENT = "SENT"
-    """Every instance is STORED. This state is final."""
+    """Every instance is STORED, or another batch stored a newer version of it. This state is final."""
     FAILED = "FAILED"
     """Another attempt would change nothing. An operator can retry it."""
 
@@ -42,7 +42,7 @@ class Outcome(StrEnum):
     MISSING = "MISSING"
     """The file does not exist any more."""
     SUPERSEDED = "SUPERSEDED"
-    """A newer version replaced it before it was sent. The row is kept, the file is not sent."""
+    """A newer version replaced it before it was sent, or was stored first. The row is kept, the file is not sent."""
     NOT_SENT = "NOT_SENT"
     """Recorded and not sent, because of the late policy ``never``."""
 

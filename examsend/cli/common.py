@@ -17,6 +17,7 @@ import typer
 from examsend import __version__
 from examsend.config.settings import Settings, load
 from examsend.errors import UsageError
+from examsend.report.terminal import clean
 
 LARGEST_ID = 2**63 - 1
 """The ids of the database's rows are of the type bigint."""
@@ -108,11 +109,31 @@ def _session(
     settings = load(config_file, options={"database_url": database_url})
     session = Session(settings, as_json, quiet, verbose)
     level = logging.WARNING if quiet or (session.live and not verbose) else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    # pynetdicom logs errors of a peer itself; examsend reports them already.
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL if verbose < 2 else logging.DEBUG)
+    _log_to_stderr()
     logging.getLogger("examsend").setLevel(logging.DEBUG if verbose else level)
     return session
+
+
+class _Escaping(logging.Formatter):
+    """Escapes what could control a terminal. Messages quote peers and file names, and libraries log them as they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
+        lines = [record.getMessage()]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).split("\n")
+        return "\n".join(map(clean, lines))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Escaping())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # Warnings are logged too. These libraries write what a peer or a file holds, and pynetdicom the passcode of a user
+    # identity; examsend itself reports what is wrong with either.
+    logging.captureWarnings(True)
+    for library in ("pynetdicom", "pydicom", "py.warnings"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _show(session: Session, result: object) -> None:

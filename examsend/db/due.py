@@ -25,13 +25,30 @@ LEASE_OVER = f"b.lease_expires_at <= {NOW}"
 
 ATTEMPTS_USED_UP = "b.attempt_count >= d.max_attempts"
 
+_BEFORE = (
+    "exam_batches e WHERE e.study_instance_uid = b.study_instance_uid AND e.destination_id = b.destination_id"
+    " AND e.id <> b.id AND (e.status = 'SENDING' OR e.id < b.id AND e.status IN ('PENDING', 'READY'))"
+)
+
+# OFFSET 0 makes it one index look-up for each row that is examined, not a join with all batches.
+WAITS_FOR_ANOTHER = f"EXISTS (SELECT 1 FROM {_BEFORE} OFFSET 0)"
+"""Another batch of the same study and destination goes before a READY batch: one that is being sent, or an earlier one that is
+neither SENT nor FAILED. Otherwise an old version of an instance could be stored over a newer one."""
+
+WAITS_FOR = f"(SELECT max(e.id) FROM {_BEFORE})"
+"""The id of the batch that a READY batch waits for."""
+
 
 def _earliest(column: str, state: str) -> str:
     """The earliest ``column`` of a destination's batches in a state: one index look-up."""
     return f"(SELECT min(b.{column}) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{state}')"
 
 
-NEXT_ATTEMPT = _earliest("next_attempt_at", "READY")
+NEXT_ATTEMPT = (
+    "(SELECT b.next_attempt_at FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'READY'"
+    f" AND b.next_attempt_at <= {NOW} AND NOT {WAITS_FOR_ANOTHER} ORDER BY b.next_attempt_at LIMIT 1)"
+)
+"""When the READY batch of a destination that has been due for the longest time became due; NULL: none can be claimed."""
 NEXT_LEASE = _earliest("lease_expires_at", "SENDING")
 
 

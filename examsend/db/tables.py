@@ -259,6 +259,9 @@ class ExamBatchInstance(Base):
     # that makes the receiver end the association.
     lost_in_flight: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     stored_at: Mapped[datetime | None]
+    # Other content was, or may have been, sent to the destination under this SOP Instance UID. The archive may hold that, whatever
+    # it answers about the UID, so its answers do not prove that it has this content (examsend/queue/contents.py).
+    other_content_possible: Mapped[bool] = mapped_column(server_default=text("false"))
     # Registered when its SOP Instance UID was known with other content.
     another_version: Mapped[bool] = mapped_column(server_default=text("false"))
 

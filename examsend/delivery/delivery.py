@@ -19,7 +19,7 @@ from examsend.delivery.recorder import Recorder
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
 from examsend.errors import DatabaseUnavailable
-from examsend.queue import instances
+from examsend.queue import contents, instances
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
 from examsend.states import BatchState, Outcome
@@ -108,10 +108,10 @@ class Delivery:
     def _deliver(self) -> Delivered:
         began = time.monotonic()
         lease = Lease(self._database, self._claim, self._stop)
-        destination, unsent, unread = lease.read(self._read)
+        destination, unsent, unread = lease.write(self._read)
         if unread:
             identify(lease, unread)
-            destination, unsent, _ = lease.read(self._read)
+            destination, unsent, _ = lease.write(self._read)
         total = sum(u.item.file_size for u in unsent)
         observer = self._observer
         progress = observer(self._claim, destination, len(unsent), total) if observer else NoProgress()
@@ -146,6 +146,9 @@ class Delivery:
         return delivered
 
     def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unsent], list[instances.Unread]]:
+        superseded = contents.compare(tx, self._claim)
+        if superseded:
+            log.warning("batch=%d superseded=%d reason='newer versions are stored'", self._claim.batch_id, superseded)
         unsent, unread = instances.to_send(tx, self._claim.batch_id)
         return get_destination_by_id(tx, self._claim.destination_id), unsent, unread
 

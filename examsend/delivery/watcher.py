@@ -52,7 +52,7 @@ class AssociationWatcher:
         """See ``transfer.Watcher``."""
         self.answers += 1
         unsent = self._by_id[answer.item.id]
-        result = outcomes.of_answer(answer, unsent.tries, other_content_stored=unsent.other_content_stored)
+        result = outcomes.of_answer(answer, unsent.tries, other_content_possible=unsent.other_content_possible)
         if result.action is not DestinationAction.NONE:
             self.destination_problem = DestinationProblem(
                 result.action, f"{answer.status:04X}", outcomes.status_text(answer.status)

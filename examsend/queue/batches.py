@@ -190,19 +190,23 @@ _RUNNING = text("""
     WHERE b.destination_id = :destination AND b.status = 'SENDING' AND b.lease_expires_at > clock_timestamp()
 """)
 
-_CLAIM = text("""
+# Each half reads its partial index in order and ends at the first row, so that the cost does not grow with the number of batches.
+_CLAIM = text(f"""
     UPDATE exam_batches b
     SET status = 'SENDING', attempt_id = :attempt, claimed_by = :by, attempt_count = b.attempt_count + 1,
         next_attempt_at = NULL, lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
-    FROM (SELECT c.id, c.status, c.attempt_id FROM exam_batches c
-          WHERE c.destination_id = :destination
-            AND (c.status = 'READY' AND c.next_attempt_at <= clock_timestamp()
-                 OR c.status = 'SENDING' AND c.lease_expires_at <= clock_timestamp())
-            AND (c.status = 'SENDING' OR NOT EXISTS (
-                 SELECT 1 FROM exam_batches s WHERE s.study_instance_uid = c.study_instance_uid
-                 AND s.destination_id = c.destination_id AND s.status = 'SENDING'))
-          ORDER BY coalesce(c.lease_expires_at, c.next_attempt_at), c.id
-          LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) next
+    FROM (SELECT c.id, c.status, c.attempt_id FROM (
+              SELECT * FROM (
+                  SELECT b.id, b.status, b.attempt_id, b.lease_expires_at AS since FROM exam_batches b
+                  WHERE b.destination_id = :destination AND b.status = 'SENDING' AND {due.LEASE_OVER}
+                  ORDER BY b.lease_expires_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) expired
+              UNION ALL
+              SELECT * FROM (
+                  SELECT b.id, b.status, b.attempt_id, b.next_attempt_at AS since FROM exam_batches b
+                  WHERE b.destination_id = :destination AND b.status = 'READY' AND b.next_attempt_at <= {due.NOW}
+                    AND NOT {due.WAITS_FOR_ANOTHER}
+                  ORDER BY b.next_attempt_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) ready
+          ) c ORDER BY c.since LIMIT 1) next
     WHERE b.id = next.id
     RETURNING b.id, b.study_instance_uid, b.destination_id, b.attempt_count, next.status AS was, next.attempt_id AS lost
 """)
@@ -216,6 +220,8 @@ def due_destinations(tx: Connection, only: int | None) -> list[int]:
 def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Claim | None:
     """READY (due) or SENDING (lease expired) -> SENDING. Return the claim; None if no batch is due, or if the destination is
     held, disabled or at its association limit. After a failure, a destination gets one batch at a time.
+
+    A READY batch waits until the earlier batches of its study for this destination are SENT or FAILED.
 
     The association rows of an attempt whose lease expired are closed as LEASE_LOST.
     """
@@ -250,7 +256,7 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float) -> Clai
 _SENT = text(f"""
     UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
-      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome = 'STORED')
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome IN ('STORED', 'SUPERSEDED'))
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
                       WHERE i.batch_id = :batch AND i.outcome NOT IN ('STORED', 'SUPERSEDED'))
 """)
@@ -269,7 +275,8 @@ _FAIL = text(f"""
 
 
 def sent(tx: Connection, claim: Claim) -> bool:
-    """SENDING -> SENT, if every instance of the batch is STORED. Otherwise change nothing and return False.
+    """SENDING -> SENT, if every instance of the batch is STORED, or SUPERSEDED by a version that is STORED. Otherwise change
+    nothing and return False.
 
     Raises LostClaim.
     """

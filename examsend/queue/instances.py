@@ -16,10 +16,7 @@ from examsend.transfer import Item
 
 _TO_SEND = text(f"""
     SELECT i.id, i.processed_filepath, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
-           i.dataset_offset, i.content_sha256, i.attempts, i.lost_in_flight, i.mount_point,
-           EXISTS (SELECT 1 FROM exam_batch_instances o
-                   WHERE o.destination_id = i.destination_id AND o.sop_instance_uid = i.sop_instance_uid AND o.id <> i.id
-                     AND o.outcome = '{Outcome.STORED}' AND o.content_sha256 <> i.content_sha256) AS other_content_stored
+           i.dataset_offset, i.content_sha256, i.attempts, i.lost_in_flight, i.mount_point, i.other_content_possible
     FROM exam_batch_instances i
     WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
     ORDER BY i.lost_in_flight >= :suspect, i.series_number NULLS LAST, i.series_instance_uid,
@@ -37,8 +34,8 @@ class Unsent:
     lost_in_flight: int
     """Number of consecutive abnormal ends of associations at which it was sent and not answered."""
     mount_point: str | None
-    other_content_stored: bool
-    """The destination stored other content under the same SOP Instance UID."""
+    other_content_possible: bool
+    """The destination stored other content under the same SOP Instance UID, or may have: no answer was recorded."""
 
     @property
     def suspect(self) -> bool:
@@ -78,7 +75,7 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
             bytes(row.content_sha256),
         )
         mount_point = None if row.mount_point is None else from_text(row.mount_point)
-        unsent.append(Unsent(item, row.attempts, row.lost_in_flight, mount_point, row.other_content_stored))
+        unsent.append(Unsent(item, row.attempts, row.lost_in_flight, mount_point, row.other_content_possible))
     return unsent, unread
 
 

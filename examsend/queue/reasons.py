@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from examsend import outcomes
@@ -13,9 +14,11 @@ WAITS = f"""
     extract(epoch FROM b.created_at - {due.NOW})::float + d.longest_wait_seconds AS longest_in,
     extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
+    CASE WHEN b.status = 'READY' THEN {due.WAITS_FOR} END AS waits_for,
     extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for
 """
-"""Columns of a SELECT from exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait ends."""
+"""Columns of a SELECT from exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait ends, and the batch
+that goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,10 @@ class StateFacts:
     quiet_in: float
     longest_in: float
     due_in: float | None
+    waits_for: int | None
+    """READY: the batch of the same study that goes first."""
+    follows: int | None
+    """The batch that this one follows."""
     lease_for: float | None
     claimed_by: str | None
     attempts: int
@@ -41,10 +48,25 @@ class StateFacts:
     """Instances stored with a warning."""
     warned_status: int | None
     """The lowest DIMSE status among them."""
+    other_content: int
+    """Instances stored under a UID of which the archive may hold other content."""
+    replaced: int
+    """Instances that are not sent, because another batch stored a newer version."""
 
 
 def state_reason(batch: StateFacts) -> str | None:
-    """Return why a batch is in its state; None for a SENT batch without warnings."""
+    """Return why a batch is in its state, and what is to know about its instances; None for a SENT batch without warnings."""
+    return "; ".join(part for part in (_reason(batch), *_versions(batch)) if part) or None
+
+
+def _versions(batch: StateFacts) -> Iterator[str]:
+    if batch.other_content:
+        yield f"{batch.other_content} stored under a UID whose other content the archive may have kept"
+    if batch.replaced:
+        yield f"{batch.replaced} not sent: another batch stored a newer version"
+
+
+def _reason(batch: StateFacts) -> str | None:
     match batch.status:
         case BatchState.PENDING:
             return _pending(batch)
@@ -75,6 +97,9 @@ def _ready(batch: StateFacts) -> str:
         return f"destination {disabled(batch.held_reason, batch.held_for)}"
     if batch.held_for is not None and batch.held_for > 0:
         return f"destination {held(batch.held_reason, batch.held_for)}"
+    if batch.waits_for is not None:
+        which = ", which it follows" if batch.waits_for == batch.follows else " of the same study"
+        return f"waits for batch {batch.waits_for}{which}{after}"
     if batch.due_in is not None and batch.due_in > 0:
         return f"due again in {span(batch.due_in)}{after}"
     return f"due: goes with the next send{after}"

@@ -37,7 +37,7 @@ _BATCHES = text(f"""
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.status, b.attempt_count, b.created_at, b.finished_at,
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
            d.enabled, d.held_reason, d.max_attempts, {WAITS},
-           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status
+           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced
     FROM chosen b
     JOIN storage_backend_configs d ON d.id = b.destination_id
     JOIN LATERAL (
@@ -46,6 +46,10 @@ _BATCHES = text(f"""
                count(*) FILTER (WHERE i.outcome IN ({sql_list(UNDELIVERABLE)})) AS failed,
                count(*) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned,
                min(i.dimse_status) FILTER (WHERE i.outcome = 'STORED' AND i.dimse_status <> 0) AS warned_status,
+               count(*) FILTER (WHERE i.outcome = 'STORED' AND i.other_content_possible) AS other_content,
+               count(DISTINCT i.sop_instance_uid) FILTER (WHERE i.outcome = 'SUPERSEDED' AND NOT EXISTS (
+                   SELECT 1 FROM exam_batch_instances v WHERE v.batch_id = i.batch_id
+                   AND v.sop_instance_uid = i.sop_instance_uid AND v.outcome <> 'SUPERSEDED')) AS replaced,
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
         FROM exam_batch_instances i WHERE i.batch_id = b.id
     ) n ON true
@@ -95,6 +99,10 @@ class BatchStatus:
     failed: int
     warnings: int
     """Stored with a warning status."""
+    other_content: int
+    """Stored under a UID of which the archive may hold other content: that was sent, or may have been, in another batch."""
+    replaced: int
+    """Not sent, because another batch stored a newer version."""
     total_bytes: int
     attempts: int
     waiting_for: str | None
@@ -169,6 +177,8 @@ def _batch(row: Any) -> BatchStatus:
         row.stored,
         row.failed,
         row.warned,
+        row.other_content,
+        row.replaced,
         int(row.total_bytes),
         row.attempt_count,
         state_reason(_state_facts(row)),
@@ -191,6 +201,8 @@ def _state_facts(row: Any) -> StateFacts:
         quiet_in=row.quiet_in,
         longest_in=row.longest_in,
         due_in=row.due_in,
+        waits_for=row.waits_for,
+        follows=row.follows_batch_id,
         lease_for=row.lease_for,
         claimed_by=row.claimed_by,
         attempts=row.attempt_count,
@@ -199,6 +211,8 @@ def _state_facts(row: Any) -> StateFacts:
         failure=row.failure,
         warned=row.warned,
         warned_status=row.warned_status,
+        other_content=row.other_content,
+        replaced=row.replaced,
     )
 
 

@@ -19,6 +19,26 @@ from dataclasses import dataclass, field
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 
 
+TALKS = {
+    "drip-empty": lambda _answer, _context_id: [pdu(P_DATA, b"")],
+    "drip-values": lambda _answer, context_id: [data_pdu(context_id, b"", 1)],
+    "drip-command": lambda _answer, context_id: [data_pdu(context_id, b"\0", 1)],
+    "drip-answer": lambda answer, _context_id: [answer[n : n + 1] for n in range(len(answer))],
+    "flood-empty": lambda _answer, _context_id: [pdu(P_DATA, b"") * 10_000],
+    "flood-values": lambda _answer, context_id: [pdu(P_DATA, struct.pack(">LBB", 2, context_id, 1) * 2_700) * 10],
+    "flood-junk": lambda _answer, _context_id: [bytes(range(256)) * 256],
+    "flood-one-pdu": lambda _answer, _context_id: [
+        struct.pack(">BBL", P_DATA, 0, 0xFFFFFFFF),
+        *[bytes(1 << 16)] * 16_000,
+    ],
+    "flood-one-accept": lambda _answer, _context_id: [
+        struct.pack(">BBL", ASSOCIATE_AC, 0, 0xFFFFFFFF),
+        *[bytes(1 << 16)] * 16_000,
+    ],
+}
+"""Given a valid answer and a context id, what a peer that keeps talking sends over and over: at the pace of ``pause`` (drip) or
+as fast as it can (flood)."""
+
 THREADS = "scripted-receiver"
 """How the names of a receiver's threads begin."""
 
@@ -29,6 +49,9 @@ class Script:
 
     status: Callable[[int, str], int | None] = lambda _k, _uid: 0x0000
     """Given k and the SOP Instance UID, return the status; None: a response without one."""
+    archive: Callable[[str, str], int | str] | None = None
+    """Given the SOP Instance UID and the SHA-256 of a data set, return the status, or what to do instead as in ``at``. It comes
+    before ``status``."""
     reject: tuple[int, int, int] | None = None
     """Result, source and reason of an A-ASSOCIATE-RJ to send."""
     accept: Callable[[str, str], bool] = lambda _sop_class, _syntax: True
@@ -51,13 +74,23 @@ class Script:
     """Error Comment of each response."""
     at: dict[int, str] = field(default_factory=dict)
     """k -> what to do instead of answering: abort, p-abort, reset, close, silence, garbage, half, release, unknown-id,
-    wrong-uid, huge, unexpected."""
+    wrong-uid, huge, unexpected, other-context, answer-close, undecodable, or one of TALKS."""
     during: dict[int, str] = field(default_factory=dict)
     """k -> what to do after the first bytes of its data set: abort, reset, stop-reading."""
     poison: str | None = None
     """Abort each time an instance with this SOP Instance UID is received."""
     on_accept: str | None = None
-    """Instead of A-ASSOCIATE-AC: silence, garbage, close, huge, half, abort."""
+    """Instead of A-ASSOCIATE-AC: silence, garbage, close, huge, half, abort, or one of TALKS."""
+    on_release: str | None = None
+    """Instead of A-RELEASE-RP: one of TALKS."""
+    pause: float = 0.2
+    """Seconds between the pieces of a drip."""
+    extra: bytes = b""
+    """Further items of the A-ASSOCIATE-AC."""
+    ahead: int | None = None
+    """Status of a response to message 1 to send together with the A-ASSOCIATE-AC; from then on nothing is read."""
+    early: dict[int, int] = field(default_factory=dict)
+    """k -> status to answer after the first bytes of its data set. The rest of it is read and discarded."""
     collide: bool = False
     """Answer A-RELEASE-RQ with an A-RELEASE-RQ of its own (PS3.8 7.2.2.7)."""
     bytes_per_second: float | None = None
@@ -243,6 +276,8 @@ class Session:
                 assert kind == RELEASE_RP
                 self._read(length)
                 self._peer.collisions += 1
+            if self._script.on_release is not None:
+                self._talk(self._script.on_release, pdu(RELEASE_RP, b"\0" * 4), 1)
             self._wire.sendall(pdu(RELEASE_RP, b"\0" * 4))
             raise Gone
         return kind, body
@@ -254,7 +289,7 @@ class Session:
         self._peer.proposed.append(proposed)
         self._peer.user_information.append(user)
         script = self._script
-        if script.on_accept is not None:
+        if script.on_accept is not None and script.on_accept not in TALKS:
             self._misbehave(script.on_accept, 0, b"", b"", 0)
         if script.reject is not None:
             self._wire.sendall(pdu(ASSOCIATE_RJ, bytes((0, *script.reject))))
@@ -272,13 +307,20 @@ class Session:
             info += struct.pack(">BBHHH", 0x53, 0, 4, *script.window)
         info += b"\x55\0" + struct.pack(">H", 8) + b"SCRIPTED"
         items += struct.pack(">BBH", 0x50, 0, len(info)) + info
-        self._wire.sendall(pdu(ASSOCIATE_AC, body[:68] + items))
+        accept = pdu(ASSOCIATE_AC, body[:68] + items + script.extra)
+        if script.on_accept in TALKS:
+            self._talk(script.on_accept, accept, 1)
+        if script.ahead is not None:
+            self._wire.sendall(accept + data_pdu(1, response(1, script.ahead, b"", b"")))
+            self._stop.wait(60)
+            raise Gone
+        self._wire.sendall(accept)
         self._peer.associations += 1
         self._number = self._peer.associations
 
     def _message(self) -> None:
         command, digest, size, context_id = bytearray(), hashlib.sha256(), 0, 0
-        last = False
+        last = early = False
         k = len(self._peer.offered) + 1
         while not last:
             kind, body = self.next_pdu()
@@ -297,9 +339,29 @@ class Session:
                     if k == self._script.answer_during:
                         self._script.answer_during = None
                         self._write_blocking(self._take_waiting(len(self._waiting)))
+                    if k in self._script.early:
+                        self._answer_early(self._script.early.pop(k), bytes(command), context_id)
+                        early = True
                     if k in self._script.during:
                         self._misbehave(self._script.during.pop(k), 0, b"", b"", context_id)
-        self._answer(bytes(command), digest.hexdigest(), size, context_id)
+        if not early:
+            self._answer(bytes(command), digest.hexdigest(), size, context_id)
+
+    def _answer_early(self, status: int, command: bytes, context_id: int) -> None:
+        fields = dict(elements(command))
+        message_id = struct.unpack("<H", fields[0x00000110])[0]
+        uid = fields[0x00001000]
+        self._peer.offered.append(uid.rstrip(b"\0").decode())
+        self._wire.sendall(data_pdu(context_id, response(message_id, status, fields[0x00000002], uid)))
+
+    def _talk(self, how: str, answer: bytes, context_id: int) -> None:
+        """Keep talking until the sender is gone."""
+        while not self._stop.is_set():
+            for piece in TALKS[how](answer, context_id):
+                self._wire.sendall(piece)
+                if how.startswith("drip") and self._stop.wait(self._script.pause):
+                    break
+        raise Gone
 
     def _answer(self, command: bytes, sha256: str, size: int, context_id: int) -> None:
         fields = dict(elements(command))
@@ -316,6 +378,12 @@ class Session:
         if script.delay:
             self._stop.wait(script.delay)
         status = script.status(k, name)
+        if script.archive is not None:
+            decided = script.archive(name, sha256)
+            if isinstance(decided, str):
+                self._misbehave(decided, message_id, sop_class, uid, context_id)
+            else:
+                status = decided
         if status is not None and (status == 0 or status >> 12 == 0xB):
             syntax = self._contexts[context_id][1]
             self._peer.stored.append(Received(name, sha256, size, self._number, context_id, syntax))
@@ -349,7 +417,17 @@ class Session:
     def _misbehave(self, how: str, message_id: int, sop_class: bytes, uid: bytes, context_id: int) -> None:
         wire = self._wire
         good = data_pdu(context_id, response(message_id, 0, sop_class, uid)) if uid else pdu(ASSOCIATE_AC, b"\0" * 68)
-        if how == "abort":
+        if how in TALKS:
+            self._talk(how, good, context_id)
+        elif how == "other-context":
+            wire.sendall(data_pdu(context_id + 2, response(message_id, 0, sop_class, uid)))
+            self._stop.wait(2)
+        elif how == "answer-close":
+            wire.sendall(good)
+        elif how == "undecodable":
+            wire.sendall(data_pdu(context_id, element(0x00000100, b"\x01\x80") + element(0x00000120, b"\1\0\2")))
+            self._stop.wait(2)
+        elif how == "abort":
             wire.sendall(pdu(ABORT, b"\0\0\0\0"))
         elif how == "p-abort":
             wire.sendall(pdu(ABORT, b"\0\0\2\2"))

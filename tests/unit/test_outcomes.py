@@ -43,10 +43,10 @@ def test_outcome_of_a_status_at_the_first_and_second_try(status: int, first: str
     assert outcomes.of_answer(answer, 1).outcome == second
 
 
-def test_only_a_duplicate_is_a_conflict_after_other_content_was_stored() -> None:
-    assert outcomes.of_answer(Answer(ITEM, 0x0111), 0, other_content_stored=True).outcome == "CONFLICT"
-    assert outcomes.of_answer(Answer(ITEM, 0x0000), 0, other_content_stored=True).outcome == "STORED"
-    assert outcomes.of_answer(Answer(ITEM, 0xB007), 0, other_content_stored=True).outcome == "STORED"
+def test_only_a_duplicate_is_a_conflict_where_other_content_may_be_stored() -> None:
+    assert outcomes.of_answer(Answer(ITEM, 0x0111), 0, other_content_possible=True).outcome == "CONFLICT"
+    assert outcomes.of_answer(Answer(ITEM, 0x0000), 0, other_content_possible=True).outcome == "STORED"
+    assert outcomes.of_answer(Answer(ITEM, 0xB007), 0, other_content_possible=True).outcome == "STORED"
 
 
 @pytest.mark.parametrize(
