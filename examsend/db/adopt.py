@@ -40,7 +40,8 @@ def check_there(connection: Connection, tables: Collection[str]) -> None:
             continue
         what = f"it has no column {missing[0]}" if missing and kind == "r" else "it is not a table of examsend"
         raise ConfigError(
-            f"the database already holds {name}, and {what}: give examsend a database of its own, or rename {name}"
+            f"the {name} that the database already holds cannot be taken over: {what};"
+            f" give examsend a database of its own, or rename {name}"
         )
 
 

@@ -37,6 +37,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Double, TypeEngine
 
 from examsend.config.destination import DestinationSettings, type_of
+from examsend.db.rules import NUMBERS
 from examsend.states import (
     BatchState,
     ExpectationSource,
@@ -133,27 +134,7 @@ class StorageBackendConfig(Base):
         CheckConstraint(_one_of("sender", SenderName), name="sender"),
         CheckConstraint(_one_of("late_policy", LatePolicy), name="late_policy"),
         CheckConstraint(_one_of("on_incomplete", OnIncomplete), name="on_incomplete"),
-        # A number that no interval and no socket can take would end every pass, not only this destination's. BETWEEN also
-        # keeps out NaN, which PostgreSQL sorts above every number.
-        CheckConstraint(
-            "association_limit BETWEEN 1 AND 1000 AND associations_per_study BETWEEN 1 AND 64"
-            " AND async_window BETWEEN 0 AND 65535",
-            name="limits",
-        ),
-        CheckConstraint("max_attempts BETWEEN 1 AND 10000", name="max_attempts"),
-        CheckConstraint("priority BETWEEN 0 AND 2", name="priority"),
-        CheckConstraint("user_identity_kind IN (1, 2, 5)", name="user_identity_kind"),
-        CheckConstraint(
-            "quiet_seconds BETWEEN 0 AND 1e9 AND longest_wait_seconds BETWEEN 0 AND 1e9 AND grace_seconds BETWEEN 0 AND 1e9"
-            " AND backoff_seconds BETWEEN 0.01 AND 1e9 AND backoff_max_seconds BETWEEN backoff_seconds AND 1e9"
-            " AND expire_seconds BETWEEN 1 AND 1e9",
-            name="waits",
-        ),
-        CheckConstraint(
-            "connect_timeout BETWEEN 0.1 AND 86400 AND accept_timeout BETWEEN 0.1 AND 86400"
-            " AND answer_timeout BETWEEN 0.1 AND 86400 AND stall_timeout BETWEEN 0.1 AND 86400",
-            name="timeouts",
-        ),
+        *(CheckConstraint(rule, name=name) for name, rule in NUMBERS.items()),
     )
 
 

@@ -52,7 +52,7 @@ _RULES = {
     "priority": "priority BETWEEN 0 AND 2",
     "user_identity_kind": "user_identity_kind IN (1, 2, 5)",
     "waits": "quiet_seconds BETWEEN 0 AND 1e9 AND longest_wait_seconds BETWEEN 0 AND 1e9 AND grace_seconds BETWEEN 0 AND 1e9"
-    " AND backoff_seconds BETWEEN 0.01 AND 1e9 AND backoff_max_seconds BETWEEN backoff_seconds AND 1e9"
+    " AND backoff_seconds >= 0.01 AND backoff_max_seconds BETWEEN backoff_seconds AND 1e9"
     " AND expire_seconds BETWEEN 1 AND 1e9",
     "timeouts": "connect_timeout BETWEEN 0.1 AND 86400 AND accept_timeout BETWEEN 0.1 AND 86400"
     " AND answer_timeout BETWEEN 0.1 AND 86400 AND stall_timeout BETWEEN 0.1 AND 86400",

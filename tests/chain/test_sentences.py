@@ -251,7 +251,7 @@ def test_the_right_password_is_accepted(server: _Server) -> None:
     assert "denies this user what the command needs" in completed.stderr, "it has no rights to the tables"
 
 
-@pytest.mark.parametrize("more", ["foo=1", "sslmode=banana", "keepalives=soon"])
+@pytest.mark.parametrize("more", ["foo=1", "sslmode=banana", "gssencmode=soon"])
 def test_an_option_of_the_url_that_libpq_does_not_know_is_a_configuration_error(server: _Server, more: str) -> None:
     completed = cli("status", url=f"{server.url}&{more}", EXAMSEND_DATABASE_WAIT="30")
     assert (completed.returncode, "bug" in completed.stderr) == (78, False), completed.stderr
