@@ -55,6 +55,14 @@ class Refused(ExamsendError):
     exit_code = 1
 
 
+class Interrupted(ExamsendError):
+    """A user or a service manager asked the command to end. The message says what was done."""
+
+    def __init__(self, exit_code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
 class LostClaim(ExamsendError):
     """This sender's attempt no longer owns the batch: its lease expired, and another sender claimed the batch."""
 

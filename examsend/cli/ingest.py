@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ def register(app: typer.Typer) -> None:
     @common.command(app)
     def ingest(
         session: common.Session,
-        directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of DICOM files.")],
+        directories: Annotated[list[str], typer.Argument(metavar="DIR...", help="Directories of DICOM files.")],
         to: Annotated[
             list[str] | None,
             typer.Option(

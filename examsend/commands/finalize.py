@@ -70,7 +70,7 @@ def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
     found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.completion_reason(c)) is not None]
     return (
         [Ready(c.batch_id, c.study_instance_uid, c.destination, reason) for c, reason in found],
-        [Completed(c.batch_id, c.last_instance_at, reason) for c, reason in found],
+        [Completed(c.batch_id, c.last_instance_at, reason, rules.is_quiet(c)) for c, reason in found],
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from examsend.config.settings import Settings
 from examsend.db import access
+from examsend.errors import Interrupted
 from examsend.intake.directory import root_of
 from examsend.intake.intake import Intake, Noted, Progress
 from examsend.queue.destination import routed_destinations
@@ -34,6 +35,8 @@ class IngestResult:
     warnings: tuple[Noted, ...]
     """New versions of known SOP Instance UIDs, and directories that could not be read."""
     unreadable_directories: int
+    gone: tuple[str, ...]
+    """Paths of files that were rejected earlier and are not there any more: they are not listed as rejected from now on."""
     destinations: tuple[str, ...]
     seconds: float
 
@@ -45,7 +48,7 @@ class IngestResult:
 
 def run(
     settings: Settings,
-    directories: Sequence[Path],
+    directories: Sequence[str | Path],
     *,
     to: Sequence[str] = (),
     recursive: bool = True,
@@ -54,7 +57,8 @@ def run(
 ) -> IngestResult:
     """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
 
-    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled.
+    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled; Interrupted for
+    Ctrl-C and SIGTERM: what is registered by then stays registered.
     """
     began = time.monotonic()
     roots = [root_of(directory) for directory in directories]
@@ -63,7 +67,10 @@ def run(
         intake = Intake(
             database, settings, routed, recursive=recursive, accept_incomplete=accept_incomplete, progress=progress
         )
-        intake.run(roots)
+        try:
+            intake.run(roots)
+        except (KeyboardInterrupt, SystemExit) as end:
+            raise _interrupted(intake, end) from None
     counts, walk = intake.counts, intake.walk
     return IngestResult(
         seen=walk.seen,
@@ -79,6 +86,17 @@ def run(
         rejections=tuple(counts.rejections),
         warnings=tuple(counts.warnings),
         unreadable_directories=counts.unreadable_directories,
+        gone=tuple(counts.gone),
         destinations=tuple(d.name for d in routed),
         seconds=time.monotonic() - began,
+    )
+
+
+def _interrupted(intake: Intake, end: BaseException) -> Interrupted:
+    counts = intake.counts
+    code = end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 130
+    return Interrupted(
+        code,
+        f"ingest was interrupted: {intake.walk.seen} files seen so far; {counts.new} new instances are registered and stay so,"
+        f" {counts.known} were known, {counts.rejected} files were rejected. The next ingest goes on from there",
     )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 NOW = "statement_timestamp()"
 
-QUIET = f"b.last_instance_at <= {NOW} - make_interval(secs => d.quiet_seconds)"
-"""A PENDING batch has had no new instance for the quiet period."""
+_QUIET_SINCE = f"{NOW} - make_interval(secs => d.quiet_seconds)"
+
+QUIET = f"b.last_instance_at <= {_QUIET_SINCE} AND (b.ingesting_until IS NULL OR b.ingesting_until <= {_QUIET_SINCE})"
+"""A PENDING batch has had no new instance for the quiet period, and no ingest that has seen its study runs or did."""
 
 WAITED_LONGEST = f"b.created_at <= {NOW} - make_interval(secs => d.longest_wait_seconds)"
 """A PENDING batch has been open for the longest wait."""
@@ -58,7 +60,9 @@ def _for_earliest(condition: str, column: str, state: str) -> str:
 
 
 TO_FINALIZE = (
-    f"{_for_earliest(QUIET, 'last_instance_at', 'PENDING')} OR {_for_earliest(WAITED_LONGEST, 'created_at', 'PENDING')}"
+    "EXISTS (SELECT 1 FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'PENDING'"
+    f" AND {QUIET} ORDER BY b.last_instance_at LIMIT 1)"
+    f" OR {_for_earliest(WAITED_LONGEST, 'created_at', 'PENDING')}"
 )
 """A destination has a batch that ``examsend finalize`` would make READY."""
 

@@ -53,6 +53,9 @@ _CONFIGURATION = {
     "3F000": "has no such schema",
 }
 
+REFUSED_VALUES = (exc.DataError, exc.IntegrityError, ValueError, OverflowError)
+"""What a statement raises where PostgreSQL, or its driver, cannot take one of the values."""
+
 _ROLLED_BACK = {"40001", "40P01"}
 """SQLSTATEs after which the transaction can be run again: serialization failure, deadlock."""
 

@@ -149,6 +149,8 @@ class ExamBatch(Base):
     status: Mapped[str] = mapped_column(server_default="PENDING")
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     last_instance_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    # An ingest that has seen the study runs, and renews this (examsend/queue/keep_open.py).
+    ingesting_until: Mapped[datetime | None]
     ready_at: Mapped[datetime | None]
     ready_reason: Mapped[str | None]
     follows_batch_id: Mapped[int | None] = mapped_column(ForeignKey("exam_batches.id", ondelete="SET NULL"))

@@ -7,6 +7,7 @@ proves it. No sentence contains text of the file: it may be patient data.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -87,14 +88,28 @@ class DicomFile:
     """Number of Study Related Instances (0020,1208), None where the file does not say it. Not reliable."""
 
 
+def stamp(file: os.stat_result) -> int:
+    """Given what ``stat`` says of a file, return its modification time in nanoseconds, as 64 bits hold it.
+
+    They reach from 1677 to 2262, and a file system may say less or more. The nearest time that they hold stands for it, so
+    that the file is recognised again.
+    """
+    return min(max(file.st_mtime_ns, -(2**63)), 2**63 - 1)
+
+
 def inspect(path: str | os.PathLike[str], *, accept_incomplete: bool = False) -> DicomFile:
     """Given a path, return the identity of the file, after the check that it is whole.
 
     With ``accept_incomplete`` a truncated file is accepted if its UIDs come before the place where it is cut.
     Raises NotDicom, Incomplete, Unacceptable; OSError where the file cannot be read.
     """
-    # O_NONBLOCK: opening a FIFO without a writer would block.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        # O_NONBLOCK: opening a FIFO without a writer would block.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a device that is not there
+            raise NotDicom("NOT_A_FILE", "not a regular file") from None
+        raise
     try:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):
@@ -149,7 +164,7 @@ def _identify(fd: int, file: os.stat_result, head: bytes, *, accept_incomplete: 
         _integer(found.values.get(_INSTANCE_NUMBER)),
         start.offset,
         size,
-        file.st_mtime_ns,
+        stamp(file),
         file.st_ino,
         file.st_ctime_ns,
         _digest(fd, size, head, start.offset),

@@ -33,6 +33,9 @@ _DIGEST_IN_THREAD = 1 << 16
 _PIECES = 512
 """Headers and values that are listed at once. A peer may accept PDUs of 8 bytes only."""
 
+_AT_ONCE = 256
+"""P-DATA-TFs that are read without waiting, before the next instance is sent. A peer could send without end."""
+
 
 @dataclass(slots=True)
 class _Outstanding:
@@ -293,12 +296,15 @@ class Association:
 
     def _read_responses(self, *, block: bool) -> None:
         """Read and report the responses that have arrived; with ``block``, wait for at least one."""
-        while True:
+        left = _AT_ONCE
+        while left:
             body = self._requestor.data(deadline=time.monotonic() + CHECK_SECONDS, wait=block)
             if body is None and not block:
                 return
             if body is not None and self._report_all(body):
                 block = False
+            if not block:
+                left -= 1
             self._check_answer_time()
 
     def _report_all(self, body: bytes) -> bool:

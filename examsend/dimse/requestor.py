@@ -19,6 +19,10 @@ _RELEASE_SECONDS = 10.0
 """How long to wait for A-RELEASE-RP."""
 
 
+def _pass() -> None:
+    """Check nothing."""
+
+
 def _nothing(_bytes_sent: int) -> None:
     """Ignore progress."""
 
@@ -128,5 +132,6 @@ class Requestor:
         """Close the connection; ``last_pdu``, an A-ABORT or nothing, is sent first."""
         if self._wire is not None:
             self._wire.close(last_pdu)
-            # The connection refers to ``check`` and thus to the caller, whose buffers would wait for the garbage collector.
-            self._wire = None
+        # Connection and requestor refer to ``check`` and thus to the caller, whose buffers would wait for the garbage collector.
+        self._wire = None
+        self._check = _pass

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from examsend.dicom.identity import stamp
 from examsend.errors import UsageError
 from examsend.queue.files import FileStat
 
 
-def root_of(directory: Path) -> str:
+def root_of(directory: str | Path) -> str:
     """Given a directory that an operator named, return its absolute path. Raises UsageError unless it is a directory."""
+    if not str(directory):
+        raise UsageError("the name of a directory is empty")
     path = os.path.abspath(directory)  # noqa: PTH100 (resolve() follows links, whose targets may differ between hosts)
     if not os.path.lexists(path):
         raise UsageError(f"there is no directory {directory}")
@@ -21,7 +24,7 @@ def root_of(directory: Path) -> str:
 
 
 class Walk:
-    """Lists the regular files in directories.
+    """Lists the regular files in directories, and counts what else is there but directories.
 
     Symbolic links to directories are not followed. Links to files are followed only if the target is in the same directory
     tree, so that a link in a drop directory cannot make examsend send other files of the machine.
@@ -34,7 +37,7 @@ class Walk:
         self.seen = 0
         """Files found so far, the ignored and vanished ones included."""
         self.ignored = 0
-        """Symbolic links whose target is outside the directory."""
+        """Symbolic links whose target is outside the directory; pipes, sockets and devices."""
         self.vanished = 0
         """Files that were deleted before their size could be read."""
 
@@ -62,6 +65,8 @@ class Walk:
                         self.ignored += 1
                         continue
                     if not entry.is_file():
+                        self.seen += 1
+                        self.ignored += 1
                         continue
                     stat = entry.stat()
                 except OSError:
@@ -69,7 +74,7 @@ class Walk:
                     self.vanished += 1
                     continue
                 self.seen += 1
-                yield FileStat(entry.path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
+                yield FileStat(entry.path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
             if self._recursive:
                 stack.extend(reversed(below))
 

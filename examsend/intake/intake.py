@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
 
 from examsend.config.settings import Settings
-from examsend.db.engine import Connection, Database
+from examsend.db.engine import REFUSED_VALUES, Connection, Database
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom
 from examsend.intake.directory import Mounts, Walk
+from examsend.intake.presence import Presence
 from examsend.queue import registration, rejected, seen
 from examsend.queue.destination import Destination
 from examsend.queue.files import FileStat
@@ -23,6 +27,8 @@ from examsend.queue.rejected import Rejection
 
 _LOOKED_UP = 2000
 """Files in one look-up. More than in one registration, because a look-up locks nothing and its cost is the round trip."""
+
+_log = logging.getLogger(__name__)
 
 _AHEAD = 2
 """Look-ups in progress while the files of an earlier one are registered."""
@@ -54,7 +60,11 @@ class Counts:
     rejections: list[Noted] = field(default_factory=list)
     warnings: list[Noted] = field(default_factory=list)
     unreadable_directories: int = 0
+    gone: list[str] = field(default_factory=list)
+    """Paths of files that were rejected, and are not there any more."""
 
+
+T = TypeVar("T")
 
 Progress = Callable[[int, int, int], None]
 """Called repeatedly with (files seen, new instances, bytes of the new instances)."""
@@ -79,18 +89,22 @@ class Intake:
         self._accept_incomplete = accept_incomplete
         self._progress = progress
         self._mounts = Mounts()
+        self._presence = Presence(database)
         self.walk = Walk(recursive=recursive, unreadable=self._unreadable)
         self.counts = Counts()
 
     def run(self, roots: Sequence[str]) -> None:
         """Register every DICOM file in the directories. Raises DatabaseUnavailable."""
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
-        for found in self._looked_up(files):
-            left = self._to_open(found)
-            for at in range(0, len(left), self._settings.ingest_chunk):
-                self._register(left[at : at + self._settings.ingest_chunk])
+        began = self._database.run(rejected.now)
+        with self._presence:
+            for found in self._looked_up(files):
+                left = self._to_open(found)
+                for at in range(0, len(left), self._settings.ingest_chunk):
+                    self._register(left[at : at + self._settings.ingest_chunk])
+                    self._show()
                 self._show()
-            self._show()
+            self._forget_gone(roots, began)
 
     def _show(self) -> None:
         self._progress(self.walk.seen, self.counts.new, self.counts.new_bytes)
@@ -108,7 +122,14 @@ class Intake:
         ids = list(self._names)
 
         def look_up(group: Sequence[FileStat]) -> seen.Seen:
-            return self._database.run(lambda tx: seen.look_up(tx, group, ids))
+            try:
+                return self._database.run(lambda tx: seen.look_up(tx, group, ids))
+            except REFUSED_VALUES:
+                if len(group) == 1:
+                    return seen.Seen(list(group), [], 0)
+                halves = [look_up(half) for half in _halves(group)]
+                new, before = ([f for half in halves for f in getattr(half, name)] for name in ("new", "rejected"))
+                return seen.Seen(new, before, sum(half.known for half in halves))
 
         with ThreadPoolExecutor(1, thread_name_prefix="seen") as pool:
             asked: deque[Future[seen.Seen]] = deque()
@@ -135,21 +156,65 @@ class Intake:
         read = [self._read(file) for file in files]
         arrivals = [r for r in read if isinstance(r, Arrival)]
         rejections = [r for r in read if isinstance(r, Rejection)]
-        if not arrivals and not rejections:
-            return
+        if arrivals:
+            self._write(arrivals)
+        if rejections:
+            self._reject(rejections)
+
+    def _write(self, arrivals: Sequence[Arrival]) -> None:
+        """Register files in one transaction; where the database does not take one of them, the others without it."""
 
         def write(tx: Connection) -> list[Registered]:
             done = registration.register(tx, arrivals, list(self._names), gone=lambda path: not os.path.lexists(path))
             rejected.forget(tx, [arrival.path for arrival in arrivals])
-            rejected.record(tx, rejections)
+            self._presence.hold(tx, {r.batch_id for r in done})
             return done
 
-        self._count(arrivals, rejections, self._database.run(write, idempotent=True))
+        try:
+            self._count(arrivals, self._database.run(write, idempotent=True))
+        except REFUSED_VALUES as error:
+            if len(arrivals) > 1:
+                for half in _halves(arrivals):
+                    self._write(half)
+                return
+            [arrival] = arrivals
+            f = arrival.file
+            sentence = f"the database does not take what the file says ({type(error).__name__})"
+            file = FileStat(arrival.path, f.size, f.mtime_ns, f.inode, f.ctime_ns)
+            self._reject([Rejection(file, "NOT_TAKEN", sentence)])
+
+    def _reject(self, rejections: Sequence[Rejection]) -> None:
+        """Record files that cannot be registered. One that the database cannot even name is only reported."""
+        try:
+            self._database.run(lambda tx: rejected.record(tx, rejections), idempotent=True)
+        except REFUSED_VALUES:
+            if len(rejections) > 1:
+                for half in _halves(rejections):
+                    self._reject(half)
+                return
+        self.counts.rejected += len(rejections)
+        self.counts.rejections += [Noted(r.file.path, r.sentence) for r in rejections]
+
+    def _forget_gone(self, roots: Sequence[str], began: datetime) -> None:
+        """Forget the rejected files in the directories that are gone or were replaced: nobody has to look at them."""
+        stale: list[str] = []
+        for file in self._database.run(lambda tx: rejected.not_seen_since(tx, roots, began)):
+            try:
+                found = os.lstat(file.path)
+            except (FileNotFoundError, NotADirectoryError):
+                stale.append(file.path)
+                self.counts.gone.append(file.path)
+            except OSError:
+                continue
+            else:
+                if (found.st_size, identity.stamp(found)) != (file.size, file.mtime_ns):
+                    stale.append(file.path)
+        if stale:
+            self._database.run(lambda tx: rejected.forget(tx, stale), idempotent=True)
 
     def _read(self, file: FileStat) -> Arrival | Rejection | None:
         """Read one file. Return None if it is neither registered nor rejected; it is then counted here."""
-        # Modification times are set by the file system's clock. A time in the future says nothing about a file's age.
-        age = time.time() - file.mtime_ns / 1e9
+        age = _age(file)
         if 0 <= age < self._settings.settle:
             self.counts.deferred += 1
             return None
@@ -161,20 +226,20 @@ class Intake:
             if not isinstance(problem, Incomplete) or not 0 <= age < self._settings.incomplete_after:
                 return Rejection(file, problem.code, str(problem))
             self.counts.deferred += 1
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self.counts.vanished += 1
         except OSError as error:
             return Rejection(file, "UNREADABLE", f"cannot be read: {error.strerror or error}")
+        except Exception as error:  # noqa: BLE001 (one file never costs another)
+            # A fault of examsend's reader costs the file that shows it, and no other.
+            _log.debug("reading %s", file.path, exc_info=True)
+            return Rejection(file, "READER_FAILED", f"a bug in examsend: its reader failed with {type(error).__name__}")
         else:
             return Arrival(file.path, found, self._mounts.above(file.path))
         return None
 
-    def _count(
-        self, arrivals: Sequence[Arrival], rejections: Sequence[Rejection], registered: Sequence[Registered]
-    ) -> None:
+    def _count(self, arrivals: Sequence[Arrival], registered: Sequence[Registered]) -> None:
         counts = self.counts
-        counts.rejected += len(rejections)
-        counts.rejections += [Noted(r.file.path, r.sentence) for r in rejections]
         added = [r for r in registered if r.kind in {Kind.NEW, Kind.NEW_VERSION}]
         new = {r.arrival.path: r.arrival.file.size for r in added}
         counts.new += len(new)
@@ -191,3 +256,24 @@ class Intake:
             for r in added
             if r.kind is Kind.NEW_VERSION
         ]
+
+
+def _halves(parts: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    middle = len(parts) // 2
+    return parts[:middle], parts[middle:]
+
+
+def _age(file: FileStat) -> float:
+    """Return how long ago a file was modified, in seconds; less than 0 where its file system's clock is ahead of ours.
+
+    A modification time in the future was set by a program, and says nothing. The time of the last change of the inode then
+    stands for it, which no program can set.
+    """
+    now = time.time()
+    age = now - file.mtime_ns / 1e9
+    if age < 0:
+        try:
+            return now - os.lstat(file.path).st_ctime
+        except OSError:
+            return age
+    return age

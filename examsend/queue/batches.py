@@ -133,8 +133,10 @@ def drop_empty(tx: Connection, batch_ids: Iterable[int]) -> None:
 _FINALIZE = text("""
     UPDATE exam_batches b
     SET status = 'READY', ready_at = clock_timestamp(), ready_reason = w.reason, next_attempt_at = clock_timestamp()
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:seen AS timestamptz[]), CAST(:reasons AS text[])) w (id, seen, reason)
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:seen AS timestamptz[]), CAST(:reasons AS text[]), CAST(:quiet AS boolean[]))
+         w (id, seen, reason, quiet)
     WHERE b.id = w.id AND b.status = 'PENDING' AND b.last_instance_at = w.seen
+      AND NOT (w.quiet AND b.ingesting_until IS NOT NULL AND b.ingesting_until > clock_timestamp())
     RETURNING b.id
 """)
 
@@ -146,12 +148,15 @@ class Completed:
     batch_id: int
     last_instance_at: datetime
     reason: str
+    quiet: bool = False
+    """It is complete because it is quiet."""
 
 
 def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
     """PENDING -> READY. Return the ids of the batches that changed.
 
-    A batch that has new instances since ``last_instance_at``, or is not PENDING any more, is not changed.
+    A batch that has new instances since ``last_instance_at``, is not quiet because an ingest has begun, or is not PENDING any
+    more, is not changed.
     """
     if not completed:
         return set()
@@ -161,6 +166,7 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
             "ids": [c.batch_id for c in completed],
             "seen": [c.last_instance_at for c in completed],
             "reasons": [c.reason for c in completed],
+            "quiet": [c.quiet for c in completed],
         },
     )
     return {row.id for row in rows}

@@ -10,7 +10,7 @@ from examsend.db import due
 from examsend.states import BatchState
 
 WAITS = f"""
-    extract(epoch FROM b.last_instance_at - {due.NOW})::float + d.quiet_seconds AS quiet_in,
+    extract(epoch FROM greatest(b.last_instance_at, b.ingesting_until) - {due.NOW})::float + d.quiet_seconds AS quiet_in,
     extract(epoch FROM b.created_at - {due.NOW})::float + d.longest_wait_seconds AS longest_in,
     extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,

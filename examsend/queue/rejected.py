@@ -16,7 +16,7 @@ _SEEN_AGAIN = text("""
                 CAST(:ctimes AS bigint[])) WITH ORDINALITY w (path, size, mtime, inode, ctime, n)
     WHERE md5(r.file_path) = md5(w.path) AND r.file_path = w.path AND r.file_size = w.size AND r.file_mtime_ns = w.mtime
       AND coalesce(r.file_inode, w.inode) = w.inode AND coalesce(r.file_ctime_ns, w.ctime) = w.ctime
-      AND r.reason_code <> 'UNREADABLE'
+      AND r.reason_code NOT IN ('UNREADABLE', 'READER_FAILED', 'NOT_TAKEN')
     RETURNING w.n
 """)
 
@@ -67,7 +67,7 @@ def forget(tx: Connection, paths: Sequence[str]) -> None:
 def seen_again(tx: Connection, files: Sequence[FileStat]) -> set[FileStat]:
     """Given files, return those that were rejected before and not changed since, and set their last_seen_at.
 
-    A file that could not be read is not among them: its permissions may have changed.
+    A file that could not be read is not among them: its permissions, or examsend, may have changed.
     """
     return {files[n - 1] for n in tx.scalars(_SEEN_AGAIN, arrays(files))} if files else set()
 
@@ -82,6 +82,36 @@ class RejectedFile:
     reason: str
     first_seen_at: datetime
     last_seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    path: str
+    size: int
+    mtime_ns: int
+
+
+_NOW = text("SELECT clock_timestamp()")
+
+_NOT_SEEN = text("""
+    SELECT file_path, file_size, file_mtime_ns FROM rejected_files WHERE last_seen_at < CAST(:since AS timestamptz)
+""")
+
+
+def now(tx: Connection) -> datetime:
+    """Return the time of the database, for ``not_seen_since``."""
+    found: datetime = tx.execute(_NOW).scalar_one()
+    return found
+
+
+def not_seen_since(tx: Connection, roots: Sequence[str], since: datetime) -> list[_Known]:
+    """Return the rejected files below directories that no ingest has found and rejected since a time."""
+    above = tuple(root.rstrip("/") + "/" for root in roots)
+    found = (
+        _Known(from_text(row.file_path), row.file_size, row.file_mtime_ns)
+        for row in tx.execute(_NOT_SEEN, {"since": since})
+    )
+    return [file for file in found if file.path.startswith(above)]
 
 
 _RECENT = text("""

@@ -49,6 +49,7 @@ def _ingest(result: IngestResult) -> list[Any]:
     vanished = f", {result.vanished} vanished" if result.vanished else ""
     lines: list[Any] = first_lines([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
     lines += first_lines([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
+    lines += first_lines([f"gone, not listed as rejected any more: {path}" for path in result.gone])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
         f"{counts}{vanished}; {plural(len(result.batches), 'batch', 'batches')} changed ({result.opened} opened)"

@@ -106,6 +106,8 @@ def upgrade() -> None:
     op.execute("UPDATE storage_backend_configs SET user_identity_kind = NULL WHERE user_identity_kind NOT IN (1, 2, 5)")
     _replace_rules(_EARLIER_RULES, _RULES)
 
+    # An ingest that has seen the study of a PENDING batch runs.
+    op.add_column("exam_batches", sa.Column("ingesting_until", sa.DateTime(timezone=True)))
     for table, columns in _FILES.items():
         for name, kind in columns.items():
             op.add_column(table, sa.Column(name, kind))
@@ -132,6 +134,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     _replace_rules(_RULES, _EARLIER_RULES)
+    op.drop_column("exam_batches", "ingesting_until")
     op.drop_column("exam_batch_instances", "other_content_possible")
     op.drop_column("exam_batch_instances", "another_version")
     for table, columns in _FILES.items():

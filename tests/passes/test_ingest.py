@@ -185,12 +185,6 @@ def test_file_names_that_are_not_utf8_are_registered(pacs: Settings, database: e
     assert ingest.run(pacs, [tmp_path / "drop"]).known == 1
 
 
-def test_pipes_are_skipped(pacs: Settings, tmp_path: Path) -> None:
-    (tmp_path / "drop").mkdir()
-    os.mkfifo(tmp_path / "drop" / "pipe")
-    assert ingest.run(pacs, [tmp_path / "drop"]).seen == 0
-
-
 def test_an_empty_directory_is_not_an_error(pacs: Settings, tmp_path: Path) -> None:
     assert ingest.run(pacs, [tmp_path]).seen == 0
 
