@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
@@ -15,17 +18,68 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; never returns normally."""
     signal.signal(signal.SIGTERM, _end)
+    _open_standard_streams()
     code = 0
     try:
         code = _run()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output ended first (`examsend status | head`). Python flushes standard output again at exit,
-        # which would fail without this.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of the output ended first (`examsend status | head`).
+        _discard_output()
+    except _OutputLostError as error:
+        _say(f"the output could not be written: {error.strerror or error}")
+        _discard_output()
+        code = code or 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Open the standard streams that are closed (`>&-`), so that no file or connection gets their numbers.
+
+    A closed standard output is opened for reading, so that writing to it fails as it should.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest free number is this one
+    encoding, is_terminal = (sys.stdout.encoding, sys.stdout.isatty()) if sys.stdout is not None else ("utf-8", False)
+    # An encoding that lacks a character of a path must not end the command.
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Output(1, "w", closefd=False)), encoding, "backslashreplace", line_buffering=is_terminal
+    )
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+class _OutputLostError(OSError):
+    """Standard output cannot be written: a full disk, a closed stream. It is told from the errors of other files by its class."""
+
+
+class _Output(io.FileIO):
+    """Standard output."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes. Raises BrokenPipeError if the reader has ended, _OutputLostError for every other error."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _OutputLostError(error.errno, error.strerror) from None
+
+
+def _discard_output() -> None:
+    """Send standard output nowhere. Python flushes it again at exit, which would fail again without this."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError):
+        sys.stderr.write(f"examsend: {sentence}\n")
+        sys.stderr.flush()
 
 
 def _run() -> int:
@@ -36,10 +90,10 @@ def _run() -> int:
     try:
         returned = app(standalone_mode=False, prog_name="examsend")
     except ExamsendError as error:
-        sys.stderr.write(f"examsend: {clean(str(error))}\n")
+        _say(clean(str(error)))
         _trace()
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, _OutputLostError):
         raise
     except Exception as error:  # noqa: BLE001 (the last handler before the process ends)
         usage = _usage(error)
@@ -47,10 +101,8 @@ def _run() -> int:
             return usage
         # Only the first line of the message: the rest may contain bound values, such as a secret.
         lines = str(error).splitlines()
-        sys.stderr.write(
-            f"examsend: this is a bug in examsend: {type(error).__name__}: {clean(lines[0] if lines else '')[:300]}"
-            " (-vv shows where)\n"
-        )
+        what = clean(lines[0] if lines else "")[:300]
+        _say(f"this is a bug in examsend: {type(error).__name__}: {what} (-vv shows where)")
         _trace()
         return 70
     return returned if isinstance(returned, int) else 0
@@ -63,7 +115,8 @@ def _usage(error: Exception) -> int | None:
     """
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
-        show()
+        with suppress(OSError):
+            show()
         return code
     return 130 if type(error).__name__ == "Abort" else None
 

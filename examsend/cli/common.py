@@ -16,8 +16,11 @@ import typer
 
 from examsend import __version__
 from examsend.config.settings import Settings, load
-from examsend.errors import TRACEBACKS
+from examsend.errors import TRACEBACKS, UsageError
 from examsend.report.terminal import clean
+
+LARGEST_ID = 2**63 - 1
+"""The ids of the database's rows are of the type bigint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ def command(
         @functools.wraps(function)
         def run(**values: Any) -> None:
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
+            _check_text(values)
             result = function(session, **values)
             if result is not None:
                 _show(session, result)
@@ -89,6 +93,14 @@ def command(
         return function
 
     return decorate
+
+
+def _check_text(values: dict[str, Any]) -> None:
+    """Raise UsageError for text that is not UTF-8, which the database cannot compare with anything. Paths are not text."""
+    for name, value in values.items():
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, str) and any(0xD800 <= ord(c) <= 0xDFFF for c in item):
+                raise UsageError(f"{name.replace('_', '-')} must be text in UTF-8, unlike {item!r}")
 
 
 def _session(

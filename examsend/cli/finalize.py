@@ -21,7 +21,10 @@ def register(app: typer.Typer) -> None:
             list[str] | None, typer.Option("--study", metavar="UID", help="This study is complete (repeatable).")
         ] = None,
         batch: Annotated[
-            list[int] | None, typer.Option("--batch", metavar="ID", help="This batch is complete (repeatable).")
+            list[int] | None,
+            typer.Option(
+                "--batch", min=1, max=common.LARGEST_ID, metavar="ID", help="This batch is complete (repeatable)."
+            ),
         ] = None,
         dry_run: Annotated[
             bool,

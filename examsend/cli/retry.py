@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
     @common.command(app)
     def retry(
         session: common.Session,
-        batch: Annotated[list[int] | None, typer.Argument(metavar="[BATCH...]", help="FAILED batches.")] = None,
+        batch: Annotated[
+            list[int] | None, typer.Argument(min=1, max=common.LARGEST_ID, metavar="[BATCH...]", help="FAILED batches.")
+        ] = None,
         all_failed: Annotated[bool, typer.Option("--all-failed", help="All FAILED batches.")] = False,
         destination: Annotated[
             str | None, typer.Option(metavar="NAME", help="Only this destination. Also ends its hold.")

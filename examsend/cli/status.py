@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
     @common.command(app)
     def status(
         session: common.Session,
-        batch: Annotated[int | None, typer.Argument(metavar="[BATCH]", help="Show this batch.")] = None,
+        batch: Annotated[
+            int | None, typer.Argument(min=1, max=common.LARGEST_ID, metavar="[BATCH]", help="Show this batch.")
+        ] = None,
         study: Annotated[str | None, typer.Option(metavar="UID", help="Show this study's batches.")] = None,
         destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
         failed: Annotated[bool, typer.Option("--failed", help="Only FAILED batches.")] = False,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from examsend import senders
 from examsend.config.destination import check_lease, label, parse_address
+from examsend.config.destination import warnings as destination_warnings
+from examsend.config.files import NotReadable
 from examsend.config.settings import Settings
 from examsend.db import access
+from examsend.db.engine import Connection
 from examsend.queue.destination import (
     Destination,
     add_destination,
@@ -20,6 +25,8 @@ from examsend.queue.destination import (
     remove_destination,
 )
 from examsend.senders.base import Capabilities
+
+log = logging.getLogger("examsend.destination")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ class Changed:
 
     name: str
     sentence: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +73,15 @@ def add(settings: Settings, name: str, address: str, values: Mapping[str, object
     """Add a destination. Raises UsageError."""
     wanted = {**parse_address(address), **values}
     check_lease(wanted, settings.lease)
+
+    def work(tx: Connection) -> tuple[Destination, tuple[str, ...]]:
+        made = add_destination(tx, name, wanted)
+        return made, _inspect(made, wanted)
+
     with access.opened(settings) as database:
-        made = database.run(lambda tx: add_destination(tx, name, wanted))
-    return Changed(name, f"destination {name} added: {made.called_aet}@{made.host}:{made.port}, sender {made.sender}")
+        made, warnings = database.run(work)
+    sentence = f"destination {name} added: {made.called_aet}@{made.host}:{made.port}, sender {made.sender}"
+    return Changed(name, sentence, warnings)
 
 
 def change(settings: Settings, name: str, address: str | None, values: Mapping[str, object]) -> Changed:
@@ -77,8 +91,33 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
         wanted |= parse_address(address)
     check_lease(wanted, settings.lease)
     with access.opened(settings) as database:
-        database.run(lambda tx: change_destination(tx, name, wanted))
-    return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed")
+        warnings = database.run(lambda tx: _inspect(change_destination(tx, name, wanted), wanted))
+    return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed", warnings)
+
+
+def _inspect(destination: Destination, wanted: Mapping[str, object]) -> tuple[str, ...]:
+    """Look at the files that the settings name, if one of these settings is to be changed; return warnings.
+
+    Raises ConfigError for a file that is here and cannot be used. A file that is not here, or that this user may not read, is a
+    warning: another host, or another user, may be the one that sends.
+    """
+    if not any(value is not None and key.startswith(("tls", "user_identity")) for key, value in wanted.items()):
+        return ()
+    from examsend.dimse import negotiation, tls
+
+    found = destination_warnings(destination)
+    peer = destination.peer()
+    uses: list[Callable[[], object]] = [lambda: negotiation.request(peer, ())]
+    if peer.tls is not None:
+        uses.append(partial(tls.context, peer.tls))
+    for use in uses:
+        try:
+            use()
+        except NotReadable as missing:
+            found.append(f"{missing}: it must be there where `examsend send` runs")
+    for warning in found:
+        log.warning("warning: destination %s: %s", destination.name, warning)
+    return tuple(found)
 
 
 def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:

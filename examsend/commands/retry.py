@@ -10,7 +10,7 @@ from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
 from examsend.intake import again
-from examsend.queue import batches, instances
+from examsend.queue import batches, instances, views
 from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
 from examsend.states import BatchState
@@ -43,6 +43,8 @@ class RetryResult:
     refused: tuple[NotRetried, ...]
     unheld: str | None
     """The named destination, if it was held and its hold was ended."""
+    waits: tuple[str, ...] = ()
+    """Why the next send does not send some of them yet: sentences about destinations that are held or disabled."""
 
     @property
     def needs_person(self) -> bool:
@@ -112,6 +114,17 @@ def run(
                 count = batches.retry(tx, row.batch_id, reason=f"RETRY: requested by {by}")
                 retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
             unheld = named.name if named and end_hold(tx, named.id) else None
-            return RetryResult(tuple(retried), tuple(refused), unheld)
+            return RetryResult(tuple(retried), tuple(refused), unheld, _waits(tx, {r.destination for r in retried}))
 
         return database.run(work)
+
+
+def _waits(tx: Connection, names: set[str]) -> tuple[str, ...]:
+    """Given names of destinations, return a sentence about each that the next send leaves out, with the command that changes it."""
+    found = []
+    for d in views.destinations(tx):
+        if d.name in names and not d.enabled:
+            found.append(f"destination {d.name} is {d.health}: `examsend destination enable {d.name}`")
+        elif d.name in names and d.held:
+            found.append(f"destination {d.name} is {d.health}; or at once after `examsend destination unhold {d.name}`")
+    return tuple(found)

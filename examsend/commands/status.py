@@ -28,6 +28,8 @@ class StatusResult:
     attempts: tuple[AttemptStatus, ...] = ()
     rejected: tuple[RejectedFile, ...] = ()
     rejected_count: int = 0
+    asked: str = ""
+    """"rejected" or "failed" if only these were asked for."""
 
 
 def run(
@@ -49,7 +51,9 @@ def run(
     def read(tx: Connection) -> StatusResult:
         count = rejected_files.count(tx)
         if rejected:
-            return StatusResult(rejected=tuple(rejected_files.recent(tx, limit)), rejected_count=count)
+            return StatusResult(
+                rejected=tuple(rejected_files.recent(tx, limit)), rejected_count=count, asked="rejected"
+            )
         if batch_id is not None:
             return _one(tx, batch_id, count)
         only = get_destination(tx, destination).id if destination is not None else None
@@ -58,7 +62,8 @@ def run(
         if study is not None and not found:
             raise UsageError(f"there is no batch of study {study}")
         shown = tuple(d for d in views.destinations(tx) if destination is None or d.name == destination)
-        return StatusResult(shown, tuple(found[:limit]), len(found) > limit, rejected_count=count)
+        more = len(found) > limit
+        return StatusResult(shown, tuple(found[:limit]), more, rejected_count=count, asked="failed" if failed else "")
 
     with access.opened(settings) as database:
         return database.run(read)

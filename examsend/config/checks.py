@@ -16,9 +16,11 @@ E = TypeVar("E", bound=StrEnum)
 
 
 def text(value: object) -> str:
-    """Text that is not empty and has no NUL."""
+    """Text that is not empty, has no NUL and is valid Unicode, as the database wants it."""
     if not isinstance(value, str) or not value or "\x00" in value:
         raise ValueError("must be text, and not empty")
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+        raise ValueError("must be text in UTF-8")
     return value
 
 
@@ -30,11 +32,22 @@ def directory(value: object) -> Path:
     return path
 
 
+def short_text(maximum: int) -> Callable[[object], str]:
+    """Return a check for text of at most ``maximum`` bytes."""
+
+    def check(value: object) -> str:
+        if len(text(value).encode(errors="surrogateescape")) > maximum:
+            raise ValueError(f"must be text of at most {maximum} bytes")
+        return text(value)
+
+    return check
+
+
 def file(value: object) -> str:
     """The absolute path of a file, as text."""
     if not Path(text(value)).is_absolute():
         raise ValueError(f"must be an absolute path, not {value!r}")
-    return text(value)
+    return short_text(4096)(value)
 
 
 def number(minimum: float, maximum: float) -> Callable[[object], float]:
@@ -45,6 +58,8 @@ def number(minimum: float, maximum: float) -> Callable[[object], float]:
             found = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             raise ValueError("must be a number") from None
+        except OverflowError:  # an integer of hundreds of digits
+            found = float("inf")
         if isinstance(value, bool) or not minimum <= found <= maximum:
             raise ValueError(f"must be between {minimum:g} and {maximum:g}")
         return found
@@ -111,9 +126,21 @@ def ae_title(value: object) -> str:
 def host(value: object) -> str:
     """A host name or IP address."""
     name = str(value).strip()
-    if not name or any(c.isspace() or not c.isprintable() for c in name):
+    if not name or any(c.isspace() or not c.isprintable() for c in name) or not _encodable(name):
         raise ValueError(f"must be a host that can be looked up, not {str(value)!r}")
     return name
+
+
+def _encodable(name: str) -> bool:
+    """Return whether a name can be in DNS: labels of 1 to 63 bytes, 253 in all (RFC 1035 2.3.4). A dot may end it."""
+    if len(name) > 1000:
+        return False  # encoding takes time that grows with the square of the length
+    try:
+        encoded = name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        return False
+    labels = encoded.removesuffix(".").split(".")
+    return len(encoded) <= 254 and all(0 < len(label) <= 63 for label in labels)
 
 
 def sha256(value: object) -> str:

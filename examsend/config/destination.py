@@ -28,6 +28,9 @@ class Declared:
 
 
 _SECONDS = "SECONDS"
+
+LONGEST_TIMEOUT = 86400.0
+"""Seconds. The system counts time-outs of a connection in milliseconds, in 31 bits."""
 _REQUIRED = object()
 
 
@@ -100,21 +103,29 @@ class DestinationSettings:
     )
 
     connect_timeout: float = _setting(
-        10.0, checks.number(0.1, 1e9), "Time-out to connect, TLS handshake included.", "--connect-timeout", _SECONDS
+        10.0,
+        checks.number(0.1, LONGEST_TIMEOUT),
+        "Time-out to connect, TLS handshake included.",
+        "--connect-timeout",
+        _SECONDS,
     )
     accept_timeout: float = _setting(
-        30.0, checks.number(0.1, 1e9), "Time-out for the answer to A-ASSOCIATE-RQ.", "--accept-timeout", _SECONDS
+        30.0,
+        checks.number(0.1, LONGEST_TIMEOUT),
+        "Time-out for the answer to A-ASSOCIATE-RQ.",
+        "--accept-timeout",
+        _SECONDS,
     )
     answer_timeout: float = _setting(
         60.0,
-        checks.number(0.1, 1e9),
+        checks.number(0.1, LONGEST_TIMEOUT),
         "Time-out for the answer to a C-STORE, from the last byte sent.",
         "--answer-timeout",
         _SECONDS,
     )
     stall_timeout: float = _setting(
         60.0,
-        checks.number(0.1, 1e9),
+        checks.number(0.1, LONGEST_TIMEOUT),
         "Time-out while the peer accepts no byte; it restarts with each byte.",
         "--stall-timeout",
         _SECONDS,
@@ -143,7 +154,9 @@ class DestinationSettings:
         "--user-identity-kind",
         "N",
     )
-    user_identity_name: str | None = _setting(None, checks.text, "The username.", "--user-identity-name", "NAME")
+    user_identity_name: str | None = _setting(
+        None, checks.short_text(1024), "The username.", "--user-identity-name", "NAME"
+    )
     user_identity_file: str | None = _setting(
         None, checks.file, "File that holds the passcode or the token.", "--user-identity-file", "FILE"
     )
@@ -188,6 +201,9 @@ def check_together(settings: DestinationSettings) -> None:
     """Raise UsageError if settings contradict each other."""
     if settings.backoff_max_seconds < settings.backoff_seconds:
         raise UsageError("--backoff-max cannot be less than --backoff")
+    if settings.associations_per_study > settings.association_limit:
+        raise UsageError("--associations-per-study cannot be more than --associations")
+    _check_identity(settings)
     certificates = (settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file, settings.tls_pin_sha256)
     if not settings.tls and any(certificates):
         raise UsageError("certificates are given but TLS is off: add --tls")
@@ -215,6 +231,23 @@ def check_lease(values: Mapping[str, object], lease: float) -> None:
                 f"{option_of(name)} {value:g} is longer than half the lease ({lease:g} s): give at most {lease / 2:g}, or"
                 " raise the setting `lease` for every `examsend send`"
             )
+
+
+def _check_identity(settings: DestinationSettings) -> None:
+    kind = settings.user_identity_kind
+    if kind is None and (settings.user_identity_name or settings.user_identity_file):
+        raise UsageError("a user identity is given without its kind: add --user-identity-kind")
+    if kind in {1, 2} and not settings.user_identity_name:
+        raise UsageError(f"--user-identity-kind {kind} needs --user-identity-name")
+    if kind in {2, 5} and not settings.user_identity_file:
+        raise UsageError(f"--user-identity-kind {kind} needs --user-identity-file, which holds the secret")
+
+
+def warnings(settings: DestinationSettings) -> list[str]:
+    """Return what is allowed and deserves a second look, as sentences."""
+    if settings.user_identity_kind in {2, 5} and not settings.tls:
+        return ["the passcode or token goes over the network in plain text: use --tls"]
+    return []
 
 
 def check_name(value: str) -> str:

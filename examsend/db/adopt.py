@@ -16,6 +16,34 @@ from sqlalchemy.schema import AddConstraint
 from examsend.errors import ConfigError
 from examsend.states import BatchState
 
+_EARLIER = {
+    "storage_backend_configs": {"id", "name"},
+    "exam_batches": {"id", "study_instance_uid", "destination_id", "status"},
+    "exam_batch_instances": {"id", "batch_id", "processed_filepath", "sop_instance_uid"},
+}
+"""The tables that can be taken over, and the columns without which a table only has the name of one of them."""
+
+
+def check_there(connection: Connection, tables: Collection[str]) -> None:
+    """Given the tables of examsend, raise ConfigError if the database, which has no schema of examsend, holds something of the
+    same name that cannot be taken over: another program's table, a view, a sequence."""
+    found = connection.execute(
+        text(
+            "SELECT c.relname, c.relkind::text, (SELECT array_agg(a.attname::text) FROM pg_attribute a WHERE a.attrelid = c.oid)"
+            " FROM pg_class c WHERE c.relname = ANY(:names) AND pg_table_is_visible(c.oid) ORDER BY c.relname"
+        ),
+        {"names": list(tables)},
+    )
+    for name, kind, columns in found.all():
+        missing = sorted(_EARLIER[name] - set(columns or ())) if name in _EARLIER else []
+        if kind == "r" and name in _EARLIER and not missing:
+            continue
+        what = f"it has no column {missing[0]}" if missing and kind == "r" else "it is not a table of examsend"
+        raise ConfigError(
+            f"the {name} that the database already holds cannot be taken over: {what};"
+            f" give examsend a database of its own, or rename {name}"
+        )
+
 
 def add_columns(connection: Connection, table: Table) -> None:
     """Given a table that exists, convert its columns to the types of ``table`` and add the missing ones, without NOT NULL.

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import psycopg2
 import tenacity
-from sqlalchemy import URL, Engine, create_engine, event, exc, make_url, text
 from sqlalchemy import Connection as Connection
+from sqlalchemy import Engine, create_engine, event, exc, text
 
-from examsend.db import patience
+from examsend.db import connecting, patience
 from examsend.db.patience import Until, no_limit
 from examsend.errors import CommitUnknown, ConfigError, DatabaseUnavailable
 
@@ -84,7 +84,7 @@ class Database:
                 committing = True
                 transaction.commit()
         except exc.DBAPIError as error:
-            _translate(error, committing=committing)
+            translate(error, committing=committing)
             raise
 
     def version(self) -> str:
@@ -153,42 +153,30 @@ def _sqlstate(error: exc.DBAPIError) -> str | None:
     return getattr(error.orig, "pgcode", None)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def first_line(error: exc.DBAPIError) -> str:
+    """Given an error of the driver, return the first line of its message."""
+    lines = [line.strip() for line in str(error.orig or error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).removeprefix("FATAL:").strip()
 
 
-def _translate(error: exc.DBAPIError, *, committing: bool = False) -> None:
+def translate(error: exc.DBAPIError, *, committing: bool = False) -> None:
     """Given an error of the driver, raise the exception of examsend for it, if there is one."""
     state = _sqlstate(error)
     if state in _CONFIGURATION:
-        raise ConfigError(f"the database {_CONFIGURATION[state]}: {_first_line(error.orig or error)}") from None
+        raise ConfigError(f"the database {_CONFIGURATION[state]}: {first_line(error)}") from None
+    refused = connecting.refusal(str(error.orig)) if state is None and not committing else None
+    if refused is not None:
+        raise ConfigError(refused) from None
     passing = state is not None and (state[:2] in {"08", "57", "53"} or state in {"25006", "55000"})
     if error.connection_invalidated or passing or (state is None and isinstance(error, exc.OperationalError)):
-        sentence = f"the database cannot be reached: {_first_line(error.orig or error)}"
+        sentence = f"the database cannot be reached: {first_line(error)}"
         raise (CommitUnknown if committing else DatabaseUnavailable)(sentence) from None
-
-
-def _parse(url_text: str) -> URL:
-    try:
-        url = make_url(url_text)
-    except exc.ArgumentError:
-        raise ConfigError(
-            "the database URL is not valid: it must look like postgresql://user:password@host:5432/database"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"the database URL is not valid: {error}") from None
-    if url.drivername not in {"postgresql", "postgres", "postgresql+psycopg2"}:
-        raise ConfigError(
-            f"the database URL names {url.drivername!r}: examsend works with PostgreSQL, postgresql://..."
-        )
-    return url.set(drivername="postgresql+psycopg2")
 
 
 def make_engine(url_text: str) -> Engine:
     """Given a URL, return an engine, which does not connect yet. Raises ConfigError unless it is a URL of PostgreSQL."""
     engine = create_engine(
-        _parse(url_text),
+        connecting.parse(url_text),
         isolation_level="READ COMMITTED",
         hide_parameters=True,  # a bound value may be a path or a secret, which must not appear in messages
         pool_size=4,
@@ -218,11 +206,25 @@ def _short_statements(connection: Connection) -> None:
     connection.exec_driver_sql(settings)
 
 
+def check_version_table(connection: Connection) -> bool:
+    """Return whether the database has Alembic's table of its revision. Raises ConfigError if that name is something else."""
+    found = connection.scalar(
+        text(
+            "SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = to_regclass('alembic_version') AND attnum > 0"
+        )
+    )
+    if found is not None and found != ["version_num"]:
+        raise ConfigError(
+            "the database holds an alembic_version that is not Alembic's: give examsend a database of its own"
+        )
+    return found is not None
+
+
 def revision_of(database: Database) -> str | None:
     """Return the revision of the schema in a database, None if it has no schema. Waits for a server that is starting."""
 
     def read(connection: Connection) -> str | None:
-        if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+        if not check_version_table(connection):
             return None
         revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
         return None if revision is None else str(revision)

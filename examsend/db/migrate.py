@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, exc, text
 
-from examsend.db.engine import Database
+from examsend.db import adopt
+from examsend.db.engine import Database, check_version_table, first_line, translate
 from examsend.db.revision import HEAD
 from examsend.errors import ConfigError
 
@@ -45,9 +46,10 @@ def is_known(revision: str) -> bool:
 
 
 def current(connection: Connection) -> str | None:
-    """Return the revision of the schema, None if there is no schema."""
+    """Return the revision of the schema, None if there is no schema. Raises ConfigError."""
     from alembic.migration import MigrationContext
 
+    check_version_table(connection)
     return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -55,12 +57,21 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
     """Upgrade the schema to ``revision`` in one transaction; return the revisions before and after. Raises ConfigError."""
     from alembic import command
 
+    from examsend.db.tables import Base
+
     with database.transaction() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         before = current(connection)
         if before is not None and not is_known(before):
             raise ConfigError(f"the database's schema is {before}, newer than this examsend knows ({HEAD})")
-        command.upgrade(_config(connection), revision)
+        if before is None:
+            adopt.check_there(connection, Base.metadata.tables)
+        try:
+            command.upgrade(_config(connection), revision)
+        except exc.DBAPIError as error:
+            # Something in the database is in the way: a view on a table, a row that breaks a rule, a name that is taken.
+            translate(error)
+            raise ConfigError(f"the schema cannot be upgraded, and nothing was changed: {first_line(error)}") from None
         return before, current(connection)
 
 

@@ -37,6 +37,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Double, TypeEngine
 
 from examsend.config.destination import DestinationSettings, type_of
+from examsend.db.rules import NUMBERS
 from examsend.states import (
     BatchState,
     ExpectationSource,
@@ -133,17 +134,7 @@ class StorageBackendConfig(Base):
         CheckConstraint(_one_of("sender", SenderName), name="sender"),
         CheckConstraint(_one_of("late_policy", LatePolicy), name="late_policy"),
         CheckConstraint(_one_of("on_incomplete", OnIncomplete), name="on_incomplete"),
-        CheckConstraint("association_limit >= 1 AND associations_per_study >= 1 AND async_window >= 0", name="limits"),
-        CheckConstraint("max_attempts >= 1", name="max_attempts"),
-        CheckConstraint(
-            "quiet_seconds >= 0 AND longest_wait_seconds >= 0 AND grace_seconds >= 0 AND backoff_seconds > 0"
-            " AND backoff_max_seconds >= backoff_seconds AND expire_seconds > 0",
-            name="waits",
-        ),
-        CheckConstraint(
-            "connect_timeout > 0 AND accept_timeout > 0 AND answer_timeout > 0 AND stall_timeout > 0",
-            name="timeouts",
-        ),
+        *(CheckConstraint(rule, name=name) for name, rule in NUMBERS.items()),
     )
 
 

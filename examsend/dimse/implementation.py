@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import stat
-
+from examsend.config import files
 from examsend.errors import ConfigError
 from examsend.transfer import UserIdentity
 
@@ -15,33 +13,28 @@ IMPLEMENTATION_VERSION_NAME = "EXAMSEND_0_1"
 """At most 16 characters (PS3.7 D.3.3.2.3)."""
 
 
-_LONGEST_SECRET = 1 << 16
-"""Bytes; no field of a user identity can be longer (PS3.7 Table D.3-14)."""
+MAX_IDENTITY = 64_000
+"""Bytes of the two fields of a user identity together. The length of the user information item, which holds this and a few
+short sub-items, has 16 bits (PS3.8 9.3.2)."""
 
 
 def identity_fields(identity: UserIdentity) -> tuple[bytes, bytes | None]:
     """Given a user identity, return its primary and secondary field: name and passcode, or the token and None.
 
-    Raises ConfigError where the file of the secret cannot be read.
+    Raises ConfigError where a part is missing, the file of the secret cannot be used, or both together are too long.
     """
-    secret = b""
-    if identity.secret_file is not None:
-        secret = _secret(identity.secret_file)
+    if identity.kind not in {1, 2, 5}:
+        raise ConfigError(f"the user identity is of kind {identity.kind}; it must be one of 1, 2, 5")
+    if identity.kind != 5 and not identity.name:
+        raise ConfigError(f"a user identity of kind {identity.kind} needs a name")
+    if identity.kind != 1 and identity.secret_file is None:
+        raise ConfigError(f"a user identity of kind {identity.kind} needs the file of its secret")
+    secret = b"" if identity.kind == 1 or identity.secret_file is None else files.read_secret(identity.secret_file)
+    name = b"" if identity.kind == 5 else (identity.name or "").encode()
+    if len(name) + len(secret) > MAX_IDENTITY:
+        raise ConfigError(
+            f"the user identity is too long: its name and its secret may have {MAX_IDENTITY} bytes together"
+        )
     if identity.kind == 5:
         return secret, None
-    return (identity.name or "").encode(), secret if identity.kind == 2 else None
-
-
-def _secret(path: str) -> bytes:
-    try:
-        # A named pipe would otherwise be waited for, without end.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigError(f"the secret in {path} cannot be read: it is not a regular file")
-            secret = stream.read(_LONGEST_SECRET + 3)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the secret in {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(secret) > _LONGEST_SECRET + 2:
-        raise ConfigError(f"the secret in {path} is longer than {_LONGEST_SECRET} bytes")
-    return secret.strip(b"\r\n")
+    return name, secret if identity.kind == 2 else None

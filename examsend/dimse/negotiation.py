@@ -10,9 +10,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from examsend.config import checks
 from examsend.dimse import implementation
 from examsend.dimse.contexts import Proposal
 from examsend.dimse.ended import INVALID_PARAMETER, Ended, protocol_error
+from examsend.errors import ConfigError
 from examsend.transfer import Peer
 
 _APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"
@@ -47,8 +49,10 @@ _DEFAULT_MAX_PDU = 16384
 def request(peer: Peer, proposals: Sequence[Proposal]) -> bytes:
     """Given a peer and the contexts to propose, return the A-ASSOCIATE-RQ (PS3.8 Table 9-11).
 
-    Raises ConfigError where the secret of the user identity cannot be read.
+    Raises ConfigError where a setting or the secret of the user identity cannot be used.
     """
+    if peer.priority not in {0, 1, 2}:
+        raise ConfigError(f"the priority is {peer.priority}; it must be one of 0, 1, 2")
     fixed = struct.pack(">HH16s16s32x", 1, 0, _title(peer.called_aet), _title(peer.calling_aet))
     items = [_item(_APPLICATION_CONTEXT, _APPLICATION_CONTEXT_NAME)]
     items += (
@@ -66,10 +70,15 @@ def request(peer: Peer, proposals: Sequence[Proposal]) -> bytes:
 
 
 def _title(title: str) -> bytes:
-    return title.encode("ascii", "replace")[:16].ljust(16)
+    try:
+        return checks.ae_title(title).encode().ljust(16)
+    except ValueError as error:
+        raise ConfigError(f"the AE title {error}") from None
 
 
 def _item(kind: int, value: bytes) -> bytes:
+    if len(value) > 0xFFFF:
+        raise ConfigError(f"the association request has an item of {len(value)} bytes; at most 65535 are possible")
     return struct.pack(">BxH", kind, len(value)) + value
 
 
@@ -78,7 +87,7 @@ def _user_information(peer: Peer) -> bytes:
     items += _item(_IMPLEMENTATION_CLASS_UID, implementation.IMPLEMENTATION_CLASS_UID.encode())
     if peer.async_window != 1:
         # Maximum number of operations invoked, then performed (PS3.7 D.3.3.3.1).
-        items += _item(_ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", min(peer.async_window, 0xFFFF), 1))
+        items += _item(_ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", max(0, min(peer.async_window, 0xFFFF)), 1))
     items += _item(_IMPLEMENTATION_VERSION_NAME, implementation.IMPLEMENTATION_VERSION_NAME.encode())
     if peer.user_identity is not None:
         primary, secondary = implementation.identity_fields(peer.user_identity)

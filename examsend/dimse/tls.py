@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ssl
+from collections.abc import Callable
 
+from examsend.config import checks, files
 from examsend.errors import ConfigError
 from examsend.transfer import Tls
 
@@ -14,7 +16,11 @@ _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
 
 
 def context(tls: Tls) -> ssl.SSLContext:
-    """Given a peer's TLS settings, return a client's context. Raises ConfigError where a file cannot be used."""
+    """Given a peer's TLS settings, return a client's context. Raises ConfigError where a file or a name cannot be used."""
+    for certificates in filter(None, (tls.ca_file, tls.cert_file)):
+        files.check_regular(certificates)
+    if tls.key_file is not None:
+        files.check_private(tls.key_file)
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_ciphers(_CIPHERS)
@@ -23,6 +29,7 @@ def context(tls: Tls) -> ssl.SSLContext:
     try:
         if tls.pin_sha256 is not None:
             # The pinned certificate is checked after the handshake (check_pin), in place of chain and name.
+            checks.sha256(tls.pin_sha256)
             made.check_hostname = False
             made.verify_mode = ssl.CERT_NONE
         elif tls.ca_file is not None:
@@ -30,11 +37,32 @@ def context(tls: Tls) -> ssl.SSLContext:
         else:
             made.load_default_certs(ssl.Purpose.SERVER_AUTH)
         if tls.cert_file is not None:
-            made.load_cert_chain(tls.cert_file, tls.key_file)
+            made.load_cert_chain(tls.cert_file, tls.key_file, _no_password(tls.key_file or tls.cert_file))
     except (OSError, ssl.SSLError) as error:
-        files = ", ".join(f for f in (tls.ca_file, tls.cert_file, tls.key_file) if f)
-        raise ConfigError(f"the TLS files {files} cannot be used: {_reason(error)}") from None
+        named = ", ".join(f for f in (tls.ca_file, tls.cert_file, tls.key_file) if f)
+        raise ConfigError(f"the TLS files {named} cannot be used: {_reason(error)}") from None
+    except ValueError as error:
+        raise ConfigError(f"the pinned certificate {error}") from None
+    if tls.server_name is not None:
+        _check_server_name(made, tls.server_name)
     return made
+
+
+def _no_password(path: str) -> Callable[[], str]:
+    """Return what OpenSSL is to call for the password of a key. Without it OpenSSL would ask on the terminal, and wait."""
+
+    def refuse() -> str:
+        raise ConfigError(f"the key in {path} is encrypted: only a key without a pass phrase can be used")
+
+    return refuse
+
+
+def _check_server_name(made: ssl.SSLContext, name: str) -> None:
+    """Raise ConfigError unless a handshake can ask for ``name``: an empty or an overlong label cannot be encoded."""
+    try:
+        made.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except (ValueError, ssl.SSLError) as error:  # UnicodeError is a ValueError
+        raise ConfigError(f"the TLS server name {name!r} cannot be used: {error}") from None
 
 
 def check_pin(tls: Tls, certificate: bytes | None) -> None:

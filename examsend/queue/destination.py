@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, exc, text
 
-from examsend.config.destination import DestinationSettings, check_name, check_settings, check_together
+from examsend.config.destination import LONGEST_TIMEOUT, DestinationSettings, check_name, check_settings, check_together
 from examsend.db import due
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, back_off
@@ -46,10 +46,11 @@ class Destination(DestinationSettings):
             self.port,
             self.called_aet,
             self.calling_aet,
-            connect_timeout=self.connect_timeout,
-            accept_timeout=self.accept_timeout,
-            answer_timeout=self.answer_timeout,
-            stall_timeout=self.stall_timeout,
+            # A row may hold more than can be set: it was written by hand, or by an earlier version.
+            connect_timeout=min(LONGEST_TIMEOUT, self.connect_timeout),
+            accept_timeout=min(LONGEST_TIMEOUT, self.accept_timeout),
+            answer_timeout=min(LONGEST_TIMEOUT, self.answer_timeout),
+            stall_timeout=min(LONGEST_TIMEOUT, self.stall_timeout),
             async_window=self.async_window if async_window is None else async_window,
             priority=self.priority,
             tls=tls,
@@ -145,7 +146,7 @@ def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -
             tx.execute(text(f"INSERT INTO storage_backend_configs ({columns}) VALUES ({places})"), values)
     except exc.IntegrityError as error:
         if "uq_storage_backend_configs_name" not in str(error.orig):
-            raise
+            raise _refused(error) from None
         raise UsageError(
             f"there is a destination {name} already: `examsend destination set {name} ...` changes it"
         ) from None
@@ -159,8 +160,20 @@ def change_destination(tx: Connection, name: str, settings: Mapping[str, object]
     check_together(changed)
     if values:
         changes = ", ".join(f"{k} = :{k}" for k in values)
-        tx.execute(text(f"UPDATE storage_backend_configs SET {changes} WHERE id = :id"), {**values, "id": changed.id})
+        try:
+            with tx.begin_nested():
+                tx.execute(
+                    text(f"UPDATE storage_backend_configs SET {changes} WHERE id = :id"), values | {"id": changed.id}
+                )
+        except exc.IntegrityError as error:
+            raise _refused(error) from None
     return changed
+
+
+def _refused(error: exc.IntegrityError) -> UsageError:
+    """Given the database's refusal of a row, return it as wrong usage: a constraint knows better than the checks above."""
+    rule = getattr(getattr(error.orig, "diag", None), "constraint_name", None) or "of its own"
+    return UsageError(f"the database refuses these settings by its rule {rule}")
 
 
 # A reason without a hold is why the destination is disabled: it has no address yet (migration 0001).

@@ -128,6 +128,8 @@ class DestinationStatus:
     name: str
     address: str
     enabled: bool
+    held: bool
+    """Now: until its pause is over, or ``examsend destination unhold``."""
     health: str
     pending: int
     ready: int
@@ -267,6 +269,7 @@ def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
             row.name,
             f"{row.called_aet}@{row.host}:{row.port}",
             row.enabled,
+            row.held_for is not None and row.held_for > 0,
             _health(row),
             row.pending,
             row.ready,

@@ -23,7 +23,10 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> Table:
-    """Given column names and rows, return a table of escaped text. A column whose name ends in ``>`` is right-aligned."""
+    """Given column names and rows, return a table of escaped text. A column whose name ends in ``>`` is right-aligned.
+
+    A cell that is a tuple has a line for each of its values.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -33,8 +36,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
         right = name.endswith(">")
         made.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(clean("" if cell is None else str(cell))) for cell in row))
+        made.add_row(*(Text("\n".join(_lines(cell))) for cell in row))
     return made
+
+
+def _lines(cell: object) -> list[str]:
+    values = cell if isinstance(cell, tuple) else (cell,)
+    return [clean("" if value is None else str(value)) for value in values]
 
 
 def local_time(moment: datetime | None) -> str:

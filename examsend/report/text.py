@@ -116,6 +116,7 @@ def _retry(result: RetryResult) -> list[Any]:
     lines += [r.sentence for r in result.refused]
     if result.unheld:
         lines.append(f"destination {result.unheld} is no longer held")
+    lines += result.waits
     return lines or ["no FAILED batch: nothing to retry"]
 
 
@@ -133,7 +134,9 @@ def _schema(result: SchemaResult) -> list[Any]:
 
 @rendered.register
 def _status(result: StatusResult) -> list[Any]:
-    if result.rejected or (result.rejected_count and not result.destinations and not result.batches):
+    if result.asked == "rejected":
+        if not result.rejected:
+            return ["no rejected files"]
         return [
             table(
                 ("last seen", "bytes>", "reason", "path"),
@@ -184,7 +187,7 @@ def _status(result: StatusResult) -> list[Any]:
     if not result.destinations and not result.batches:
         lines.append("nothing yet: `examsend destination add NAME AET@HOST:PORT`, then `examsend ingest DIR`")
     elif not result.batches:
-        lines.append("no batches")
+        lines.append("no FAILED batches" if result.asked == "failed" else "no batches")
     return lines
 
 
@@ -214,7 +217,7 @@ def _one(result: StatusResult) -> list[Any]:
                     g.count,
                     byte_size(g.total_bytes),
                     g.comment,
-                    "\n".join(p for _, p in g.examples[:2]),
+                    tuple(path for _, path in g.examples[:2]),
                 )
                 for g in result.groups
             ),

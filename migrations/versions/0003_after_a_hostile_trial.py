@@ -27,6 +27,46 @@ _STORED_WITH_TWO_CONTENTS = """
 """
 
 
+_BOUNDS = {
+    "association_limit": (1, 1000),
+    "associations_per_study": (1, 64),
+    "async_window": (0, 65535),
+    "max_attempts": (1, 10_000),
+    "priority": (0, 2),
+    "quiet_seconds": (0, 1e9),
+    "longest_wait_seconds": (0, 1e9),
+    "grace_seconds": (0, 1e9),
+    "backoff_seconds": (0.01, 1e9),
+    "backoff_max_seconds": (0.01, 1e9),
+    "expire_seconds": (1, 1e9),
+    "connect_timeout": (0.1, 86400),
+    "accept_timeout": (0.1, 86400),
+    "answer_timeout": (0.1, 86400),
+    "stall_timeout": (0.1, 86400),
+}
+
+_RULES = {
+    "limits": "association_limit BETWEEN 1 AND 1000 AND associations_per_study BETWEEN 1 AND 64"
+    " AND async_window BETWEEN 0 AND 65535",
+    "max_attempts": "max_attempts BETWEEN 1 AND 10000",
+    "priority": "priority BETWEEN 0 AND 2",
+    "user_identity_kind": "user_identity_kind IN (1, 2, 5)",
+    "waits": "quiet_seconds BETWEEN 0 AND 1e9 AND longest_wait_seconds BETWEEN 0 AND 1e9 AND grace_seconds BETWEEN 0 AND 1e9"
+    " AND backoff_seconds >= 0.01 AND backoff_max_seconds BETWEEN backoff_seconds AND 1e9"
+    " AND expire_seconds BETWEEN 1 AND 1e9",
+    "timeouts": "connect_timeout BETWEEN 0.1 AND 86400 AND accept_timeout BETWEEN 0.1 AND 86400"
+    " AND answer_timeout BETWEEN 0.1 AND 86400 AND stall_timeout BETWEEN 0.1 AND 86400",
+}
+
+_EARLIER_RULES = {
+    "limits": "association_limit >= 1 AND associations_per_study >= 1 AND async_window >= 0",
+    "max_attempts": "max_attempts >= 1",
+    "waits": "quiet_seconds >= 0 AND longest_wait_seconds >= 0 AND grace_seconds >= 0 AND backoff_seconds > 0"
+    " AND backoff_max_seconds >= backoff_seconds AND expire_seconds > 0",
+    "timeouts": "connect_timeout > 0 AND accept_timeout > 0 AND answer_timeout > 0 AND stall_timeout > 0",
+}
+
+
 _BIGINT, _TEXT = sa.BigInteger(), sa.Text()
 
 _FILES = {
@@ -58,6 +98,14 @@ _ANOTHER_VERSION = """
 
 
 def upgrade() -> None:
+    bounded = ", ".join(f"{name} = least(greatest({name}, {low}), {high})" for name, (low, high) in _BOUNDS.items())
+    op.execute(f"UPDATE storage_backend_configs SET {bounded}")
+    op.execute(
+        "UPDATE storage_backend_configs SET backoff_max_seconds = greatest(backoff_max_seconds, backoff_seconds)"
+    )
+    op.execute("UPDATE storage_backend_configs SET user_identity_kind = NULL WHERE user_identity_kind NOT IN (1, 2, 5)")
+    _replace_rules(_EARLIER_RULES, _RULES)
+
     # An ingest that has seen the study of a PENDING batch runs.
     op.add_column("exam_batches", sa.Column("ingesting_until", sa.DateTime(timezone=True)))
     for table, columns in _FILES.items():
@@ -88,6 +136,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _replace_rules(_RULES, _EARLIER_RULES)
     op.drop_column("exam_batches", "ingesting_until")
     op.drop_column("exam_batch_instances", "other_content_possible")
     op.drop_column("exam_batch_instances", "another_version")
@@ -95,3 +144,10 @@ def downgrade() -> None:
         for name in columns:
             op.drop_column(table, name)
     op.drop_column("exam_batch_instances", "strikes")
+
+
+def _replace_rules(earlier: dict[str, str], later: dict[str, str]) -> None:
+    for name in earlier:
+        op.drop_constraint(op.f(f"ck_storage_backend_configs_{name}"), "storage_backend_configs", type_="check")
+    for name, rule in later.items():
+        op.create_check_constraint(op.f(f"ck_storage_backend_configs_{name}"), "storage_backend_configs", rule)

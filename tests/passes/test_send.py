@@ -481,7 +481,7 @@ def test_a_large_study_can_be_split_over_parallel_associations(
 ) -> None:
     samples.ct_study(tmp_path / "drop", 100, size=8)
     with scripted(Script(delay=0.01)) as peer:
-        add(settings, peer.address, association_limit=3, associations_per_study=4)
+        add(settings, peer.address, association_limit=3, associations_per_study=3)
         result = deliver(settings, tmp_path / "drop")
         assert peer.associations == 3
         assert len(peer.offered) == len(set(peer.offered)) == 100

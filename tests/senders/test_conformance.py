@@ -412,6 +412,7 @@ def test_a_file_that_cannot_be_read(sender: Any, tmp_path: Path) -> None:
 def test_user_identity_is_read_from_its_file(sender: Any, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("pass phrase\n")
+    secret.chmod(0o600)
     with scripted() as receiver:
         sent(sender, receiver, study(tmp_path, 1), user_identity=UserIdentity(2, "user", str(secret)))
     item = receiver.user_information[0][0x58]

@@ -21,6 +21,7 @@ PROPOSALS = (
 
 def test_pynetdicom_decodes_the_request(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("passcode")
+    (tmp_path / "secret").chmod(0o600)
     peer = Peer(
         "h", 104, "ARCHIVE", "EXAMSEND", async_window=5, user_identity=UserIdentity(2, "name", str(tmp_path / "secret"))
     )

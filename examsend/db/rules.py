@@ -1,0 +1,24 @@
+"""The bounds of a destination's numbers, as the database checks them.
+
+A number that no interval and no socket can take would end every pass, not only this destination's.
+"""
+
+from __future__ import annotations
+
+
+def _within(low: object, high: object, *columns: str) -> str:
+    """BETWEEN also keeps out NaN, which PostgreSQL sorts above every number."""
+    return " AND ".join(f"{column} BETWEEN {low} AND {high}" for column in columns)
+
+
+NUMBERS = {
+    "limits": f"{_within(1, 1000, 'association_limit')} AND {_within(1, 64, 'associations_per_study')}"
+    f" AND {_within(0, 65535, 'async_window')}",
+    "max_attempts": _within(1, 10000, "max_attempts"),
+    "priority": _within(0, 2, "priority"),
+    "user_identity_kind": "user_identity_kind IN (1, 2, 5)",
+    "waits": f"{_within(0, '1e9', 'quiet_seconds', 'longest_wait_seconds', 'grace_seconds')} AND backoff_seconds >= 0.01"
+    f" AND {_within('backoff_seconds', '1e9', 'backoff_max_seconds')} AND {_within(1, '1e9', 'expire_seconds')}",
+    "timeouts": _within(0.1, 86400, "connect_timeout", "accept_timeout", "answer_timeout", "stall_timeout"),
+}
+"""{name: rule} of CHECK constraints of storage_backend_configs."""
