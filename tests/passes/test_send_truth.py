@@ -201,7 +201,7 @@ def test_what_an_attempt_stored_and_what_the_batch_has_are_told_apart(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 20, size=8)
-    with scripted(Script(at={16: "abort", 17: "abort"})) as peer:
+    with scripted(Script(status=lambda k, _u: 0xA700 if k in {16, 17} else 0)) as peer:
         add(settings, peer.address, **_PAUSES)
         prepare(settings, tmp_path / "drop")
         first = send.run(settings)
