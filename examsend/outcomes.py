@@ -35,7 +35,9 @@ class Meaning:
     tries: int = 0
     """FAILED: how often the instance is sent before the outcome is final. Before that it is RETRY."""
     ends_association: bool = False
+    """No further instance is offered over the association if the next one is answered so too."""
     action: DestinationAction = DestinationAction.NONE
+    """What is done with the destination if it does not store others."""
 
 
 _STATUSES: dict[int, Meaning] = {
@@ -153,41 +155,83 @@ def of_problem(fact: NotOffered) -> InstanceResult:
 
 
 @dataclass(frozen=True, slots=True)
-class EndResult:
-    """What the end of an association means."""
+class EndMeaning:
+    """One row of the table of ends of an association."""
 
-    uses_attempt: bool
-    """It counts as one of the batch's attempts."""
-    action: DestinationAction
-    code: str
-    """Why the destination is held, for programs."""
+    if_silent: DestinationAction = DestinationAction.NONE
+    """What is done with the destination if nothing was answered over the association, and nothing else shows that it stores."""
+    abnormal: bool = False
+    """It is unknown whether the unanswered instances are stored, and which one of them may have caused the end."""
 
 
-def of_end(end: AssociationEnd, answered: int) -> EndResult:
-    """Given how an association ended and how many instances were answered over it, return what that means.
+_ENDS: dict[End, EndMeaning] = {
+    End.RELEASED: EndMeaning(),
+    End.NO_CONTEXT: EndMeaning(),
+    End.FILE_CHANGED: EndMeaning(),
+    # The pass caused it. It says nothing about the destination.
+    End.STOPPED: EndMeaning(),
+    End.REJECTED: EndMeaning(DestinationAction.BACK_OFF),
+    End.UNREACHABLE: EndMeaning(DestinationAction.BACK_OFF),
+    End.TLS_FAILED: EndMeaning(DestinationAction.BACK_OFF),
+    End.MISCONFIGURED: EndMeaning(DestinationAction.HOLD),
+    End.ABORTED: EndMeaning(DestinationAction.BACK_OFF, abnormal=True),
+    End.CLOSED: EndMeaning(DestinationAction.BACK_OFF, abnormal=True),
+    End.TIMED_OUT: EndMeaning(DestinationAction.BACK_OFF, abnormal=True),
+    End.PROTOCOL_ERROR: EndMeaning(DestinationAction.BACK_OFF, abnormal=True),
+}
 
-    If the destination cannot be reached, rejects the association, or times out before it answers anything, the batch is not
+ABNORMAL_ENDS = frozenset(end for end, row in _ENDS.items() if row.abnormal)
+"""Ends after which it is unknown whether the unanswered instances are stored, and which one of them may have caused."""
+
+_REJECTED_PERMANENT = 1
+"""Result of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
+
+
+def of_end(end: AssociationEnd, answered: int) -> DestinationAction:
+    """Given how an association ended and how many instances were answered over it, return what is done with the destination.
+
+    If the destination cannot be reached, rejects the association, or ends it before it answers anything, the batch is not
     the cause: the destination is held, and the batch keeps its attempts.
     """
-    kind = end.end
-    if kind is End.REJECTED:
-        # Result 1 is rejected-permanent, 2 rejected-transient (PS3.8 Table 9-21).
-        return EndResult(False, DestinationAction.HOLD if end.result == 1 else DestinationAction.BACK_OFF, "REJECTED")
-    if kind in {End.UNREACHABLE, End.TLS_FAILED}:
-        return EndResult(False, DestinationAction.BACK_OFF, kind.value)
-    if kind is End.MISCONFIGURED:
-        return EndResult(False, DestinationAction.HOLD, kind.value)
-    failed = kind in ABNORMAL_ENDS
-    if failed and not answered and (not end.established or kind is End.TIMED_OUT):
-        return EndResult(False, DestinationAction.BACK_OFF, kind.value)
-    return EndResult(True, DestinationAction.NONE, kind.value)
+    if answered:
+        return DestinationAction.NONE
+    if end.end is End.REJECTED and end.result == _REJECTED_PERMANENT:
+        return DestinationAction.HOLD
+    return _ENDS[end.end].if_silent
 
 
-ABNORMAL_ENDS = frozenset({End.ABORTED, End.CLOSED, End.TIMED_OUT, End.PROTOCOL_ERROR})
-"""Ends after which it is unknown whether the unanswered instances are stored, and which one of them may have caused."""
+class Trouble(StrEnum):
+    """What an instance did that the destination may have caused as well."""
+
+    ENDED = "ENDED"
+    """Its association ended, and it was not answered."""
+    REFUSED = "REFUSED"
+    """It was answered with a status that concerns the destination, such as A700."""
+    TOO_LONG = "TOO_LONG"
+    """It was not sent by the end of a pass, although it had more time than every pass gives."""
+
+
+_STRIKES: dict[Trouble, int | None] = {
+    Trouble.ENDED: 3,
+    # Out of resources is a matter of time, more often than of one instance.
+    Trouble.REFUSED: None,
+    Trouble.TOO_LONG: None,
+}
+"""After how many strikes an instance is FAILED for good; None: as many as the batch may have attempts."""
+
+
+def last_strike(trouble: Trouble, max_attempts: int) -> int:
+    """Return after how many strikes of an instance its trouble is final. A strike is a trouble that is known to be the
+    instance's own, because the destination stored others meanwhile."""
+    found = _STRIKES[trouble]
+    return max_attempts if found is None else min(found, max_attempts)
+
 
 SUSPECT_AFTER = 2
 """An instance that was unanswered at this many consecutive abnormal ends is sent last, with no other one outstanding."""
+
+TROUBLED_IN_A_ROW = 2
+"""If so many instances have a trouble, and none is stored between them, no other one is offered in this attempt."""
 
 
 def back_off(base: float, longest: float, failures: int, jitter: float) -> float:

@@ -250,6 +250,8 @@ class ExamBatchInstance(Base):
     # Number of consecutive abnormal ends of associations at which it was sent and not answered. It identifies an instance
     # that makes the receiver end the association.
     lost_in_flight: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    # How often it was refused or not answered while the destination stored others.
+    strikes: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     stored_at: Mapped[datetime | None]
     # Other content was, or may have been, sent to the destination under this SOP Instance UID. The archive may hold that, whatever
     # it answers about the UID, so its answers do not prove that it has this content (examsend/queue/contents.py).

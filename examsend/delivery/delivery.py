@@ -13,10 +13,11 @@ from examsend import senders
 from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.delivery import bug, next_state
+from examsend.delivery.findings import Findings
 from examsend.delivery.identification import identify
 from examsend.delivery.lease import Lease
 from examsend.delivery.next_state import NextState
-from examsend.delivery.offering import Findings, Offering
+from examsend.delivery.offering import Offering
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress

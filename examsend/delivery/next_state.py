@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from examsend import outcomes
 from examsend.db.engine import Connection
+from examsend.delivery.findings import Findings
 from examsend.delivery.lease import Lease
-from examsend.delivery.offering import Findings
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
 from examsend.queue import attempts, batches, instances, lookup
@@ -25,6 +25,8 @@ class NextState:
     state: BatchState
     delay: float = 0.0
     """READY: seconds until it is due again."""
+    after_hold: bool = False
+    """READY: it is due when the hold of its destination ends, so that batches that are due before it are tried first."""
     uses_attempt: bool = True
     """READY: the attempt counts towards the batch's limit."""
     code: str = ""
@@ -50,16 +52,18 @@ def finish(
         is_sent = batches.sent(tx, claim)
         tally = instances.tally(tx, claim.batch_id)
         state = NextState(BatchState.SENT) if is_sent else decide(claim, destination, findings, tally, stopped=stopped)
+        if stored:
+            record_success(tx, destination.id, ago=findings.stored_ago)
+        held = 0.0
+        if findings.destination_problem is not None:
+            held = hold(tx, destination, findings.destination_problem, unsure=findings.unsure)
         if state.state is BatchState.READY:
+            delay = held if state.after_hold else state.delay
             batches.put_back(
-                tx, claim, delay=state.delay, uses_attempt=state.uses_attempt, code=state.code, reason=state.reason
+                tx, claim, delay=delay, uses_attempt=state.uses_attempt, code=state.code, reason=state.reason
             )
         elif state.state is BatchState.FAILED:
             batches.fail(tx, claim, code=state.code, reason=state.reason)
-        if findings.destination_problem is not None:
-            hold(tx, destination, findings.destination_problem)
-        elif stored:
-            record_success(tx, destination.id)
         tried.append((state, tally))
         return tried[-1]
 
@@ -80,15 +84,20 @@ def decide(claim: Claim, destination: Destination, findings: Findings, tally: Ta
     READY or FAILED."""
     if not tally.unsent:
         return NextState(BatchState.FAILED, code="INSTANCES_FAILED", reason=why_failed(tally))
-    if stopped:
-        return NextState(BatchState.READY, uses_attempt=False, code="STOPPED", reason="the pass was asked to end")
-    pause = outcomes.back_off(destination.backoff_seconds, destination.backoff_max_seconds, claim.attempt, 0.0)
+    if stopped and not findings.troubled and findings.destination_problem is None:
+        reason = "the pass was asked to end" if findings.asked else "the pass had run for its longest time"
+        return NextState(BatchState.READY, uses_attempt=False, code="STOPPED", reason=reason)
+    failures = max(claim.attempt, findings.strikes)
+    pause = outcomes.back_off(destination.backoff_seconds, destination.backoff_max_seconds, failures, 0.0)
     if findings.unreachable_mount is not None:
         reason = not_mounted(findings.unreachable_mount)
         return NextState(BatchState.READY, delay=pause, uses_attempt=False, code="NOT_MOUNTED", reason=reason)
     code, reason = _reason_not_sent(findings, tally)
+    if findings.destination_problem is not None:
+        after_hold = bool(findings.troubled)
+        return NextState(BatchState.READY, uses_attempt=False, after_hold=after_hold, code=code, reason=reason)
     if not findings.uses_attempt:
-        return NextState(BatchState.READY, uses_attempt=False, code=code, reason=reason)
+        return NextState(BatchState.READY, delay=pause, uses_attempt=False, code=code, reason=reason)
     if claim.attempt >= destination.max_attempts:
         reason = f"{claim.attempt} attempts used up; last: {reason}"
         return NextState(BatchState.FAILED, code="ATTEMPTS_USED_UP", reason=reason)
@@ -98,6 +107,8 @@ def decide(claim: Claim, destination: Destination, findings: Findings, tally: Ta
 def _reason_not_sent(findings: Findings, tally: Tally) -> tuple[str, str]:
     if findings.destination_problem is not None:
         return findings.destination_problem.code, findings.destination_problem.reason
+    if findings.suspicion is not None:
+        return "SUSPECT", findings.suspicion
     last = findings.last
     if last is not None and last.end not in {End.RELEASED, End.FILE_CHANGED}:
         return last.end.value, last.sentence

@@ -20,7 +20,7 @@ from examsend.delivery.lease import Lease
 from examsend.delivery.stop import Stop
 from examsend.errors import DatabaseUnavailable
 from examsend.queue import attempts, instances
-from examsend.queue.destination import stored_since_last_attempt
+from examsend.queue.destination import StoredMeanwhile, stored_meanwhile
 from examsend.states import UNDELIVERABLE, Outcome
 from examsend.transfer import AssociationEnd
 
@@ -133,10 +133,10 @@ class Recorder:
                 raise DatabaseUnavailable("the database cannot be reached: connecting to it takes too long")
         self._raise_failure()
 
-    def destination_is_alive(self) -> bool:
-        """Return whether the destination has stored anything since this batch's previous attempt began."""
+    def stored_meanwhile(self, ago: float) -> StoredMeanwhile:
+        """Return whether the destination has stored others since this batch's previous attempt, and since ``ago`` seconds."""
         claim = self._lease.claim
-        return self._lease.read(lambda tx: stored_since_last_attempt(tx, claim.batch_id, claim.attempt_id))
+        return self._lease.read(lambda tx: stored_meanwhile(tx, claim.batch_id, claim.attempt_id, ago=ago))
 
     # --- the background thread ---
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 _ASKED_SECONDS = 7.0
 """How long instances in flight may take once the pass was asked to end. The process then ends within 10 s."""
 
-_FINISH_SECONDS = 300.0
+FINISH_SECONDS = 300.0
 """How long instances in flight may take once the pass has run for its longest time. systemd's unit allows 600 s."""
 
 _WRITE_SECONDS = 1.0
@@ -39,14 +39,17 @@ class Stop:
         """Return None to go on; else the time (monotonic clock) by which instances in flight must be answered."""
         if self._now_at is not None:
             return self._now_at
-        now = time.monotonic()
-        if self._asked_at is None and self._asked():
-            self._asked_at = now
-        if self._asked_at is not None:
+        if self.asked() and self._asked_at is not None:
             return self._asked_at + _ASKED_SECONDS
-        if self._over_at is not None and now > self._over_at:
-            return self._over_at + _FINISH_SECONDS
+        if self._over_at is not None and time.monotonic() > self._over_at:
+            return self._over_at + FINISH_SECONDS
         return None
+
+    def asked(self) -> bool:
+        """Whether a signal asked the pass to end. What ends from then on says nothing about destinations and instances."""
+        if self._asked_at is None and self._asked():
+            self._asked_at = time.monotonic()
+        return self._asked_at is not None or self.is_now
 
     def written_by(self) -> float:
         """Return the time (monotonic clock) by which everything must be written: no end while the pass goes on."""

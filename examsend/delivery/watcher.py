@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from examsend import outcomes
 from examsend.delivery.recorder import AssociationRecorder
-from examsend.delivery.stop import Stop
-from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult
+from examsend.delivery.stop import FINISH_SECONDS, Stop
+from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult, Trouble
 from examsend.queue.instances import Record, Unsent
 from examsend.states import Outcome
-from examsend.transfer import Answer, AssociationEnd, Item, Next, NotOffered, Problem
+from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Problem
 
 
 class Progress(Protocol):
@@ -31,10 +33,35 @@ def not_mounted(mount: str) -> str:
     return f"the file system {mount} is not mounted on this host"
 
 
+@dataclass(frozen=True, slots=True)
+class Troubled:
+    """An instance that was refused or not answered, where the destination may be the cause as well."""
+
+    record: Record
+    """As it was passed to ``recorder``."""
+    recorder: AssociationRecorder
+    kind: Trouble
+    sentence: str
+    problem: DestinationProblem
+    """The problem of the destination, if that is the cause."""
+    at: float
+    """When it first failed in this attempt (monotonic clock)."""
+    alone: bool
+    """No other instance of its association can be the cause."""
+
+
 class AssociationWatcher:
     """A ``transfer.Watcher``, one per association. Only the association's thread uses it."""
 
-    def __init__(self, unsent: Sequence[Unsent], recorder: AssociationRecorder, stop: Stop, progress: Progress) -> None:
+    def __init__(
+        self,
+        unsent: Sequence[Unsent],
+        recorder: AssociationRecorder,
+        stop: Stop,
+        progress: Progress,
+        *,
+        in_a_row: frozenset[int] = frozenset(),
+    ) -> None:
         self._by_id = {u.item.id: u for u in unsent}
         self._recorder = recorder
         self._stop = stop
@@ -44,8 +71,12 @@ class AssociationWatcher:
         """C-STORE-RSPs received."""
         self.reported: set[int] = set()
         """Ids of the instances that have an outcome from this association."""
-        self.destination_problem: DestinationProblem | None = None
-        """Set by the last status that concerns the whole destination."""
+        self.troubled: dict[int, Troubled] = {}
+        """Id -> trouble of the instance."""
+        self.in_a_row = in_a_row
+        """Ids of the instances with a trouble since the destination last stored one."""
+        self.stored_at: float | None = None
+        """When the last instance was stored (monotonic clock)."""
         self.unreachable_mount: str | None = None
 
     def answered(self, answer: Answer) -> Next:
@@ -53,11 +84,18 @@ class AssociationWatcher:
         self.answers += 1
         unsent = self._by_id[answer.item.id]
         result = outcomes.of_answer(answer, unsent.tries, other_content_possible=unsent.other_content_possible)
-        if result.action is not DestinationAction.NONE:
-            self.destination_problem = DestinationProblem(
-                result.action, f"{answer.status:04X}", outcomes.status_text(answer.status)
-            )
-        return self._record(answer.item, result, answer.bytes_sent)
+        record = self._record(answer.item, result, answer.bytes_sent)
+        if result.outcome is Outcome.STORED:
+            self.stored_at = time.monotonic()
+            self.in_a_row = frozenset()
+        if result.action is DestinationAction.NONE:
+            return Next.GO_ON
+        text = outcomes.status_text(answer.status)
+        problem = DestinationProblem(result.action, f"{answer.status:04X}", text)
+        self._trouble(record, Trouble.REFUSED, text, problem, alone=True)
+        # If the destination stores the next one, it is this instance that it does not take.
+        self.in_a_row |= {answer.item.id}
+        return Next.RELEASE if len(self.in_a_row) >= outcomes.TROUBLED_IN_A_ROW else Next.GO_ON
 
     def not_offered(self, fact: NotOffered) -> Next:
         """See ``transfer.Watcher``."""
@@ -66,7 +104,8 @@ class AssociationWatcher:
         if fact.problem is Problem.MISSING and mount is not None and not os.path.ismount(mount):
             self.unreachable_mount = mount
             result = InstanceResult(Outcome.RETRY, None, not_mounted(mount), offered=False, ends_association=True)
-        return self._record(fact.item, result)
+        self._record(fact.item, result)
+        return Next.RELEASE if result.ends_association else Next.GO_ON
 
     def progressed(self, sent: int) -> None:
         """See ``transfer.Watcher``."""
@@ -80,44 +119,56 @@ class AssociationWatcher:
 
     def ended(self, end: AssociationEnd) -> None:
         """Given the end of the association, record the instances that were sent and not answered."""
-        if end.end not in outcomes.ABNORMAL_ENDS or not end.established:
+        abnormal = end.end in outcomes.ABNORMAL_ENDS
+        if not (abnormal or end.end is End.STOPPED) or not end.established:
             return
-        # If the pass was asked to end, the instance in flight did not cause the end of the association.
-        lost = not self._stop()
+        # If a signal asked the pass to end, the instances in flight did not cause the end of the association.
+        asked = self._stop.asked()
+        sentence = (
+            end.sentence if abnormal else f"not sent within {FINISH_SECONDS:g} s after the pass had run for its time"
+        )
+        kind = Trouble.ENDED if abnormal else Trouble.TOO_LONG
+        # An earlier instance that was answered may have led to the end of the association as well.
+        alone = len(end.in_flight) == 1 and (self.answers == 0 or not abnormal)
+        problem = DestinationProblem(DestinationAction.BACK_OFF, end.end.value, end.sentence)
         for item in end.in_flight:
             unsent = self._by_id[item.id]
-            self._recorder.put(
-                Record(
-                    item.id,
-                    Outcome.RETRY,
-                    comment=f"no answer: {end.sentence}",
-                    tries=unsent.tries,
-                    lost_in_flight=unsent.lost_in_flight + lost,
-                )
+            record = Record(
+                item.id,
+                Outcome.RETRY,
+                comment=f"no answer: {sentence}" if abnormal else sentence,
+                tries=unsent.tries,
+                lost_in_flight=unsent.lost_in_flight + (abnormal and not asked),
+                strikes=unsent.strikes,
             )
+            self._recorder.put(record)
+            if not asked:
+                self._trouble(record, kind, sentence, problem, alone=alone)
+        ids = {item.id for item in end.in_flight}
+        if ids and not ids & self.in_a_row:
+            self.in_a_row |= {min(ids)}
 
-    def give_up(self, item: Item, comment: str) -> None:
-        """Record an instance as FAILED although the destination never refused it."""
-        unsent = self._by_id[item.id]
-        self._recorder.put(
-            Record(item.id, Outcome.FAILED, comment=comment, tries=unsent.tries, lost_in_flight=unsent.lost_in_flight)
+    def _trouble(
+        self, record: Record, kind: Trouble, sentence: str, problem: DestinationProblem, *, alone: bool
+    ) -> None:
+        self.troubled[record.instance_id] = Troubled(
+            record, self._recorder, kind, sentence, problem, time.monotonic(), alone
         )
-        self.reported.add(item.id)
 
-    def _record(self, item: Item, result: InstanceResult, bytes_sent: int = 0) -> Next:
+    def _record(self, item: Item, result: InstanceResult, bytes_sent: int = 0) -> Record:
         unsent = self._by_id[item.id]
         self.outcomes[result.outcome] += 1
         self.reported.add(item.id)
-        self._recorder.put(
-            Record(
-                item.id,
-                result.outcome,
-                result.dimse_status,
-                result.comment,
-                tries=unsent.tries + result.offered,
-                lost_in_flight=0 if result.offered else unsent.lost_in_flight,
-                bytes_sent=bytes_sent,
-            )
+        record = Record(
+            item.id,
+            result.outcome,
+            result.dimse_status,
+            result.comment,
+            tries=unsent.tries + result.offered,
+            lost_in_flight=0 if result.offered else unsent.lost_in_flight,
+            strikes=unsent.strikes,
+            bytes_sent=bytes_sent,
         )
+        self._recorder.put(record)
         self._progress.answered()
-        return Next.RELEASE if result.ends_association else Next.GO_ON
+        return record

@@ -380,7 +380,7 @@ _RETRY = text("""
 
 _RETRY_INSTANCES = text(f"""
     UPDATE exam_batch_instances
-    SET outcome = 'WAITING', attempts = 0, lost_in_flight = 0, dimse_status = NULL, error_comment = NULL
+    SET outcome = 'WAITING', attempts = 0, lost_in_flight = 0, strikes = 0, dimse_status = NULL, error_comment = NULL
     WHERE batch_id = :batch AND outcome NOT IN ({sql_list(DONE)})
 """)
 

@@ -201,9 +201,14 @@ _HOLD = text("""
 
 _FAILURES = text("SELECT consecutive_failures FROM storage_backend_configs WHERE id = :id FOR NO KEY UPDATE")
 
+_COUNT_FAILURE = text(
+    "UPDATE storage_backend_configs SET consecutive_failures = consecutive_failures + 1 WHERE id = :id"
+)
+
 _SUCCESS = text("""
     UPDATE storage_backend_configs
-    SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL, last_success_at = clock_timestamp()
+    SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL,
+        last_success_at = greatest(last_success_at, clock_timestamp() - make_interval(secs => :ago))
     WHERE id = :id
 """)
 
@@ -213,20 +218,30 @@ _UNHOLD = text("""
 """)
 
 
-def hold(tx: Connection, destination: Destination, problem: DestinationProblem) -> None:
-    """Hold a destination: for a pause that doubles with each consecutive failure (BACK_OFF), or the longest pause (HOLD)."""
+def hold(tx: Connection, destination: Destination, problem: DestinationProblem, *, unsure: bool = False) -> float:
+    """Hold a destination: for a pause that doubles with each consecutive failure (BACK_OFF), or the longest pause (HOLD).
+
+    ``unsure``: one instance may be the cause. After a success the failure is then counted, and the destination is not held:
+    another batch is tried, one at a time.
+
+    Return the pause in seconds, held or not.
+    """
     failures = tx.execute(_FAILURES, {"id": destination.id}).scalar_one() + 1
     jitter = random.random()  # noqa: S311 (not a secret: it spreads the retries of several destinations)
     longest = destination.backoff_max_seconds
     first = longest if problem.action is DestinationAction.HOLD else destination.backoff_seconds
     pause = back_off(first, longest, failures, jitter)
+    if unsure and failures == 1:
+        tx.execute(_COUNT_FAILURE, {"id": destination.id})
+        return pause
     reason = problem.reason.replace("\x00", "")[:500]
     tx.execute(_HOLD, {"id": destination.id, "code": problem.code, "reason": reason, "pause": pause})
+    return pause
 
 
-def record_success(tx: Connection, destination_id: int) -> None:
-    """Record that a destination has stored an instance: end its hold and reset its failures."""
-    tx.execute(_SUCCESS, {"id": destination_id})
+def record_success(tx: Connection, destination_id: int, *, ago: float = 0.0) -> None:
+    """Record that a destination stored an instance ``ago`` seconds ago: end its hold and reset its failures."""
+    tx.execute(_SUCCESS, {"id": destination_id, "ago": ago})
 
 
 def end_hold(tx: Connection, destination_id: int) -> bool:
@@ -234,16 +249,38 @@ def end_hold(tx: Connection, destination_id: int) -> bool:
     return tx.execute(_UNHOLD, {"id": destination_id}).rowcount == 1
 
 
-_STORED_SINCE = text("""
-    SELECT coalesce(d.last_success_at > (SELECT max(a.started_at) FROM send_attempts a
-                                         WHERE a.batch_id = :batch AND a.attempt_id <> :attempt), false)
+# Successes are recorded when an attempt ends. The instances of a batch that is being sent show earlier that the destination
+# stores. They are looked up for such batches alone, which are few.
+_STORED_MEANWHILE = text("""
+    SELECT greatest(d.last_success_at, (SELECT max(i.stored_at) FROM exam_batches s
+                                        JOIN exam_batch_instances i ON i.batch_id = s.id
+                                        WHERE s.destination_id = d.id AND s.status = 'SENDING' AND s.id <> b.id)) AS at,
+           (SELECT max(coalesce(a.finished_at, a.started_at)) FROM send_attempts a
+            WHERE a.batch_id = :batch AND a.attempt_id <> :attempt) AS previous,
+           clock_timestamp() - make_interval(secs => :ago) AS failure
     FROM storage_backend_configs d JOIN exam_batches b ON b.destination_id = d.id WHERE b.id = :batch
 """)
 
 
-def stored_since_last_attempt(tx: Connection, batch_id: int, attempt_id: UUID) -> bool:
-    """Return whether a batch's destination has stored an instance since the batch's attempt before ``attempt_id`` began."""
-    return bool(tx.execute(_STORED_SINCE, {"batch": batch_id, "attempt": attempt_id}).scalar_one())
+@dataclass(frozen=True, slots=True)
+class StoredMeanwhile:
+    """Whether a destination has stored instances of other attempts."""
+
+    since_previous: bool
+    """Since the batch's previous attempt ended."""
+    since_failure: bool
+    """Since an instance failed in this attempt."""
+
+
+def stored_meanwhile(tx: Connection, batch_id: int, attempt_id: UUID, *, ago: float) -> StoredMeanwhile:
+    """Return whether a batch's destination has stored something since the batch's attempt before ``attempt_id`` ended, and
+    since ``ago`` seconds ago."""
+    row = tx.execute(_STORED_MEANWHILE, {"batch": batch_id, "attempt": attempt_id, "ago": ago}).one()
+    if row.at is None:
+        return StoredMeanwhile(since_previous=False, since_failure=False)
+    return StoredMeanwhile(
+        since_previous=row.previous is not None and row.at > row.previous, since_failure=row.at > row.failure
+    )
 
 
 # --- what is due ------------------------------------------------------------------------------------------------------

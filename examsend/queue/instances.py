@@ -16,10 +16,10 @@ from examsend.transfer import Item
 
 _TO_SEND = text(f"""
     SELECT i.id, i.processed_filepath, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
-           i.dataset_offset, i.content_sha256, i.attempts, i.lost_in_flight, i.mount_point, i.other_content_possible
+           i.dataset_offset, i.content_sha256, i.attempts, i.lost_in_flight, i.strikes, i.mount_point, i.other_content_possible
     FROM exam_batch_instances i
     WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
-    ORDER BY i.lost_in_flight >= :suspect, i.series_number NULLS LAST, i.series_instance_uid,
+    ORDER BY i.strikes, i.lost_in_flight, i.attempts, i.series_number NULLS LAST, i.series_instance_uid,
              i.instance_number NULLS LAST, i.sop_instance_uid
 """)
 
@@ -33,6 +33,8 @@ class Unsent:
     """How often it was answered so far."""
     lost_in_flight: int
     """Number of consecutive abnormal ends of associations at which it was sent and not answered."""
+    strikes: int
+    """How often it was refused or not answered while the destination stored others."""
     mount_point: str | None
     other_content_possible: bool
     """The destination stored other content under the same SOP Instance UID, or may have: no answer was recorded."""
@@ -40,7 +42,12 @@ class Unsent:
     @property
     def suspect(self) -> bool:
         """Whether it may cause the abnormal ends: it is then sent last, with no other instance outstanding."""
-        return self.lost_in_flight >= SUSPECT_AFTER
+        return self.strikes > 0 or self.lost_in_flight >= SUSPECT_AFTER
+
+    @property
+    def failed_before(self) -> bool:
+        """Whether an earlier attempt sent it, and it was not stored."""
+        return self.tries > 0 or self.lost_in_flight > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +61,11 @@ class Unread:
 
 
 def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
-    """Return the unsent instances of a batch, ordered by series and instance number, suspected ones last; and, apart, those
-    whose files were never read."""
+    """Return the unsent instances of a batch, ordered by series and instance number, those after the others that were refused
+    or not answered before; and, apart, those whose files were never read."""
     unsent: list[Unsent] = []
     unread: list[Unread] = []
-    for row in tx.execute(_TO_SEND, {"batch": batch_id, "suspect": SUSPECT_AFTER}):
+    for row in tx.execute(_TO_SEND, {"batch": batch_id}):
         path = from_text(row.processed_filepath)
         if row.content_sha256 is None:
             unread.append(Unread(row.id, path, row.sop_instance_uid, row.attempts))
@@ -75,7 +82,9 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
             bytes(row.content_sha256),
         )
         mount_point = None if row.mount_point is None else from_text(row.mount_point)
-        unsent.append(Unsent(item, row.attempts, row.lost_in_flight, mount_point, row.other_content_possible))
+        unsent.append(
+            Unsent(item, row.attempts, row.lost_in_flight, row.strikes, mount_point, row.other_content_possible)
+        )
     return unsent, unread
 
 
@@ -91,6 +100,8 @@ class Record:
     """How often it was answered, this time included."""
     lost_in_flight: int = 0
     """Number of consecutive abnormal ends at which it was sent and not answered, this one included."""
+    strikes: int = 0
+    """See ``Unsent``; this time included."""
     bytes_sent: int = 0
     """Length of the data set as sent, where it was answered."""
 
@@ -98,10 +109,11 @@ class Record:
 _RECORD = text(f"""
     UPDATE exam_batch_instances i
     SET outcome = w.outcome, dimse_status = w.status, error_comment = w.comment, attempts = w.tries, lost_in_flight = w.lost,
+        strikes = w.strikes,
         stored_at = CASE WHEN w.outcome = '{Outcome.STORED}' THEN clock_timestamp() END
     FROM unnest(CAST(:ids AS bigint[]), CAST(:outcomes AS text[]), CAST(:statuses AS integer[]),
-                CAST(:comments AS text[]), CAST(:tries AS integer[]), CAST(:lost AS integer[]))
-         w (id, outcome, status, comment, tries, lost)
+                CAST(:comments AS text[]), CAST(:tries AS integer[]), CAST(:lost AS integer[]), CAST(:strikes AS integer[]))
+         w (id, outcome, status, comment, tries, lost, strikes)
     WHERE i.id = w.id AND i.batch_id = :batch AND i.outcome <> '{Outcome.STORED}'
 """)
 
@@ -121,6 +133,7 @@ def record(tx: Connection, claim: Claim, records: Sequence[Record]) -> None:
             "comments": [r.comment for r in last.values()],
             "tries": [r.tries for r in last.values()],
             "lost": [r.lost_in_flight for r in last.values()],
+            "strikes": [r.strikes for r in last.values()],
         },
     )
 

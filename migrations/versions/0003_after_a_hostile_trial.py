@@ -75,6 +75,9 @@ def upgrade() -> None:
         ["destination_id", "sop_instance_uid"],
         postgresql_where=sa.text("another_version"),
     )
+    op.add_column(
+        "exam_batch_instances", sa.Column("strikes", sa.Integer(), server_default=sa.text("0"), nullable=False)
+    )
 
     # Whether the archive may hold other content than this under the SOP Instance UID.
     op.add_column(
@@ -91,3 +94,4 @@ def downgrade() -> None:
     for table, columns in _FILES.items():
         for name in columns:
             op.drop_column(table, name)
+    op.drop_column("exam_batch_instances", "strikes")

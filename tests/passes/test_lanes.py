@@ -274,7 +274,7 @@ def test_a_bug_that_comes_back_uses_the_attempts_up(
     settings: Settings, database: engine.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with scripted() as peer:
-        add(settings, peer.address, max_attempts=2)
+        add(settings, peer.address, max_attempts=2, backoff_seconds=60.0, backoff_max_seconds=60.0)
         prepare(settings, _studies(tmp_path / "drop", 1))
 
         def broken(*_positional: object) -> None:

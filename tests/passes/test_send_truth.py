@@ -21,6 +21,9 @@ from tests.helpers import add, cli, execute, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
 
+_PAUSES = {"backoff_seconds": 60.0, "backoff_max_seconds": 60.0}
+"""So long that nothing is tried twice in one pass, however slow the machine is."""
+
 _LEASE = 2.5
 """Seconds: short, so that a test outlasts it; twice as long as a sender takes between two signs of life."""
 
@@ -37,7 +40,7 @@ def _silent(settings: Settings, tmp_path: Path, script: Script, **values: float)
     """Send one instance, with two batches at a time allowed, to a receiver that keeps it waiting past the lease."""
     samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted(script) as peer:
-        add(settings, peer.address, association_limit=2, **values)
+        add(settings, peer.address, association_limit=2, **_PAUSES, **values)
         prepare(settings, tmp_path / "drop")
         result = send.run(replace(settings, lease=_LEASE))
         return peer.requests, result
@@ -185,10 +188,9 @@ def test_an_association_that_was_not_made_is_not_counted(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 1, size=8)
-    pauses = {"backoff_seconds": 60.0, "backoff_max_seconds": 60.0}
-    add(settings, f"DEAD@127.0.0.1:{free_port()}", name="dead", **pauses)
+    add(settings, f"DEAD@127.0.0.1:{free_port()}", name="dead", **_PAUSES)
     with scripted(Script(reject=(1, 1, 7))) as peer:
-        add(settings, peer.address, name="rejecting", **pauses)
+        add(settings, peer.address, name="rejecting", **_PAUSES)
         prepare(settings, tmp_path / "drop")
         result = send.run(settings)
     assert [d.associations for d in result.delivered] == [0, 0]
@@ -199,8 +201,8 @@ def test_what_an_attempt_stored_and_what_the_batch_has_are_told_apart(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 20, size=8)
-    with scripted(Script(at={16: "abort"})) as peer:
-        add(settings, peer.address)
+    with scripted(Script(status=lambda k, _u: 0xA700 if k in {16, 17} else 0)) as peer:
+        add(settings, peer.address, **_PAUSES)
         prepare(settings, tmp_path / "drop")
         first = send.run(settings)
         _end_pauses(database)
@@ -226,7 +228,7 @@ def test_a_sender_that_died_is_counted_apart_from_other_failures(
     """Two attempts are refused by the destination, and the sender of the third dies."""
     samples.ct_study(tmp_path / "drop", 1, size=8)
     with scripted(Script(status=lambda _k, _u: 0x0110)) as peer:
-        add(settings, peer.address, max_attempts=3)
+        add(settings, peer.address, max_attempts=3, **_PAUSES)
         prepare(settings, tmp_path / "drop")
         for _ in range(2):
             send.run(settings)

@@ -66,25 +66,37 @@ def test_destination_action_of_a_status(status: int, action: DestinationAction, 
 
 
 @pytest.mark.parametrize(
-    ("end", "answered", "uses", "action"),
+    ("end", "answered", "action"),
     [
-        (AssociationEnd(End.RELEASED, established=True), 3, True, DestinationAction.NONE),
-        (AssociationEnd(End.REJECTED, result=1, source=1, reason=7), 0, False, DestinationAction.HOLD),
-        (AssociationEnd(End.REJECTED, result=2, source=3, reason=1), 0, False, DestinationAction.BACK_OFF),
-        (AssociationEnd(End.UNREACHABLE), 0, False, DestinationAction.BACK_OFF),
-        (AssociationEnd(End.TLS_FAILED), 0, False, DestinationAction.BACK_OFF),
-        (AssociationEnd(End.TIMED_OUT), 0, False, DestinationAction.BACK_OFF),
-        (AssociationEnd(End.TIMED_OUT, established=True), 0, False, DestinationAction.BACK_OFF),
-        (AssociationEnd(End.TIMED_OUT, established=True), 1, True, DestinationAction.NONE),
-        (AssociationEnd(End.ABORTED, established=True), 0, True, DestinationAction.NONE),
-        (AssociationEnd(End.CLOSED, established=True), 5, True, DestinationAction.NONE),
+        (AssociationEnd(End.RELEASED, established=True), 3, DestinationAction.NONE),
+        (AssociationEnd(End.REJECTED, result=1, source=1, reason=7), 0, DestinationAction.HOLD),
+        (AssociationEnd(End.REJECTED, result=2, source=3, reason=1), 0, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.UNREACHABLE), 0, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.TLS_FAILED), 0, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.MISCONFIGURED), 0, DestinationAction.HOLD),
+        (AssociationEnd(End.TIMED_OUT), 0, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT, established=True), 0, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.TIMED_OUT, established=True), 1, DestinationAction.NONE),
+        (AssociationEnd(End.ABORTED, established=True), 0, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.CLOSED, established=True), 0, DestinationAction.BACK_OFF),
+        (AssociationEnd(End.CLOSED, established=True), 5, DestinationAction.NONE),
+        (AssociationEnd(End.STOPPED, established=True), 0, DestinationAction.NONE),
     ],
 )
-def test_attempt_use_and_destination_action_of_the_end_of_an_association(
-    end: AssociationEnd, answered: int, uses: bool, action: DestinationAction
+def test_destination_action_of_the_end_of_an_association(
+    end: AssociationEnd, answered: int, action: DestinationAction
 ) -> None:
-    result = outcomes.of_end(end, answered)
-    assert (result.uses_attempt, result.action) == (uses, action)
+    assert outcomes.of_end(end, answered) == action
+
+
+@pytest.mark.parametrize("end", End)
+def test_every_end_of_an_association_has_a_meaning(end: End) -> None:
+    assert outcomes.of_end(AssociationEnd(end), 0) in DestinationAction
+
+
+def test_an_instance_has_never_more_strikes_than_its_batch_may_have_attempts() -> None:
+    assert [outcomes.last_strike(trouble, 10) for trouble in outcomes.Trouble] == [3, 10, 10]
+    assert [outcomes.last_strike(trouble, 2) for trouble in outcomes.Trouble] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("problem", Problem)
