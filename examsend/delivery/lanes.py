@@ -106,7 +106,14 @@ class Lanes:
         """
         try:
             while True:
-                self._start(self._due())
+                try:
+                    due = self._due()
+                except DatabaseUnavailable:
+                    # A worker that has a batch waits for the database too, and says what is not written.
+                    if not self._threads and self._fatal is None:
+                        raise
+                    due = ()
+                self._start(due)
                 with self._changed:
                     if not self._threads:
                         break
