@@ -34,7 +34,7 @@ OVERWRITTEN = -(2**63)
 
 def signed(number: int) -> int:
     """Given an unsigned number of 64 bits, such as an inode number, return it as a bigint holds it."""
-    return (number + 2**63) % 2**64 - 2**63
+    return number if -(2**63) <= number < 2**63 else (number + 2**63) % 2**64 - 2**63
 
 
 class FileStat(NamedTuple):

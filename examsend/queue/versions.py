@@ -145,8 +145,8 @@ def written_again(
 
 
 _OVERWRITTEN = text("""
-    SELECT w.path, r.id, r.instance_id, r.sop_instance_uid
-    FROM unnest(CAST(:paths AS text[]), CAST(:shas AS text[])) w (path, sha)
+    SELECT w.n, r.id, r.instance_id, r.sop_instance_uid, r.content_sha256
+    FROM unnest(CAST(:paths AS text[])) WITH ORDINALITY w (path, n)
     CROSS JOIN LATERAL (
         SELECT NULL::bigint AS id, i.id AS instance_id, i.sop_instance_uid, i.destination_id, i.content_sha256
         FROM exam_batch_instances i
@@ -156,7 +156,7 @@ _OVERWRITTEN = text("""
         FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
         WHERE a.file_path = w.path
         OFFSET 0) r
-    WHERE r.content_sha256 <> decode(w.sha, 'hex') AND r.destination_id = ANY(CAST(:destinations AS bigint[]))
+    WHERE r.content_sha256 IS NOT NULL AND r.destination_id = ANY(CAST(:destinations AS bigint[]))
 """)
 
 _MARK = text("UPDATE exam_batch_instances SET file_ctime_ns = :overwritten WHERE id = ANY(CAST(:ids AS bigint[]))")
@@ -168,15 +168,20 @@ def note_overwritten(
     tx: Connection, arrivals: Sequence[Arrival], destination_ids: Sequence[int]
 ) -> set[tuple[str, str]]:
     """Record which paths hold other content now than was registered. Return (path, SOP Instance UID that it held before)."""
+    paths = [to_text(a.path) for a in arrivals]
     values = {
-        "paths": [to_text(a.path) for a in arrivals],
-        "shas": [a.file.content_sha256.hex() for a in arrivals],
+        "paths": paths,
         "destinations": list(destination_ids),
         "overwritten": OVERWRITTEN,
     }
-    found = tx.execute(_OVERWRITTEN, values).all()
+    # The digests are compared here: nearly always there is nothing to compare.
+    found = [
+        row
+        for row in tx.execute(_OVERWRITTEN, values)
+        if bytes(row.content_sha256) != arrivals[row.n - 1].file.content_sha256
+    ]
     if found:
         rows = [row.instance_id for row in found if row.id is None]
         tx.execute(_MARK, {"ids": rows, "overwritten": OVERWRITTEN})
         tx.execute(_FORGET, {"ids": [row.id for row in found if row.id is not None]})
-    return {(row.path, row.sop_instance_uid) for row in found}
+    return {(paths[row.n - 1], row.sop_instance_uid) for row in found}
