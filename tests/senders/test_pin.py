@@ -14,7 +14,7 @@ from examsend.states import SenderName
 from examsend.transfer import End, Tls, UserIdentity
 from tests.peers.scripted import Script, scripted
 from tests.senders.test_conformance import sent, study
-from tests.senders.test_native import _server, certificates  # noqa: F401 (a fixture)
+from tests.senders.test_native import _server
 
 
 @pytest.fixture(params=SenderName)
@@ -26,7 +26,7 @@ def sender(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize(("name", "expected"), [("server", End.RELEASED), ("stranger", End.TLS_FAILED)])
 def test_only_the_owner_of_the_pinned_certificate_gets_the_passcode(
     sender: Any,
-    certificates: Path,  # noqa: F811
+    certificates: Path,
     tmp_path: Path,
     name: str,
     expected: End,
