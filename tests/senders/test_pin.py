@@ -33,6 +33,7 @@ def test_only_the_owner_of_the_pinned_certificate_gets_the_passcode(
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("pass phrase")
+    secret.chmod(0o600)
     der = ssl.PEM_cert_to_DER_cert((certificates / "server.pem").read_text())
     with scripted(Script(tls=_server(certificates, name))) as receiver:
         end, _ = sent(
