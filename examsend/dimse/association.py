@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from examsend.dimse import contexts, messages, negotiation
+from examsend.dimse.codec import NATIVE, Codec
 from examsend.dimse.connection import CHECK_SECONDS
 from examsend.dimse.ended import Ended, protocol_error
 from examsend.dimse.payload import Payload, Unusable
@@ -68,11 +69,12 @@ class _Ready:
 class Association:
     """One association, from connect to release or abort. Used once."""
 
-    def __init__(self, peer: Peer, watcher: Watcher) -> None:
+    def __init__(self, peer: Peer, watcher: Watcher, codec: Codec = NATIVE) -> None:
         self._peer = peer
         self._watcher = watcher
-        self._requestor = Requestor(peer, self._check_stop)
-        self._reader = messages.ResponseReader(messages.C_STORE_RSP)
+        self._codec = codec
+        self._requestor = Requestor(peer, self._check_stop, codec)
+        self._reader = codec.response_reader()
         self._outstanding: dict[int, _Outstanding] = {}
         self._message_id = 0
         self._bytes_sent = 0
@@ -235,9 +237,8 @@ class Association:
             return
         room = self._room()
         message_id = self._new_id()
-        command = messages.store_request(message_id, item.sop_class_uid, item.sop_instance_uid, self._peer.priority)
-        pieces: list[Any] = messages.command_pieces(command, ready.context_id, room)
-        full = messages.header(room, ready.context_id, command=False, last=False)
+        encode = self._codec.value_encoder(ready.context_id, room)
+        pieces: list[Any] = [*self._codec.store_pieces(message_id, item, self._peer.priority, ready.context_id, room)]
         request = self._outstanding[message_id] = _Outstanding(item, ready.context_id, payload.length)
         sent = 0
         digest: Future[None] | None = None
@@ -250,15 +251,14 @@ class Association:
                     if len(pieces) >= _PIECES:
                         self._send(pieces)
                         pieces = []
-                    pieces += (full, buffer[at : at + room])
+                    pieces += encode(buffer[at : at + room], False)
                 if last:
                     if digest is not None:
                         self._send(pieces)
                         pieces = []
                         digest.result()
                         payload.verify()
-                    value = buffer[whole:count]
-                    pieces += (messages.header(len(value), ready.context_id, command=False, last=True), value)
+                    pieces += encode(buffer[whole:count], True)
                     self._send(pieces)
                     self._bytes_sent += count
                     break
@@ -363,6 +363,6 @@ class Association:
             raise Ended(End.STOPPED, "the pass was asked to end before the peer had answered", abort=True)
 
 
-def run(peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
+def run(peer: Peer, items: Sequence[Item], watcher: Watcher, codec: Codec = NATIVE) -> AssociationEnd:
     """Given a peer and items, send them over one association and return how it ended. See ``senders.base.Sender.send``."""
-    return Association(peer, watcher).run(items)
+    return Association(peer, watcher, codec).run(items)

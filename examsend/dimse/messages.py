@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from examsend.dimse.ended import INVALID_PARAMETER, protocol_error
+from examsend.transfer import Item
 
 A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = range(2, 8)
 
@@ -64,6 +66,27 @@ def echo_request(message_id: int, sop_class_uid: str) -> bytes:
 def _command_set(*elements: bytes) -> bytes:
     body = b"".join(elements)
     return _element(0x0000, struct.pack("<L", len(body))) + body
+
+
+def store_pieces(message_id: int, item: Item, priority: int, context_id: int, room: int) -> list[bytes]:
+    """Return the command set of a C-STORE-RQ as P-DATA-TFs; see ``store_request`` and ``command_pieces``."""
+    command = store_request(message_id, item.sop_class_uid, item.sop_instance_uid, priority)
+    return command_pieces(command, context_id, room)
+
+
+def value_encoder(context_id: int, room: int) -> Callable[[memoryview, bool], tuple[bytes | memoryview, ...]]:
+    """Return a function that encodes a part of a data set, at most ``room`` bytes, as one P-DATA-TF: header and value.
+
+    Its arguments are the part, and whether it is the last one.
+    """
+    full = header(room, context_id, command=False, last=False)
+
+    def encode(value: memoryview, last: bool) -> tuple[bytes | memoryview, ...]:
+        if len(value) == room and not last:
+            return full, value
+        return header(len(value), context_id, command=False, last=last), value
+
+    return encode
 
 
 def command_pieces(command: bytes, context_id: int, room: int) -> list[bytes]:

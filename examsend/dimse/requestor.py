@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from examsend.dimse import messages, negotiation, wire, words
+from examsend.dimse.codec import NATIVE, Codec
 from examsend.dimse.contexts import Proposal
 from examsend.dimse.ended import UNEXPECTED_PDU, Ended, protocol_error
 from examsend.errors import ConfigError
@@ -33,9 +34,10 @@ class Requestor:
     ``check`` is called several times a second.
     """
 
-    def __init__(self, peer: Peer, check: Callable[[], None]) -> None:
+    def __init__(self, peer: Peer, check: Callable[[], None], codec: Codec = NATIVE) -> None:
         self._peer = peer
         self._check = check
+        self._codec = codec
         self._wire: wire.Wire | None = None
         self.accepted = negotiation.Accepted({}, 0, 1, "")
         self.established = False
@@ -51,13 +53,13 @@ class Requestor:
         """Connect, propose presentation contexts, and wait for A-ASSOCIATE-AC, for up to ``accept_timeout`` seconds."""
         peer = self._peer
         try:
-            request = negotiation.request(peer, proposals)
+            request = self._codec.associate_request(peer, proposals)
         except ConfigError as error:
             raise Ended(End.MISCONFIGURED, str(error)) from None
         self._wire = wire.connect(peer, self._check)
         self.send([request])
         deadline = time.monotonic() + peer.accept_timeout
-        found = self._wire.pdu(limit=negotiation.MAX_ACCEPT, deadline=deadline)
+        found = self._wire.pdu(limit=self._codec.longest_accept, deadline=deadline)
         if found is None:
             sentence = f"the peer did not answer A-ASSOCIATE within {peer.accept_timeout:g} s"
             raise Ended(End.TIMED_OUT, sentence, abort=True)
@@ -68,7 +70,7 @@ class Requestor:
             raise Ended(End.REJECTED, sentence, result=result, source=source, reason=reason)
         if kind != messages.A_ASSOCIATE_AC:
             self._raise_unexpected(kind, body)
-        self.accepted = negotiation.accepted(body, peer, proposals)
+        self.accepted = self._codec.accepted(body, peer, proposals)
         self.established = True
 
     def send(self, pieces: list[bytes]) -> None:

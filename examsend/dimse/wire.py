@@ -284,15 +284,3 @@ class Wire:
 def connect(peer: Peer, check: Callable[[], None]) -> Wire:
     """Given a peer, connect and, with TLS, do the handshake; see ``connection.connect``. ``check`` goes on being called."""
     return Wire(connection.connect(peer, check), peer, check)
-
-
-def connect_again(peer: Peer) -> Ended:
-    """Given a peer to which pynetdicom could not connect, connect once more and return the Ended that says why it fails.
-
-    pynetdicom does not report the reason. A connection that now succeeds is closed.
-    """
-    try:
-        connect(peer, lambda: None).close()
-    except Ended as ended:
-        return ended
-    return Ended(End.UNREACHABLE, f"cannot connect to {peer.host}:{peer.port}")

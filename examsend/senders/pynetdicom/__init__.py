@@ -1,6 +1,6 @@
 """A sender whose PDUs and messages are encoded and decoded by pynetdicom; a second implementation to compare ``native`` with.
 
-Only pynetdicom's codecs are used, over examsend's own connection (``dimse.wire``). Its association is not: it reads as much
+Only pynetdicom's codecs are used, in examsend's own association (``dimse.association``). pynetdicom's own is not: it reads as much
 as a peer sends, waits as long as a peer keeps sending, and checks a pinned certificate only after it has sent a passcode.
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from examsend.dimse import association
 from examsend.senders.base import Capabilities
-from examsend.senders.pynetdicom.association import Association
+from examsend.senders.pynetdicom.primitives import CODEC
 from examsend.states import SenderName
 from examsend.transfer import AssociationEnd, Item, Peer, Watcher
 
@@ -24,4 +25,4 @@ class PynetdicomSender:
 
     def send(self, peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
         """See ``base.Sender.send``."""
-        return Association(peer, watcher).run(items)
+        return association.run(peer, items, watcher, CODEC)

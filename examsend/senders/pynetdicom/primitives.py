@@ -7,21 +7,16 @@ caller bounds the length of a PDU before it is decoded.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu import (
-    A_ABORT_RQ,
     A_ASSOCIATE_AC,
-    A_ASSOCIATE_RJ,
     A_ASSOCIATE_RQ,
-    A_RELEASE_RP,
-    A_RELEASE_RQ,
     P_DATA_TF,
 )
 from pynetdicom.pdu_primitives import (
@@ -34,22 +29,18 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import PresentationContext
 
-from examsend.dimse import implementation
+from examsend.dimse import implementation, messages
+from examsend.dimse.codec import Codec
 from examsend.dimse.contexts import Proposal
 from examsend.dimse.ended import INVALID_PARAMETER, Ended, protocol_error
+from examsend.dimse.messages import Response
 from examsend.dimse.negotiation import Accepted
 from examsend.errors import ConfigError
-from examsend.transfer import Answer, Item, Peer
-
-RELEASE_RQ: bytes = A_RELEASE_RQ().encode()
-RELEASE_RP: bytes = A_RELEASE_RP().encode()
+from examsend.transfer import Item, Peer
 
 MAX_ACCEPT = 1 << 17
 """Longest A-ASSOCIATE-AC that is decoded, in bytes. One with 128 contexts has about 10,000, and pynetdicom makes an object of
 each item."""
-
-MAX_RESPONSE_PDU = 1 << 17
-"""Longest P-DATA-TF variable field that is decoded, in bytes. A C-STORE-RSP has about 200."""
 
 _MAX_COMMAND = 1 << 16
 """Longest command set that is accepted, in bytes."""
@@ -135,8 +126,8 @@ def _user_identity(peer: Peer) -> Any:
     return item
 
 
-def accepted(kind: int, body: bytes, proposals: Sequence[Proposal]) -> Accepted:
-    """Given an A-ASSOCIATE-AC and the proposed contexts, return what is granted (PS3.8 9.3.3).
+def accepted(body: bytes, _peer: Peer, proposals: Sequence[Proposal]) -> Accepted:
+    """Given an A-ASSOCIATE-AC's body, the peer and the proposed contexts, return what is granted (PS3.8 9.3.3).
 
     Raises Ended where it is malformed or answers a context that was not proposed.
     """
@@ -146,7 +137,7 @@ def accepted(kind: int, body: bytes, proposals: Sequence[Proposal]) -> Accepted:
         )
     with _decoding("an A-ASSOCIATE-AC"):
         pdu = A_ASSOCIATE_AC()
-        pdu.decode(_whole(kind, body))
+        pdu.decode(_whole(messages.A_ASSOCIATE_AC, body))
         primitive = pdu.to_primitive()
         answers = [
             (context.context_id, context.result, [str(syntax) for syntax in context.transfer_syntax])
@@ -175,40 +166,10 @@ def accepted(kind: int, body: bytes, proposals: Sequence[Proposal]) -> Accepted:
     return Accepted(contexts, max_length, 1, str(name or class_uid or "")[:64])
 
 
-def rejection(kind: int, body: bytes) -> tuple[int, int, int]:
-    """Given an A-ASSOCIATE-RJ, return result, source and reason (PS3.8 9.3.4)."""
-    with _decoding("an A-ASSOCIATE-RJ"):
-        pdu = A_ASSOCIATE_RJ()
-        pdu.decode(_whole(kind, body))
-        return int(pdu.result), int(pdu.source), int(pdu.reason_diagnostic)
-
-
-def aborted(kind: int, body: bytes) -> tuple[int, int]:
-    """Given an A-ABORT, return source and reason (PS3.8 9.3.8)."""
-    with _decoding("an A-ABORT"):
-        pdu = A_ABORT_RQ()
-        pdu.decode(_whole(kind, body))
-        return int(pdu.source), int(pdu.reason_diagnostic)
-
-
-def abort(ended: Ended | None = None) -> bytes:
-    """Given how the association ended, return the A-ABORT to send; empty if none must be sent (PS3.8 9.3.8).
-
-    Source 2, the service provider, and a reason for an error of the upper layer; else source 0, the service user. Given None,
-    an A-ABORT with source 0.
-    """
-    if ended is not None and not ended.abort:
-        return b""
-    reason = None if ended is None else ended.abort_reason
-    pdu = A_ABORT_RQ()
-    pdu.source, pdu.reason_diagnostic = (0, 0) if reason is None else (2, reason)
-    return bytes(pdu.encode())
-
-
 # --- storing ---
 
 
-def store_request(item: Item, message_id: int, priority: int, context_id: int, room: int) -> list[bytes]:
+def store_pieces(message_id: int, item: Item, priority: int, context_id: int, room: int) -> list[bytes]:
     """Return the command set of a C-STORE-RQ as P-DATA-TFs with at most ``room`` bytes of it each (PS3.7 9.3.1.1, PS3.8 E.2)."""
     request = C_STORE()
     request.MessageID = message_id
@@ -226,9 +187,13 @@ def store_request(item: Item, message_id: int, priority: int, context_id: int, r
     ]
 
 
-def data(context_id: int, value: memoryview, *, last: bool) -> bytes:
-    """Return a P-DATA-TF with a part of a data set. ``last``: it is the last one (PS3.8 E.2)."""
-    return _data_tf(context_id, (b"\x02" if last else b"\x00") + bytes(value))
+def value_encoder(context_id: int, _room: int) -> Callable[[memoryview, bool], tuple[bytes | memoryview, ...]]:
+    """Return a function that encodes a part of a data set as one P-DATA-TF, given whether it is the last one (PS3.8 E.2)."""
+
+    def encode(value: memoryview, last: bool) -> tuple[bytes | memoryview, ...]:
+        return (_data_tf(context_id, (b"\x02" if last else b"\x00") + bytes(value)),)
+
+    return encode
 
 
 def _data_tf(context_id: int, fragment: bytes) -> bytes:
@@ -237,44 +202,28 @@ def _data_tf(context_id: int, fragment: bytes) -> bytes:
     return bytes(P_DATA_TF(primitive).encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A C-STORE-RSP (PS3.7 9.3.1.2)."""
-
-    message_id: int
-    status: int
-    sop_instance_uid: str | None
-    error_comment: str | None
-    offending_elements: tuple[int, ...]
-
-    def answer(self, item: Item, bytes_sent: int) -> Answer:
-        """Given the item of the request and the length of its data set as sent, return the answer."""
-        return Answer(item, self.status, bytes_sent, self.error_comment, self.offending_elements)
-
-
 class ResponseReader:
     """Assembles C-STORE-RSPs from P-DATA-TFs. A P-DATA-TF may hold several presentation data values or part of one."""
 
     def __init__(self) -> None:
         self._message = DIMSEMessage()
         self._length = 0
+        self._context_id = 0
 
-    def feed(self, kind: int, body: bytes, context_id: int | None) -> list[Response]:
-        """Given a P-DATA-TF, return the responses it completes, in order. Raises Ended where it is not valid.
-
-        ``context_id``: of the request that is outstanding. A value on another one is a protocol error (PS3.8 9.3.5.1).
-        """
+    def feed(self, body: bytes) -> list[Response]:
+        """Given a P-DATA-TF's body, return the responses it completes, in order. Raises Ended where it is not valid."""
         with _decoding("a P-DATA-TF"):
             pdu = P_DATA_TF()
-            pdu.decode(_whole(kind, body))
+            pdu.decode(_whole(messages.P_DATA_TF, body))
             values = pdu.to_primitive().presentation_data_value_list
         with _decoding("a command set", None):
-            found = [self._value(number, value, context_id) for number, value in values]
+            found = [self._value(number, value) for number, value in values]
         return [response for response in found if response is not None]
 
-    def _value(self, number: int, value: bytes, context_id: int | None) -> Response | None:
-        if context_id not in {None, number}:
-            raise protocol_error(f"a value on presentation context {number}; the request was on {context_id}")
+    def _value(self, context_id: int, value: bytes) -> Response | None:
+        if self._length and context_id != self._context_id:
+            raise protocol_error("a command set in two presentation contexts")
+        self._context_id = context_id
         if not value:
             raise protocol_error("a presentation data value without a message control header", INVALID_PARAMETER)
         if not value[0] & 1:
@@ -283,7 +232,7 @@ class ResponseReader:
         if self._length > _MAX_COMMAND:
             raise protocol_error(f"a command set of more than {_MAX_COMMAND} bytes")
         primitive = P_DATA()
-        primitive.presentation_data_value_list.append((number, value))
+        primitive.presentation_data_value_list.append((context_id, value))
         message = self._message
         whole = message.decode_msg(primitive)
         if not value[0] & 2:
@@ -293,10 +242,10 @@ class ResponseReader:
             raise protocol_error("a command that is not a C-STORE-RSP")
         if not whole:
             raise protocol_error("a C-STORE-RSP with a data set")
-        return _response(message.message_to_primitive())
+        return _response(context_id, message.message_to_primitive())
 
 
-def _response(found: Any) -> Response:
+def _response(context_id: int, found: Any) -> Response:
     if found.MessageIDBeingRespondedTo is None:
         raise protocol_error("a C-STORE-RSP without Message ID Being Responded To (0000,0120)")
     if found.Status is None:
@@ -305,9 +254,14 @@ def _response(found: Any) -> Response:
     offending = getattr(found, "OffendingElement", None) or []
     tags = [offending] if isinstance(offending, (int, str)) else offending
     return Response(
+        context_id,
+        messages.C_STORE_RSP,
         int(found.MessageIDBeingRespondedTo),
         int(found.Status),
         str(uid) if uid else None,
         str(comment)[:_MAX_COMMENT] if comment else None,
         tuple(int(tag) for tag in tags)[:64],
     )
+
+
+CODEC = Codec(MAX_ACCEPT, associate_request, accepted, store_pieces, value_encoder, ResponseReader)
