@@ -19,49 +19,17 @@ from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from tests.helpers import add, one, prepare, rows, states
-from tests.peers.scripted import ASSOCIATE_AC, pdu, scripted
-from tests.senders.test_wire import NOISE, accept, drip, listening
+from tests.peers.scripted import scripted
+from tests.peers.talking import drips_acceptance, drips_values, floods, listening, never_answers, reads_slowly
 
 Serve = Callable[[socket.socket, threading.Event], None]
 
 
-def _slow_line(made: socket.socket, stop: threading.Event) -> None:
-    """Read 3 MB/s."""
-    accept(made)
-    while made.recv(30_000) and not stop.wait(0.01):
-        pass
-
-
-def _drips_acceptance(made: socket.socket, stop: threading.Event) -> None:
-    made.recv(65536)
-    for byte in pdu(ASSOCIATE_AC, b"\0" * 1000):
-        made.sendall(bytes((byte,)))
-        stop.wait(0.3)
-
-
-def _drips_values(made: socket.socket, stop: threading.Event) -> None:
-    session = accept(made)
-    session.next_pdu()
-    drip(made, stop, NOISE["empty value"], 0.3)
-
-
-def _floods(made: socket.socket, stop: threading.Event) -> None:
-    session = accept(made)
-    session.next_pdu()
-    drip(made, stop, NOISE["many empty values"], 0)
-
-
-def _never_answers(made: socket.socket, stop: threading.Event) -> None:
-    accept(made)
-    while made.recv(65536):
-        pass
-
-
-@pytest.mark.parametrize("serve", [_slow_line, _drips_acceptance, _drips_values, _floods, _never_answers])
+@pytest.mark.parametrize("serve", [reads_slowly, drips_acceptance, drips_values, floods, never_answers])
 def test_send_ends_within_10_s_and_the_instance_in_flight_is_sent_again(
     settings: Settings, database: engine.Database, database_url: str, tmp_path: Path, serve: Serve
 ) -> None:
-    size = 7000 if serve is _slow_line else 64  # 98 MB
+    size = 7000 if serve is reads_slowly else 64  # 98 MB
     samples.write_series(tmp_path / "drop", [samples.Image(samples.CT, "1.2", "1.3", 1, 1, size, size)])
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")}
     with listening(serve) as port:

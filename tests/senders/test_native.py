@@ -259,7 +259,7 @@ def test_storescp_as_a_fault_injector(
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-_BIG = """
+SEND_ONE = """
 import resource, sys
 from examsend.transfer import Item, Peer, Next
 from examsend.senders.native import NativeSender
@@ -286,7 +286,7 @@ def test_an_object_of_400_mb_needs_less_than_40_mb_of_memory(tmp_path: Path) -> 
         digest.update(bytes(1_000_000))
     with scripted.scripted(Script(max_pdu=131072)) as receiver:
         said = subprocess.run(
-            [sys.executable, "-c", _BIG, str(receiver.port), str(path), str(size), digest.hexdigest()],
+            [sys.executable, "-c", SEND_ONE, str(receiver.port), str(path), str(size), digest.hexdigest()],
             capture_output=True, text=True, timeout=120, check=True,
         ).stdout.split()  # fmt: skip
     assert said[:2] == ["0", "RELEASED"]

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,55 +26,23 @@ from examsend.transfer import AssociationEnd, End, Item, Peer, Tls, UserIdentity
 from tests.peers import scripted
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, data_pdu, pdu, response
+from tests.peers.talking import (
+    AC_START,
+    NOISE,
+    accept,
+    drip,
+    drips_acceptance,
+    drips_values,
+    floods_after_release,
+    listening,
+    reads_slowly,
+    silent,
+)
 from tests.senders.test_conformance import Watch, items_of, no_thread_left, sent, study
-from tests.senders.test_native import _server
+from tests.senders.test_native import SEND_ONE, _server
 
 SENDER = NativeSender()
 CT = b"1.2.840.10008.5.1.4.1.1.2\0"
-
-
-@contextmanager
-def listening(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[int]:
-    """Run ``serve`` for each connection in a thread; yield the port. It ends when its event is set."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    stop = threading.Event()
-    threads: list[threading.Thread] = []
-
-    def one(made: socket.socket) -> None:
-        with made, suppress(OSError, scripted.Gone):
-            serve(made, stop)
-
-    def accept() -> None:
-        listener.settimeout(0.05)
-        while not stop.is_set():
-            with suppress(TimeoutError):
-                made, _ = listener.accept()
-                made.settimeout(10)
-                threads.append(threading.Thread(target=one, args=(made,), name=scripted.THREADS, daemon=True))
-                threads[-1].start()
-
-    server = threading.Thread(target=accept, name=scripted.THREADS, daemon=True)
-    server.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        stop.set()
-        for thread in [server, *threads]:
-            thread.join(10)
-        listener.close()
-
-
-def drip(made: socket.socket, stop: threading.Event, data: Callable[[], bytes], seconds: float) -> None:
-    """Send something every few seconds until the connection ends."""
-    while not stop.wait(seconds):
-        made.sendall(data())
-
-
-def accept(made: socket.socket, script: Script | None = None) -> scripted.Session:
-    """Accept an association; return the session."""
-    session = scripted.Session(scripted.Peer(0, script or Script()), made, threading.Event())
-    session.associate()
-    return session
 
 
 def timed(peer: Peer, items: list[Item], watch: Watch | None = None) -> tuple[AssociationEnd, float]:
@@ -89,17 +57,6 @@ def peer_at(port: int, **values: Any) -> Peer:
     """A peer with short time-outs."""
     given = {"connect_timeout": 2.0, "accept_timeout": 1.5, "answer_timeout": 1.5, "stall_timeout": 1.5, **values}
     return Peer("127.0.0.1", port, "A", "B", **given)
-
-
-_AC_START = pdu(scripted.ASSOCIATE_AC, b"\0" * 1000)
-
-NOISE: dict[str, Callable[[], bytes]] = {
-    "empty P-DATA-TF": lambda: pdu(scripted.P_DATA, b""),
-    "empty value": lambda: data_pdu(1, b"", 1),
-    "one byte of a command": lambda: data_pdu(1, b"\0", 1),
-    "many empty values": lambda: pdu(scripted.P_DATA, data_pdu(1, b"", 1)[6:] * 1000),
-}
-"""What a peer sends again and again without ever answering."""
 
 
 # --- every turn of a loop looks at the time ---------------------------------------------------------------------------
@@ -141,8 +98,8 @@ def test_noise_while_the_peer_reads_nothing_does_not_put_off_the_stall_time_out(
 def test_an_acceptance_byte_by_byte_does_not_put_off_the_accept_time_out(tmp_path: Path) -> None:
     def serve(made: socket.socket, stop: threading.Event) -> None:
         made.recv(65536)
-        for at in range(len(_AC_START)):
-            made.sendall(_AC_START[at : at + 1])
+        for at in range(len(AC_START)):
+            made.sendall(AC_START[at : at + 1])
             stop.wait(0.1)
 
     with listening(serve) as port:
@@ -174,55 +131,24 @@ def test_noise_after_our_release_request_ends_with_the_release_time_out(
 # --- every turn of a loop obeys a stop --------------------------------------------------------------------------------
 
 
-def _silent(made: socket.socket, stop: threading.Event) -> None:
-    made.recv(65536)
-    stop.wait(30)
-
-
-def _drips_acceptance(made: socket.socket, stop: threading.Event) -> None:
-    made.recv(65536)
-    for at in range(len(_AC_START)):
-        made.sendall(_AC_START[at : at + 1])
-        stop.wait(0.05)
-
-
-def _drips_values(made: socket.socket, stop: threading.Event) -> None:
-    session = accept(made)
-    session.next_pdu()
-    drip(made, stop, NOISE["empty value"], 0.05)
-
-
-def _reads_slowly(made: socket.socket, stop: threading.Event) -> None:
-    """An honest receiver behind a slow line: it reads 3 MB/s."""
-    accept(made)
-    while made.recv(30_000) and not stop.wait(0.01):
-        pass
-
-
-def _floods_after_release(made: socket.socket, stop: threading.Event) -> None:
-    session = accept(made)
-    session._message()
-    drip(made, stop, NOISE["empty P-DATA-TF"], 0.01)
-
-
 @pytest.mark.parametrize(
-    "serve", [_silent, _drips_acceptance, _drips_values, _reads_slowly, _floods_after_release], ids=lambda f: f.__name__
+    "serve", [silent, drips_acceptance, drips_values, reads_slowly, floods_after_release], ids=lambda f: f.__name__
 )
 def test_a_stop_is_obeyed_whatever_the_peer_does(
     tmp_path: Path, serve: Callable[[socket.socket, threading.Event], None]
 ) -> None:
-    rows = 7000 if serve is _reads_slowly else 16
+    rows = 7000 if serve is reads_slowly else 16
     items = items_of(samples.write_series(tmp_path, [samples.Image(samples.CT, "1.2", "1.3", 1, 1, rows, rows)]))
     watch = Watch(stop_seconds=0.5)
     threading.Timer(0.7, watch.stop.set).start()
     patient = {"accept_timeout": 60.0, "answer_timeout": 60.0, "stall_timeout": 60.0}
     with listening(serve) as port:
         end, seconds = timed(peer_at(port, **patient), items, watch)
-    assert end.end is (End.RELEASED if serve is _floods_after_release else End.STOPPED), end.sentence
+    assert end.end is (End.RELEASED if serve is floods_after_release else End.STOPPED), end.sentence
     assert 1.0 < seconds < 3.5
 
 
-@pytest.mark.parametrize("serve", [_drips_values, _reads_slowly, _silent], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("serve", [drips_values, reads_slowly, silent], ids=lambda f: f.__name__)
 def test_a_lost_claim_is_noticed_whatever_the_peer_does(
     tmp_path: Path, serve: Callable[[socket.socket, threading.Event], None]
 ) -> None:
@@ -235,7 +161,7 @@ def test_a_lost_claim_is_noticed_whatever_the_peer_does(
                 raise Lost
             return None
 
-    rows = 7000 if serve is _reads_slowly else 16
+    rows = 7000 if serve is reads_slowly else 16
     items = items_of(samples.write_series(tmp_path, [samples.Image(samples.CT, "1.2", "1.3", 1, 1, rows, rows)]))
     lost_at = time.monotonic() + 0.7
     with listening(serve) as port, pytest.raises(Lost):
@@ -592,22 +518,6 @@ def test_renegotiation_is_refused_and_uses_no_processor_time(certificates: Path)
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-_TINY_PDUS = """
-import resource, sys
-from examsend.transfer import Item, Peer, Next
-from examsend.senders.native import NativeSender
-class Watch:
-    def answered(self, answer): print(answer.status); return Next.GO_ON
-    def not_offered(self, fact): print(fact); return Next.GO_ON
-    def progressed(self, sent): pass
-    def stop_at(self): return None
-port, path, size, digest = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), bytes.fromhex(sys.argv[4])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-item = Item(1, path, "1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", size, 0, 0, digest)
-end = NativeSender().send(Peer("127.0.0.1", port, "A", "B"), [item], Watch())
-print(end.end, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-
 
 def test_the_shortest_pdus_need_no_more_memory_than_others(tmp_path: Path) -> None:
     path, size = tmp_path / "file", 2_000_000
@@ -627,7 +537,7 @@ def test_the_shortest_pdus_need_no_more_memory_than_others(tmp_path: Path) -> No
 
     with listening(serve) as port:
         said = subprocess.run(
-            [sys.executable, "-c", _TINY_PDUS, str(port), str(path), str(size), digest],
+            [sys.executable, "-c", SEND_ONE, str(port), str(path), str(size), digest],
             capture_output=True, text=True, timeout=120, check=True,
         ).stdout.split()  # fmt: skip
     assert said[:2] == ["0", "RELEASED"]
@@ -679,7 +589,7 @@ def test_echo_says_what_the_peer_did() -> None:
         (at_once(b"", close=True), "the peer closed the connection"),
         (at_once(b"\x02\0\0"), "did not answer A-ASSOCIATE within 1.5 s"),
         (at_once(half), "did not answer A-ASSOCIATE within 1.5 s"),
-        (_drips_acceptance, "did not answer A-ASSOCIATE within 1.5 s"),
+        (drips_acceptance, "did not answer A-ASSOCIATE within 1.5 s"),
         (at_once(b"\x02\0\xff\xff\xff\xff"), "a PDU of 4294967295 bytes"),
         (at_once(pdu(scripted.ASSOCIATE_RJ, b"\0\1\1\7")), "called AE title not recognised"),
         (at_once(b"SSH-2.0-OpenSSH"), "not a PDU"),
