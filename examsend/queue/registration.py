@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.queue import batches, replacement, versions
 from examsend.queue.files import from_text, signed, to_text
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
-from examsend.queue.whereabouts import Places
+from examsend.queue.whereabouts import Places, columns_of
 from examsend.states import NOT_COUNTED, Outcome
 
 
@@ -287,24 +287,16 @@ def _age(arrival: Arrival) -> tuple[int, str]:
 
 def _columns(rows: Sequence[_Row]) -> dict[str, list[object]]:
     files = [row.arrival.file for row in rows]
-    mounts = [row.arrival.mount_point for row in rows]
     return {
         "batches": [row.batch_id for row in rows],
         "destinations": [row.destination_id for row in rows],
         "uids": [f.sop_instance_uid for f in files],
         "series": [f.series_instance_uid for f in files],
         "classes": [f.sop_class_uid for f in files],
-        "syntaxes": [f.transfer_syntax_uid for f in files],
         "series_numbers": [f.series_number for f in files],
         "numbers": [f.instance_number for f in files],
-        "paths": [to_text(row.arrival.path) for row in rows],
-        "mounts": [None if mount is None else to_text(mount) for mount in mounts],
-        "sizes": [f.size for f in files],
-        "mtimes": [f.mtime_ns for f in files],
-        "inodes": [signed(f.inode) for f in files],
-        "ctimes": [signed(f.ctime_ns) for f in files],
-        "offsets": [f.dataset_offset for f in files],
         "shas": [f.content_sha256.hex() for f in files],
         "outcomes": [row.outcome for row in rows],
         "another": [row.another for row in rows],
+        **columns_of([row.arrival for row in rows]),
     }

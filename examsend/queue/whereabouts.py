@@ -85,7 +85,7 @@ class Places:
     def write(self, tx: Connection) -> None:
         """Write what was noted. What was noted of new instances is written once these have been inserted."""
         if self._moves:
-            tx.execute(_MOVE, {"ids": list(self._moves), **_columns(list(self._moves.values()))})
+            tx.execute(_MOVE, {"ids": list(self._moves), **columns_of(list(self._moves.values()))})
             self._moves.clear()
         if self._aliases:
             files = list(self._aliases.values())
@@ -96,12 +96,13 @@ class Places:
                     "destinations": [destination for destination, _ in keys],
                     "uids": [uid for _, uid in keys],
                     "shas": [a.file.content_sha256.hex() for a in files],
-                    **_columns(files),
+                    **columns_of(files),
                 },
             )
 
 
-def _columns(arrivals: Sequence[Arrival]) -> dict[str, list[object]]:
+def columns_of(arrivals: Sequence[Arrival]) -> dict[str, list[object]]:
+    """Return what is remembered of files, one list of values for each column."""
     files = [arrival.file for arrival in arrivals]
     return {
         "paths": [to_text(a.path) for a in arrivals],
