@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examsend import outcomes
 from examsend.db.engine import Connection
@@ -58,13 +58,7 @@ def finish(
         held = 0.0
         if findings.destination_problem is not None:
             held = hold(tx, destination, findings.destination_problem, unsure=findings.unsure)
-        if state.state is BatchState.READY:
-            delay = held if state.after_hold else state.delay
-            batches.put_back(
-                tx, claim, delay=delay, uses_attempt=state.uses_attempt, code=state.code, reason=state.reason
-            )
-        elif state.state is BatchState.FAILED:
-            batches.fail(tx, claim, code=state.code, reason=state.reason)
+        _write(tx, claim, replace(state, delay=held) if state.after_hold else state)
         tried.append((state, tally))
         return tried[-1]
 
@@ -99,10 +93,25 @@ def decide(claim: Claim, destination: Destination, findings: Findings, tally: Ta
         return NextState(BatchState.READY, uses_attempt=False, after_hold=after_hold, code=code, reason=reason)
     if not findings.uses_attempt:
         return NextState(BatchState.READY, delay=pause, uses_attempt=False, code=code, reason=reason)
+    return _used(claim, destination, pause, code, reason)
+
+
+def _used(claim: Claim, destination: Destination, pause: float, code: str, reason: str) -> NextState:
+    """Given why an attempt failed that counts, return READY after a pause, or FAILED if no attempt is left."""
     if claim.attempt >= destination.max_attempts:
         reason = f"{claim.attempt} attempts used up; last: {reason}"
         return NextState(BatchState.FAILED, code="ATTEMPTS_USED_UP", reason=reason)
     return NextState(BatchState.READY, delay=pause, code=code, reason=reason)
+
+
+def _write(tx: Connection, claim: Claim, state: NextState) -> None:
+    """Write READY or FAILED. SENT is written already."""
+    if state.state is BatchState.READY:
+        batches.put_back(
+            tx, claim, delay=state.delay, uses_attempt=state.uses_attempt, code=state.code, reason=state.reason
+        )
+    elif state.state is BatchState.FAILED:
+        batches.fail(tx, claim, code=state.code, reason=state.reason)
 
 
 def _reason_not_sent(findings: Findings, tally: Tally) -> tuple[str, str]:
@@ -139,14 +148,9 @@ def put_back_after_bug(lease: Lease, place: str) -> tuple[Destination, NextState
     def work(tx: Connection) -> tuple[Destination, NextState, Tally]:
         destination = get_destination_by_id(tx, claim.destination_id)
         reason = f"a bug in examsend: {place}"
-        if claim.attempt >= destination.max_attempts:
-            reason = f"{claim.attempt} attempts used up; last: {reason}"
-            state = NextState(BatchState.FAILED, code="ATTEMPTS_USED_UP", reason=reason)
-            batches.fail(tx, claim, code=state.code, reason=reason)
-        else:
-            pause = outcomes.back_off(destination.backoff_seconds, destination.backoff_max_seconds, claim.attempt, 0.0)
-            state = NextState(BatchState.READY, delay=pause, code="BUG", reason=reason)
-            batches.put_back(tx, claim, delay=pause, uses_attempt=True, code=state.code, reason=reason)
+        pause = outcomes.back_off(destination.backoff_seconds, destination.backoff_max_seconds, claim.attempt, 0.0)
+        state = _used(claim, destination, pause, "BUG", reason)
+        _write(tx, claim, state)
         attempts.close_broken(tx, claim, reason)
         return destination, state, instances.tally(tx, claim.batch_id)
 
