@@ -8,6 +8,7 @@ PDU headers, discards the data sets and answers each C-STORE.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import socket
@@ -47,6 +48,7 @@ def sink(parent: Connection) -> None:
 
 def _discard(wire: socket.socket) -> None:
     stream = wire.makefile("rb", 1 << 20)
+    assert isinstance(stream, io.BufferedReader)
     scratch = bytearray(1 << 20)
     command = b""
     while True:
@@ -87,9 +89,9 @@ class Silent:
     def progressed(self, sent: int) -> None:
         """Do nothing."""
 
-    def stopping(self) -> bool:
-        """Return False: the benchmark sends everything."""
-        return False
+    def stop_at(self) -> float | None:
+        """Return None: the benchmark sends everything."""
+        return None
 
 
 def minimal(port: int, items: list[Item]) -> float:
@@ -108,7 +110,7 @@ def minimal(port: int, items: list[Item]) -> float:
             count = os.preadv(fd, [buffer], item.dataset_offset)
             os.close(fd)
             command = messages.store_request(number % 65535, item.sop_class_uid, item.sop_instance_uid, 0)
-            pieces: list[object] = messages.command_pieces(command, 1, room)
+            pieces: list[object] = [*messages.command_pieces(command, 1, room)]
             at = 0
             while count - at > room:
                 pieces += (full, buffer[at : at + room])

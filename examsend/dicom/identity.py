@@ -94,7 +94,8 @@ def stamp(file: os.stat_result) -> int:
     They reach from 1677 to 2262, and a file system may say less or more. The nearest time that they hold stands for it, so
     that the file is recognised again.
     """
-    return min(max(file.st_mtime_ns, -(2**63)), 2**63 - 1)
+    found = file.st_mtime_ns
+    return found if -(2**63) <= found < 2**63 else min(max(found, -(2**63)), 2**63 - 1)
 
 
 def inspect(path: str | os.PathLike[str], *, accept_incomplete: bool = False) -> DicomFile:

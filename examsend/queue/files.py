@@ -7,7 +7,7 @@ as a percent-encoded ``file:`` URI, which does not begin with a slash.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -51,12 +51,17 @@ class FileStat(NamedTuple):
     ctime_ns: int
 
 
-def arrays(files: Sequence[FileStat]) -> dict[str, list[str] | list[int]]:
+def bigints(numbers: Iterable[int]) -> str:
+    """Return numbers as the text of an array, for a parameter that is CAST to bigint[]. The driver would adapt each by itself."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def arrays(files: Sequence[FileStat]) -> dict[str, list[str] | str]:
     """Given files, return them as the arrays :paths, :sizes, :mtimes, :inodes and :ctimes of a statement."""
     return {
         "paths": [to_text(f.path) for f in files],
-        "sizes": [f.size for f in files],
-        "mtimes": [f.mtime_ns for f in files],
-        "inodes": [signed(f.inode) for f in files],
-        "ctimes": [signed(f.ctime_ns) for f in files],
+        "sizes": bigints(f.size for f in files),
+        "mtimes": bigints(f.mtime_ns for f in files),
+        "inodes": bigints(signed(f.inode) for f in files),
+        "ctimes": bigints(signed(f.ctime_ns) for f in files),
     }

@@ -285,7 +285,7 @@ def _age(arrival: Arrival) -> tuple[int, str]:
     return arrival.file.mtime_ns, to_text(arrival.path)
 
 
-def _columns(rows: Sequence[_Row]) -> dict[str, list[object]]:
+def _columns(rows: Sequence[_Row]) -> dict[str, object]:
     files = [row.arrival.file for row in rows]
     return {
         "batches": [row.batch_id for row in rows],

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, text
 
-from examsend.queue.files import from_text, signed, to_text
+from examsend.queue.files import bigints, from_text, signed, to_text
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Version
 from examsend.states import Outcome
 
@@ -101,16 +101,16 @@ class Places:
             )
 
 
-def columns_of(arrivals: Sequence[Arrival]) -> dict[str, list[object]]:
+def columns_of(arrivals: Sequence[Arrival]) -> dict[str, list[str | None] | str]:
     """Return what is remembered of files, one list of values for each column."""
     files = [arrival.file for arrival in arrivals]
     return {
         "paths": [to_text(a.path) for a in arrivals],
         "mounts": [None if a.mount_point is None else to_text(a.mount_point) for a in arrivals],
-        "sizes": [f.size for f in files],
-        "mtimes": [f.mtime_ns for f in files],
-        "inodes": [signed(f.inode) for f in files],
-        "ctimes": [signed(f.ctime_ns) for f in files],
-        "offsets": [f.dataset_offset for f in files],
+        "sizes": bigints(f.size for f in files),
+        "mtimes": bigints(f.mtime_ns for f in files),
+        "inodes": bigints(signed(f.inode) for f in files),
+        "ctimes": bigints(signed(f.ctime_ns) for f in files),
+        "offsets": bigints(f.dataset_offset for f in files),
         "syntaxes": [f.transfer_syntax_uid for f in files],
     }
