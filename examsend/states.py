@@ -93,7 +93,10 @@ class ExpectationSource(StrEnum):
 
 
 class ExpectationState(StrEnum):
-    """Performed Procedure Step Status of an announced procedure step (PS3.3 C.4.14)."""
+    """Performed Procedure Step Status of an announced procedure step (PS3.3 C.4.14). Other announcements are COMPLETED.
+
+    The answer of an archive is IN PROGRESS until it is given twice.
+    """
 
     IN_PROGRESS = "IN PROGRESS"
     COMPLETED = "COMPLETED"

@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from examsend.config import series
+
 Check = Callable[[object], Any]
 E = TypeVar("E", bound=StrEnum)
 
@@ -157,4 +159,10 @@ def destination_name(value: object) -> str:
         raise ValueError(
             "cannot be used: only letters, digits, '.', '_' and '-' are allowed, at most 64, with a letter or digit first"
         )
+    return str(value)
+
+
+def required_series(value: object) -> str:
+    """Required series, as ``series.parse`` reads them."""
+    series.parse(short_text(1000)(value))
     return str(value)

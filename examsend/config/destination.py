@@ -13,7 +13,7 @@ from typing import Any
 
 from examsend.config import checks
 from examsend.errors import UsageError
-from examsend.states import SenderName
+from examsend.states import LatePolicy, OnIncomplete, SenderName
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,62 @@ class DestinationSettings:
         "A study is complete this long after its batch was opened, at the latest.",
         "--longest-wait",
         _SECONDS,
+    )
+    grace_seconds: float = _setting(
+        2.0,
+        checks.number(0, 1e9),
+        "A study of which all announced instances are here goes this long after the last one.",
+        "--grace",
+        _SECONDS,
+    )
+    on_incomplete: OnIncomplete = _setting(
+        OnIncomplete.SEND,
+        checks.member(OnIncomplete),
+        "After the longest wait, an incomplete study: send goes with a warning, hold waits for a person.",
+        "--on-incomplete",
+        "send|hold",
+    )
+    required_series: str | None = _setting(
+        None,
+        checks.required_series,
+        'Series that each study must have: "CT=2; Scout*" is two of modality CT, and one so described.',
+        "--required-series",
+        "TEXT",
+    )
+    series_quiet_seconds: float = _setting(
+        10.0,
+        checks.number(0, 1e9),
+        "A study with its required series is complete this long after their last new instance.",
+        "--series-quiet",
+        _SECONDS,
+    )
+    expect_from: str | None = _setting(
+        None,
+        checks.short_text(300),
+        "Archive that is asked for the instances of quiet studies: AET@HOST:PORT, or a destination's name.",
+        "--expect-from",
+        "ARCHIVE",
+    )
+    late_policy: LatePolicy = _setting(
+        LatePolicy.NEW_ONLY,
+        checks.member(LatePolicy),
+        "What arrives after the first attempt: new-only, resend-all (the whole study again) or never.",
+        "--late-policy",
+        "POLICY",
+    )
+    late_cutoff_hours: float | None = _setting(
+        None,
+        checks.number(0, 1e6),
+        "What arrives so many hours after the study was SENT has another policy.",
+        "--late-cutoff",
+        "HOURS",
+    )
+    late_policy_after: LatePolicy = _setting(
+        LatePolicy.NEVER,
+        checks.member(LatePolicy),
+        "The policy for what arrives after --late-cutoff.",
+        "--late-policy-after",
+        "POLICY",
     )
 
     association_limit: int = _setting(1, checks.whole(1, 1000), "Associations open at a time.", "--associations", "N")

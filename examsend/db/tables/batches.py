@@ -1,15 +1,10 @@
-"""The schema as SQLAlchemy models, for the migrations, ``examsend db check`` and the tests.
-
-The passes use SQL statements (``queue``) and do not import this module, because mapping the classes takes a tenth of a second.
-No patient name, id, birth date or accession number is stored.
-"""
+"""Destinations, batches, instances, attempts and rejected files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -24,68 +19,29 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
-    LargeBinary,
-    MetaData,
     Table,
     Text,
     TextClause,
     UniqueConstraint,
-    Uuid,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Double, TypeEngine
 
 from examsend.config.destination import DestinationSettings, type_of
 from examsend.db.rules import NUMBERS
+from examsend.db.tables.base import NOW, Base, one_of
 from examsend.states import (
     BatchState,
-    ExpectationSource,
-    ExpectationState,
     LatePolicy,
     OnIncomplete,
     Outcome,
     SenderName,
-    sql_list,
 )
 
-
-def _one_of(column: str, values: type[StrEnum]) -> str:
-    return f"{column} IN ({sql_list(values)})"
-
-
-def _names(convention_of: str) -> str:
-    return {"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}[convention_of]
-
-
-class Base(DeclarativeBase):
-    """The base class. Every constraint has a name, so that an error of PostgreSQL identifies it."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": _names("ix"),
-            "uq": _names("uq"),
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 (declarative's own hook)
-        int: BigInteger,
-        str: Text,
-        bool: Boolean,
-        float: Double,
-        bytes: LargeBinary,
-        datetime: DateTime(timezone=True),
-        UUID: Uuid,
-    }
-
-
-_NOW = text("clock_timestamp()")
-
-
 _SQL_TYPES: dict[str, type[TypeEngine[Any]]] = {
-    "str": Text, "SenderName": Text, "float": Double, "int": Integer, "bool": Boolean
+    "str": Text, "SenderName": Text, "LatePolicy": Text, "OnIncomplete": Text,
+    "float": Double, "int": Integer, "bool": Boolean,
 }  # fmt: skip
 
 
@@ -113,11 +69,7 @@ class StorageBackendConfig(Base):
         Column("name", Text, nullable=False, unique=True),
         Column("kind", Text, nullable=False, server_default="dimse"),
         *_setting_columns(),
-        # For planned features; not settings yet.
-        Column("grace_seconds", Double, nullable=False, server_default=text("2")),
-        Column("on_incomplete", Text, nullable=False, server_default=OnIncomplete.SEND),
-        Column("late_policy", Text, nullable=False, server_default=LatePolicy.NEW_ONLY),
-        Column("expect_from", Text),
+        # For a planned feature; not a setting yet.
         Column("transcode", Text, nullable=False, server_default="never"),
         # Its health.
         Column("held_until", DateTime(timezone=True)),
@@ -125,15 +77,16 @@ class StorageBackendConfig(Base):
         Column("held_reason", Text),
         Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
         Column("last_success_at", DateTime(timezone=True)),
-        Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+        Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
         # Set when the destination is removed. The row is kept for its batches and attempts.
         Column("removed_at", DateTime(timezone=True)),
         CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
         CheckConstraint("length(called_aet) BETWEEN 1 AND 16 AND length(calling_aet) BETWEEN 1 AND 16", name="aet"),
         CheckConstraint("length(name) BETWEEN 1 AND 64 OR removed_at IS NOT NULL", name="name"),
-        CheckConstraint(_one_of("sender", SenderName), name="sender"),
-        CheckConstraint(_one_of("late_policy", LatePolicy), name="late_policy"),
-        CheckConstraint(_one_of("on_incomplete", OnIncomplete), name="on_incomplete"),
+        CheckConstraint(one_of("sender", SenderName), name="sender"),
+        CheckConstraint(one_of("late_policy", LatePolicy), name="late_policy"),
+        CheckConstraint(one_of("late_policy_after", LatePolicy), name="late_policy_after"),
+        CheckConstraint(one_of("on_incomplete", OnIncomplete), name="on_incomplete"),
         *(CheckConstraint(rule, name=name) for name, rule in NUMBERS.items()),
     )
 
@@ -147,10 +100,14 @@ class ExamBatch(Base):
     study_instance_uid: Mapped[str]
     destination_id: Mapped[int] = mapped_column(ForeignKey("storage_backend_configs.id"))
     status: Mapped[str] = mapped_column(server_default="PENDING")
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-    last_instance_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    last_instance_at: Mapped[datetime] = mapped_column(server_default=NOW)
     # An ingest that has seen the study runs, and renews this (examsend/queue/keep_open.py).
     ingesting_until: Mapped[datetime | None]
+    # PENDING: when finalize looks at it next; "infinity": not until something happens to it.
+    check_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    # Instances have arrived since finalize looked at it.
+    grown: Mapped[bool] = mapped_column(server_default=text("true"))
     ready_at: Mapped[datetime | None]
     ready_reason: Mapped[str | None]
     follows_batch_id: Mapped[int | None] = mapped_column(ForeignKey("exam_batches.id", ondelete="SET NULL"))
@@ -163,10 +120,10 @@ class ExamBatch(Base):
     failure_code: Mapped[str | None]
     failure: Mapped[str | None]
     # Set by a trigger (migration 0002).
-    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
     __table_args__ = (
-        CheckConstraint(_one_of("status", BatchState), name="status"),
+        CheckConstraint(one_of("status", BatchState), name="status"),
         CheckConstraint(
             "(status = 'SENDING') = (attempt_id IS NOT NULL) AND (status = 'SENDING') = (lease_expires_at IS NOT NULL)",
             name="claim",
@@ -192,10 +149,7 @@ class ExamBatch(Base):
             postgresql_where=text("status = 'SENDING'"),
         ),
         Index("ix_exam_batches_study", "study_instance_uid", "destination_id"),
-        Index(
-            "ix_exam_batches_quiet", "destination_id", "last_instance_at", postgresql_where=text("status = 'PENDING'")
-        ),
-        Index("ix_exam_batches_opened", "destination_id", "created_at", postgresql_where=text("status = 'PENDING'")),
+        Index("ix_exam_batches_check", "destination_id", "check_at", postgresql_where=text("status = 'PENDING'")),
         Index("ix_exam_batches_due", "destination_id", "next_attempt_at", postgresql_where=text("status = 'READY'")),
         Index("ix_exam_batches_ready_at", "destination_id", "ready_at", postgresql_where=text("status = 'READY'")),
         Index(
@@ -233,7 +187,7 @@ class ExamBatchInstance(Base):
     file_ctime_ns: Mapped[int | None]
     dataset_offset: Mapped[int | None]
     content_sha256: Mapped[bytes | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     outcome: Mapped[str] = mapped_column(server_default="WAITING")
     dimse_status: Mapped[int | None] = mapped_column(Integer)
     error_comment: Mapped[str | None]
@@ -257,7 +211,7 @@ class ExamBatchInstance(Base):
             name="fk_exam_batch_instances_batch",
             ondelete="CASCADE",
         ),
-        CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
+        CheckConstraint(one_of("outcome", Outcome), name="outcome"),
         CheckConstraint("(outcome = 'STORED') = (stored_at IS NOT NULL)", name="stored"),
         CheckConstraint("octet_length(content_sha256) = 32", name="sha256"),
         CheckConstraint(
@@ -329,7 +283,7 @@ class SendAttempt(Base):
     host: Mapped[str]
     pid: Mapped[int] = mapped_column(Integer)
     sender: Mapped[str]
-    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     finished_at: Mapped[datetime | None]
     # From connect to the end of the association, by the sender's monotonic clock.
     association_seconds: Mapped[float | None]
@@ -354,40 +308,6 @@ class SendAttempt(Base):
     )
 
 
-class StudyExpectation(Base):
-    """One announcement of the instances of a study: by MPPS, a manifest, an archive or an operator."""
-
-    __tablename__ = "study_expectations"
-
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    study_instance_uid: Mapped[str]
-    source: Mapped[str]
-    source_uid: Mapped[str] = mapped_column(server_default="")
-    state: Mapped[str]
-    expected_count: Mapped[int | None] = mapped_column(Integer)
-    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-
-    __table_args__ = (
-        UniqueConstraint("study_instance_uid", "source", "source_uid"),
-        CheckConstraint(_one_of("source", ExpectationSource), name="source"),
-        CheckConstraint(_one_of("state", ExpectationState), name="state"),
-        CheckConstraint("expected_count >= 0", name="count"),
-    )
-
-
-class ExpectedInstance(Base):
-    """One instance that an announcement names."""
-
-    __tablename__ = "expected_instances"
-
-    expectation_id: Mapped[int] = mapped_column(
-        ForeignKey("study_expectations.id", ondelete="CASCADE"), primary_key=True
-    )
-    sop_instance_uid: Mapped[str] = mapped_column(primary_key=True)
-    series_instance_uid: Mapped[str | None]
-
-
 class RejectedFile(Base):
     """A file that could not be registered."""
 
@@ -401,8 +321,8 @@ class RejectedFile(Base):
     file_ctime_ns: Mapped[int | None]
     reason_code: Mapped[str]
     reason: Mapped[str]
-    first_seen_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-    last_seen_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    first_seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
     __table_args__ = (
         # A path may be longer than an index entry allows; its digest is not.
