@@ -103,7 +103,7 @@ def _step(tx: Connection) -> _Step:
         tx, [Completed(c.batch_id, c.last_instance_at, d.reason, d.by_silence) for c, d in complete]
     )
     left = pending.postpone(tx, [(c, d.look_in) for c, d in decided if d.rule is None])
-    evidence.look_at_others(tx, [c.batch_id for c in found if c.grown])
+    others = evidence.look_at_others(tx, [c.batch_id for c in found if c.grown])
     return _Step(
         [Ready(c.batch_id, c.study_instance_uid, c.destination, d.reason) for c, d in complete if c.batch_id in moved],
         [
@@ -111,7 +111,7 @@ def _step(tx: Connection) -> _Step:
             for c, d in decided
             if d.held and c.batch_id in left
         ],
-        len(found) == _GROUP and bool(moved or left),
+        others or (len(found) == _GROUP and bool(moved or left)),
     )
 
 

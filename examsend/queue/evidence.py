@@ -19,6 +19,8 @@ from examsend.states import NOT_COUNTED, ExpectationSource, ExpectationState, sq
 
 _STEP = f"e.source = '{ExpectationSource.MPPS}'"
 _OPEN = f"e.state = '{ExpectationState.IN_PROGRESS}'"
+_SURE = f"NOT (t.source = '{ExpectationSource.ARCHIVE}' AND t.state = '{ExpectationState.IN_PROGRESS}')"
+"""Not an archive's first answer, which may be too low: the archive may have been receiving."""
 _COUNTED = f"e.source IN ('{ExpectationSource.COUNT}', '{ExpectationSource.ARCHIVE}')"
 
 # The third part looks at every instance of the studies. It is not run where no instance was ever announced.
@@ -49,7 +51,8 @@ _TOUCHED = """
 
 _FACTS = text(f"""
     WITH {_TOUCHED}, announced AS MATERIALIZED (
-        SELECT t.batch, t.destination, x.sop_instance_uid AS uid, min(x.series_instance_uid) AS series
+        SELECT t.batch, t.destination, x.sop_instance_uid AS uid, min(x.series_instance_uid) AS series,
+               bool_or({_SURE}) AS sure
         FROM touched t JOIN expected_instances x ON x.expectation_id = t.id GROUP BY 1, 2, 3
     ), missing AS MATERIALIZED (
         SELECT a.batch, a.series, count(*) AS n FROM announced a
@@ -74,6 +77,7 @@ _FACTS = text(f"""
     SELECT c.id, s.steps, s.open_steps, s.sources, s.wanted, s.at_least, s.hint,
            extract(epoch FROM {NOW} - s.at)::float AS announced_ago, extract(epoch FROM {NOW} - s.ended_at)::float AS ended_ago,
            (SELECT count(*) FROM announced a WHERE a.batch = c.id) AS announced,
+           (SELECT count(*) FROM announced a WHERE a.batch = c.id AND a.sure) AS sure,
            (SELECT array_agg(m.series ORDER BY m.n DESC, m.series) FROM missing m WHERE m.batch = c.id) AS missing_series,
            (SELECT array_agg(m.n ORDER BY m.n DESC, m.series) FROM missing m WHERE m.batch = c.id) AS missing_counts,
            (SELECT count(*) FROM bare r WHERE r.batch = c.id) AS bare,
@@ -109,6 +113,8 @@ class Evidence:
     """Those that are IN PROGRESS."""
     announced: int = 0
     """Instances that are announced by their UIDs."""
+    sure: int = 0
+    """Those that are not announced by an archive's first answer alone, which may be too low."""
     missing: tuple[tuple[str | None, int], ...] = ()
     """Series Instance UID (None: not known) and number of the announced instances that are not here; the most first."""
     bare: int = 0
@@ -151,7 +157,7 @@ class Evidence:
     @property
     def whole(self) -> bool:
         """Whether everything was announced, and all of it is here."""
-        return not self.incomplete and not self.bare and bool(self.announced or self.wanted)
+        return not self.incomplete and not self.bare and bool(self.sure or (self.wanted and not self.announced))
 
 
 def _evidence(row: Any) -> Evidence:
@@ -163,6 +169,7 @@ def _evidence(row: Any) -> Evidence:
         steps=row.steps or 0,
         open_steps=row.open_steps or 0,
         announced=row.announced,
+        sure=row.sure,
         missing=tuple(missing),
         bare=row.bare,
         bare_missing=tuple(row.bare_missing or ()),
@@ -230,11 +237,10 @@ def look_at_changes(tx: Connection, limit: int) -> bool:
     return len(ids) == limit
 
 
-def look_at_others(tx: Connection, grown: Sequence[int]) -> None:
+def look_at_others(tx: Connection, grown: Sequence[int]) -> bool:
     """Let finalize look at the PENDING batches of other studies that announcements touch together with those of ``grown``
-    batches: what arrived for one study may be what another waits for."""
+    batches: what arrived for one study may be what another waits for. Return whether there are any."""
     if not grown:
-        return
+        return False
     ids = [row.id for row in tx.execute(_SHARED, {"ids": list(grown)})]
-    if ids:
-        tx.execute(_LOOK, {"expectations": ids, "but": list(grown)})
+    return bool(ids) and tx.execute(_LOOK, {"expectations": ids, "but": list(grown)}).rowcount > 0

@@ -139,7 +139,7 @@ def test_an_idle_pass_imports_no_large_package_and_prints_nothing(
 ) -> None:
     """There is a destination with a PENDING study, a held one with READY batches, and a removed one."""
     _destination(database, quiet_seconds="9999")
-    _batch(database, "PENDING", "now(), now()")
+    _batch(database, "PENDING", f"now(), now(), {_FUTURE}")
     execute(
         database,
         "INSERT INTO storage_backend_configs (name, host, port, called_aet, sender, held_until, held_reason)"
