@@ -43,7 +43,7 @@ from tests.services.accepting import SHORT, Served, accepting, judge, serve
 
 RELEASE = pdu(scripted.RELEASE_RQ, b"\0" * 4)
 ABORT = pdu(scripted.ABORT, b"\0" * 4)
-SLACK = 0.6
+SLACK = 1.0
 """Seconds: a check is due four times a second, and two processors are shared."""
 
 Behaviour = Callable[[socket.socket], None]
