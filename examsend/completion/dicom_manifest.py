@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from examsend.dicom.elements import CLOSE, ITEM, OPEN, SEQUENCE_END, UNDEFINED, VALUE, walk
-from examsend.dicom.source import Held
+from examsend.dicom.source import MemorySource
 from examsend.dicom.start import HEAD, meta_information
 from examsend.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
@@ -92,7 +92,7 @@ def _values(data: bytes, offset: int, syntax: str) -> Iterator[_Value]:
 
 def _walked(data: bytes, base: int, path: tuple[int, ...], *, explicit: bool, little: bool) -> Iterator[_Value]:
     """As ``_values``. ``base``: offset of the data set in the file. ``path``: tags of the sequences that it is in."""
-    source = Held(data)
+    source = MemorySource(data)
     for kind, _, tag, vr, header, begin, length in walk(source, explicit=explicit, little=little, descend=True):
         if kind == VALUE and not vr and tag in _SEQUENCES and len(path) < _DEEPEST:
             # Without VRs, a sequence of a defined length is not told from a value. It is walked as one of undefined length.

@@ -11,6 +11,7 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from examsend.errors import FileProblem, Incomplete, NotDicom, Unacceptable
 
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
+_MODALITY = 0x00080060
+_SERIES_DESCRIPTION = 0x0008103E
 _STUDY = 0x0020000D
 _SERIES = 0x0020000E
 _SERIES_NUMBER = 0x00200011
@@ -46,6 +49,8 @@ _UIDS = {
 _WANTED = frozenset(
     {
         *_UIDS,
+        _MODALITY,
+        _SERIES_DESCRIPTION,
         _SERIES_NUMBER,
         _INSTANCE_NUMBER,
         _STUDY_INSTANCES,
@@ -59,6 +64,11 @@ _WANTED = frozenset(
 )
 
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
+
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+
+_LINE = 64
+"""Characters of an LO value (PS3.5 6.2)."""
 
 _MAX_VALUE = 4096
 """Bytes of the longest value that is read."""
@@ -86,6 +96,10 @@ class DicomFile:
     """SHA-256 of the file from ``dataset_offset`` on: the bytes a C-STORE carries."""
     study_related_instances: int | None
     """Number of Study Related Instances (0020,1208), None where the file does not say it. Not reliable."""
+    modality: str | None
+    """Modality (0008,0060): 1 to 16 letters, digits, spaces and underscores; None where the file says nothing like it."""
+    series_description: str | None
+    """Series Description (0008,103E): at most 64 printable characters; None where there is none. It may be patient data."""
 
 
 def stamp(file: os.stat_result) -> int:
@@ -170,6 +184,8 @@ def _identify(fd: int, file: os.stat_result, head: bytes, *, accept_incomplete: 
         file.st_ctime_ns,
         _digest(fd, size, head, start.offset),
         _integer(found.values.get(_STUDY_INSTANCES)),
+        _code(found.values.get(_MODALITY, b"")),
+        _line(found.values.get(_SERIES_DESCRIPTION, b"")),
     )
 
 
@@ -278,6 +294,23 @@ def _integer(raw: bytes | None) -> int | None:
     except ValueError:
         return None
     return value if -(2**31) <= value < 2**31 else None
+
+
+def _code(raw: bytes) -> str | None:
+    """The first value of a CS element, in capitals (PS3.5 6.2), None where it is none."""
+    value = text(raw.split(b"\\")[0]).upper()
+    return value if _CODE.fullmatch(value) else None
+
+
+def _line(raw: bytes) -> str | None:
+    """An LO element's printable characters. The Specific Character Set is not regarded: it is read as UTF-8 or as Latin-1."""
+    if not raw:
+        return None
+    try:
+        value = raw.decode()
+    except UnicodeDecodeError:
+        value = raw.decode("latin-1")
+    return "".join(filter(str.isprintable, value)).strip()[:_LINE].strip() or None
 
 
 def _digest(fd: int, size: int, head: bytes, offset: int) -> bytes:

@@ -23,8 +23,8 @@ class Source(Protocol):
         """
 
 
-class Held:
-    """A data set in memory. It may be read in any order."""
+class MemorySource:
+    """A data set in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, text
 
-from examsend.queue import batches, replacement, versions
+from examsend.queue import batches, replacement, series, versions
 from examsend.queue.files import from_text, signed, to_text
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
 from examsend.queue.whereabouts import Places, columns_of
@@ -31,6 +31,9 @@ class Kind(StrEnum):
 
 ADDED = frozenset({Kind.NEW, Kind.NEW_VERSION, Kind.OLDER_VERSION})
 """Kinds of a file that an instance was registered for."""
+
+ARRIVED = ADDED - {Kind.OLDER_VERSION}
+"""Kinds of a file that is to be delivered, unless a policy of its destination forbids it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,8 @@ class _Registration:
         self._touched = attempted.write(self._tx)
         if self._rows:
             self._tx.execute(_INSERT, _columns(self._rows))
+            arrived = [r for r in self._results if r.kind in ARRIVED]
+            series.note(self._tx, [(r.arrival.file, r.destination_id) for r in arrived])
         used = {row.batch_id for row in self._rows}
         batches.drop_empty(self._tx, {h.batch_id for h in pending.values() if h.opened} - used)
 

@@ -14,6 +14,7 @@ from examsend.commands.destination import Changed, Destinations, Echoed, Shown
 from examsend.commands.expect import Expected, ExpectResult
 from examsend.commands.finalize import FinalizeResult
 from examsend.commands.ingest import IngestResult
+from examsend.commands.listen import ListenResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
 from examsend.commands.status import StatusResult
@@ -62,6 +63,13 @@ def _ingest(result: IngestResult) -> list[Any]:
         f" for {', '.join(result.destinations)}; {byte_size(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
     return lines
+
+
+@rendered.register
+def _listen(result: ListenResult) -> list[Any]:
+    failed = f" ({result.failures} with a failure)" if result.failures else ""
+    accepted = f"{plural(result.associations, 'association')}, {result.rejected} rejected"
+    return [f"{accepted}; {plural(result.messages, 'message')} answered{failed} in {result.seconds:.0f} s"]
 
 
 @rendered.register
