@@ -68,6 +68,16 @@ class Wrong(Exception):
         """At most 64 characters, and nothing of a value."""
 
 
+def missing(tag: int) -> Wrong:
+    """The refusal of a data set in which an attribute is missing."""
+    return Wrong(MISSING, tag, f"{name(tag)} is missing")
+
+
+def empty(tag: int) -> Wrong:
+    """The refusal of a data set in which an attribute has no value."""
+    return Wrong(EMPTY, tag, f"{name(tag)} is empty")
+
+
 @dataclass(slots=True)
 class Told:
     """What one message says of a step. None: the attribute is not there."""
@@ -136,7 +146,7 @@ class _Reader:
             return
         item = self._items.pop()
         if item.uid is None:
-            raise Wrong(MISSING, item.wanted, f"{name(item.wanted)} is missing")
+            raise missing(item.wanted)
         if item.wanted == STUDY:
             assert self._told.studies is not None
             self._told.studies.append(item.uid)
@@ -162,7 +172,7 @@ class _Reader:
             raise Wrong(INVALID_VALUE, tag, f"{name(tag)} is too long")
         value = vrs.text(self._source.at(begin, length))
         if not value:
-            raise Wrong(EMPTY, tag, f"{name(tag)} is empty")
+            raise empty(tag)
         return value
 
 
