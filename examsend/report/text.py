@@ -11,6 +11,7 @@ from typing import Any
 
 from examsend.commands.db import SchemaResult
 from examsend.commands.destination import Changed, Destinations, Echoed, Shown
+from examsend.commands.expect import Expected, ExpectResult
 from examsend.commands.finalize import FinalizeResult
 from examsend.commands.ingest import IngestResult
 from examsend.commands.listen import ListenResult
@@ -126,6 +127,23 @@ def _retry(result: RetryResult) -> list[Any]:
         lines.append(f"destination {result.unheld} is no longer held")
     lines += result.waits
     return lines or ["no FAILED batch: nothing to retry"]
+
+
+@rendered.register
+def _expect(result: ExpectResult) -> list[Any]:
+    lines: list[Any] = [_expected(e) for e in result.expected]
+    lines += [
+        f"study {f.study_instance_uid}: forgotten what is announced by {', '.join(dict.fromkeys(f.sources))}"
+        for f in result.forgotten
+    ]
+    return lines
+
+
+def _expected(e: Expected) -> str:
+    what = plural(e.instances, "instance") if e.instances is not None else "at least one instance"
+    what += f" in {plural(e.series, 'series', 'series')}" if e.series else ""
+    here = ", ".join(f"{count} here for {name}" for name, count in e.here.items()) or "none is here yet"
+    return f"study {e.study_instance_uid}: {what} announced ({e.source}); {here}"
 
 
 @rendered.register
