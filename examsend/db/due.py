@@ -59,12 +59,16 @@ def _for_earliest(condition: str, column: str, state: str) -> str:
     return condition.replace(f"b.{column}", _earliest(column, state))
 
 
+TO_ASK = f"d.expect_from IS NOT NULL AND {_earliest('ask_at', 'PENDING')} <= {NOW}"
+"""A destination has a batch of which ``finalize`` looks whether the archive is to be asked about it."""
+
 TO_FINALIZE = (
     "EXISTS (SELECT 1 FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'PENDING'"
     f" AND {QUIET} ORDER BY b.last_instance_at LIMIT 1)"
     f" OR {_for_earliest(WAITED_LONGEST, 'created_at', 'PENDING')}"
+    f" OR {TO_ASK}"
 )
-"""A destination has a batch that ``examsend finalize`` would make READY."""
+"""A destination has a batch that ``examsend finalize`` would make READY, or ask an archive about."""
 
 TO_SEND = (
     f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_for_earliest(EXPIRED, 'ready_at', 'READY')}"
