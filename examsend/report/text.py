@@ -12,7 +12,7 @@ from typing import Any
 from examsend.commands.db import SchemaResult
 from examsend.commands.destination import Changed, Destinations, Echoed, Shown
 from examsend.commands.finalize import FinalizeResult
-from examsend.commands.ingest import IngestResult
+from examsend.commands.ingest import IngestResult, Late
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
 from examsend.commands.status import StatusResult
@@ -23,6 +23,7 @@ from examsend.queue.views import BatchStatus
 from examsend.report.layout import byte_size, console, first_lines, local_time, plural, table
 from examsend.report.terminal import clean
 from examsend.senders.base import Capabilities
+from examsend.states import LatePolicy
 
 
 def to_console(result: object) -> None:
@@ -54,6 +55,8 @@ def _ingest(result: IngestResult) -> list[Any]:
         f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
         for name in result.removed
     ]
+    lines += first_lines([f"warning: {sentence}" for sentence in result.left_out])
+    lines += [_late(late) for late in result.late if late.policy is not LatePolicy.NEW_ONLY]
     lines += first_lines([f"gone, not listed as rejected any more: {path}" for path in result.gone])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
@@ -61,6 +64,13 @@ def _ingest(result: IngestResult) -> list[Any]:
         f" for {', '.join(result.destinations)}; {byte_size(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
     return lines
+
+
+def _late(late: Late) -> str:
+    what = f"{plural(late.instances, 'instance')} for {late.destination} came late"
+    if late.policy is LatePolicy.NEVER:
+        return f"{what}: recorded and not sent (late policy never)"
+    return f"{what}: the whole study goes again (late policy {late.policy})"
 
 
 @rendered.register
