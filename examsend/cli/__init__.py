@@ -26,9 +26,9 @@ def _main(
     pass
 
 
-from examsend.cli import db, demo, destination, finalize, ingest, retry, send, status  # noqa: E402
+from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, retry, send, status  # noqa: E402
 
-for _module in (ingest, finalize, send, status, retry):
+for _module in (ingest, expect, finalize, send, status, retry, listen):
     _module.register(app)
 app.add_typer(destination.app, name="destination")
 app.add_typer(db.app, name="db")

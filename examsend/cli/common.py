@@ -6,10 +6,12 @@ import functools
 import getpass
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -164,3 +166,21 @@ def operator_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "an operator"
+
+
+class Asked:
+    """What signals have asked of the command. The first SIGTERM or SIGINT asks it to end, a SIGINT after that ends it at once."""
+
+    def __init__(self) -> None:
+        self.to_end = False
+        self.interrupted = False
+        """One of them was SIGINT: the command exits with 130."""
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        at_once = number == signal.SIGINT and self.to_end
+        self.to_end = True
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        if at_once:
+            raise KeyboardInterrupt

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -39,7 +37,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> object | None:
         """Send READY batches, each over one association, to all destinations side by side. Ends when none is due."""
-        asked = _Asked()
+        asked = common.Asked()
         with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:
                 return None
@@ -57,21 +55,3 @@ def register(app: typer.Typer) -> None:
                     observer=observer,
                 )
             return dataclasses.replace(result, interrupted=asked.interrupted)
-
-
-class _Asked:
-    """What signals have asked of the pass. The first SIGTERM or SIGINT asks it to end, a SIGINT after that ends it at once."""
-
-    def __init__(self) -> None:
-        self.to_end = False
-        self.interrupted = False
-        """One of them was SIGINT: the command exits with 130."""
-        signal.signal(signal.SIGTERM, self._ask)
-        signal.signal(signal.SIGINT, self._ask)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        at_once = number == signal.SIGINT and self.to_end
-        self.to_end = True
-        self.interrupted = self.interrupted or number == signal.SIGINT
-        if at_once:
-            raise KeyboardInterrupt

@@ -5,15 +5,17 @@ A check raises ValueError with the text that follows the setting's name in the m
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from examsend.config import series
 
 Check = Callable[[object], Any]
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 E = TypeVar("E", bound=StrEnum)
 
 
@@ -123,6 +125,32 @@ def ae_title(value: object) -> str:
             f"must be an AE title: only ASCII characters, no backslash and no control characters, unlike {title!r}"
         )
     return title
+
+
+def _listed(value: object) -> list[str]:
+    """Given text with commas between its parts, return the parts. Raises ValueError where one is empty."""
+    parts = [part.strip() for part in text(value).split(",")]
+    if not all(parts):
+        raise ValueError("must be a list with commas between, and nothing empty in it")
+    return parts
+
+
+def ae_titles(value: object) -> tuple[str, ...]:
+    """AE titles with commas between."""
+    return tuple(ae_title(part) for part in _listed(value))
+
+
+def networks(value: object) -> tuple[Network, ...]:
+    """IP addresses and networks with commas between: ``10.1.2.3, 10.2.0.0/16, fd00::/8``."""
+    found: list[Network] = []
+    for part in _listed(value):
+        try:
+            found.append(ipaddress.ip_network(part))
+        except ValueError:
+            raise ValueError(
+                f"must be IP addresses and networks such as 10.2.0.0/16, with commas between; {part!r} is neither"
+            ) from None
+    return tuple(found)
 
 
 def host(value: object) -> str:

@@ -60,6 +60,26 @@ class Settings:
     host_name: str = _setting(
         socket.gethostname() or "localhost", checks.text, "Name of this host in the records of attempts."
     )
+    listen_aet: str = _setting("EXAMSEND", checks.ae_title, "AE title of listen.")
+    listen_allow_aets: tuple[str, ...] = _setting(
+        (), checks.ae_titles, "Calling AE titles that listen accepts, with commas between. Not set: all."
+    )
+    listen_allow_peers: tuple[checks.Network, ...] = _setting(
+        (), checks.networks, "Addresses and networks that listen accepts, with commas between. Not set: all."
+    )
+    listen_tls_cert_file: str | None = _setting(
+        None, checks.file, "Certificate of listen (PEM). Not set: listen does not use TLS."
+    )
+    listen_tls_key_file: str | None = _setting(None, checks.file, "Private key of listen (PEM).")
+    listen_tls_ca_file: str | None = _setting(
+        None, checks.file, "CA certificates (PEM) by which listen checks its clients. Not set: clients need none."
+    )
+    listen_associations: int = _setting(20, checks.whole(2, 200), "Associations that listen has at once, at most.")
+    listen_idle: float = _setting(
+        60.0,
+        checks.number(0, 86400),
+        "Seconds without an association after which a listen started by systemd ends. 0: never.",
+    )
 
 
 def _read(name: str, raw: object, where: str) -> Any:

@@ -7,7 +7,7 @@ what is inside them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -92,11 +92,14 @@ class _Level:
     """Offset that its content must not pass: its own end, or the nearest known end around it."""
 
 
-def walk(source: Source, *, explicit: bool, little: bool, descend: bool = False) -> Iterator[Event]:
+def walk(
+    source: Source, *, explicit: bool, little: bool, descend: bool = False, sequences: Collection[int] = ()
+) -> Iterator[Event]:
     """Given a data set and its encoding, yield its elements in order, from its start to the end of the source.
 
     Sequences and items of undefined length are always walked. Those of a defined length are walked with ``descend``; without
-    it a sequence is one VALUE, and an item yields nothing. UN of undefined length is walked as Implicit VR Little Endian
+    it a sequence is one VALUE, and an item yields nothing. ``sequences``: tags of sequences that ``descend`` also walks where
+    the encoding does not say what they are (Implicit VR, UN). UN of undefined length is walked as Implicit VR Little Endian
     (PS3.5 6.2.2 note 2). Unknown VRs, and elements without a VR in an explicit data set, are yielded as they are.
 
     Raises Incomplete where something declared is missing, Unacceptable where the bytes are not a data set; OSError.
@@ -164,7 +167,7 @@ def walk(source: Source, *, explicit: bool, little: bool, descend: bool = False)
             else:
                 vr, length, begin = _unknown_vr(head, pos, level.limit if present == 12 else 0, form)
 
-        if length != UNDEFINED and not (descend and vr == b"SQ"):
+        if length != UNDEFINED and not (descend and (vr == b"SQ" or (tag in sequences and vr in _SEQUENCES))):
             end = begin + length
             if end > level.limit:
                 raise _cut(tag, begin, length, level.limit)

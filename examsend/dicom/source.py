@@ -23,6 +23,18 @@ class Source(Protocol):
         """
 
 
+class MemorySource:
+    """A data set in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def at(self, offset: int, length: int) -> bytes:
+        """See ``Source``."""
+        return self._data[offset : offset + length]
+
+
 class FileSource:
     """A data set in a file, read in windows of 16 KiB or more. Values that the caller skips are not read."""
 

@@ -40,7 +40,7 @@ def find_start(head: bytes) -> Start:
     prefixed = head[128:132] == b"DICM"
     begin = 132 if prefixed else 0
     if head[begin : begin + 2] == b"\x02\x00" and _looks_explicit(head, begin):
-        offset, meta = _meta(head, begin)
+        offset, meta = meta_information(head, begin)
         if meta.get(0x00020002) == MEDIA_STORAGE_DIRECTORY:
             raise NotDicom("DICOMDIR", "a DICOMDIR: it lists instances and is not an instance")
         syntax = meta.get(0x00020010)
@@ -66,7 +66,7 @@ def _looks_explicit(head: bytes, begin: int) -> bool:
     return len(vr) == 2 and vr.isalpha() and vr.isupper()
 
 
-def _meta(head: bytes, pos: int) -> tuple[int, dict[int, str]]:
+def meta_information(head: bytes, pos: int) -> tuple[int, dict[int, str]]:
     """Given the offset of the file meta information, return the offset of its end and its UIDs by tag.
 
     It is in Explicit VR Little Endian (PS3.10 7.1). Raises Incomplete, Unacceptable.

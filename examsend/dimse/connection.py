@@ -1,5 +1,7 @@
 """Connect to a peer: look up its name, open a TCP connection, do the TLS handshake, all within one time-out.
 
+The TLS handshake and the options of a connection are the same where a peer connects to us.
+
 Every wait is short, so that a pass that is asked to stop does not wait for a peer.
 """
 
@@ -108,18 +110,19 @@ def _connect(address: Any, peer: Peer, deadline: float, check: Callable[[], None
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
-        _set_options(connection, peer)
+        set_options(connection, peer.stall_timeout)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _set_options(connection: socket.socket, peer: Peer) -> None:
+def set_options(connection: socket.socket, stall_timeout: float) -> None:
+    """Set the TCP options of an association. ``stall_timeout``: seconds that the peer may take to acknowledge. Raises OSError."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if _USER_TIMEOUT is not None:
-        milliseconds = min(int(peer.stall_timeout * 1000), _LONGEST_USER_TIMEOUT)
+        milliseconds = min(int(stall_timeout * 1000), _LONGEST_USER_TIMEOUT)
         connection.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, milliseconds)
 
 
@@ -127,27 +130,55 @@ def _handshake(
     connection: socket.socket, context: ssl.SSLContext, peer: Peer, deadline: float, check: Callable[[], None]
 ) -> ssl.SSLSocket:
     """Do the TLS handshake, and check the pinned certificate before anything is sent over the connection."""
-    assert peer.tls is not None
+    settings = peer.tls
+    assert settings is not None
+    secure = handshake(
+        connection,
+        lambda made: context.wrap_socket(
+            made, server_hostname=settings.server_name or peer.host, do_handshake_on_connect=False
+        ),
+        peer.connect_timeout,
+        deadline,
+        check,
+    )
+    try:
+        tls.check_pin(settings, secure.getpeercert(binary_form=True))
+    except ssl.SSLError as error:
+        secure.close()
+        raise Ended(End.TLS_FAILED, tls.words(error)) from None
+    return secure
+
+
+def handshake(
+    connection: socket.socket,
+    wrap: Callable[[socket.socket], ssl.SSLSocket],
+    seconds: float,
+    deadline: float,
+    check: Callable[[], None],
+) -> ssl.SSLSocket:
+    """Do the TLS handshake over a non-blocking connection, as either side; return the connection that ``wrap`` makes of it.
+
+    ``deadline`` is a time of the monotonic clock; ``seconds`` is what the sentence says of it. Raises Ended (TLS_FAILED,
+    MISCONFIGURED), or what ``check`` raised; the connection is closed then.
+    """
     secure: ssl.SSLSocket | None = None
     try:
-        name = peer.tls.server_name or peer.host
-        secure = context.wrap_socket(connection, server_hostname=name, do_handshake_on_connect=False)
+        secure = wrap(connection)
         while True:
             check()
             try:
                 secure.do_handshake()
-                break
             except ssl.SSLWantReadError:
                 _await(secure, select.POLLIN, deadline, check)
             except ssl.SSLWantWriteError:
                 _await(secure, select.POLLOUT, deadline, check)
-        tls.check_pin(peer.tls, secure.getpeercert(binary_form=True))
+            else:
+                return secure
     except BaseException as error:
         # ``wrap_socket`` moves the descriptor to the new socket.
         (secure or connection).close()
         if isinstance(error, TimeoutError):
-            sentence = f"TLS: the handshake took longer than {peer.connect_timeout:g} s"
-            raise Ended(End.TLS_FAILED, sentence) from None
+            raise Ended(End.TLS_FAILED, f"TLS: the handshake took longer than {seconds:g} s") from None
         if isinstance(error, ssl.SSLError):
             raise Ended(End.TLS_FAILED, tls.words(error)) from None
         if isinstance(error, OSError):
@@ -156,7 +187,6 @@ def _handshake(
             # A name that cannot be a server's: ".x", or a label of more than 63 characters (UnicodeError).
             raise Ended(End.MISCONFIGURED, f"TLS: the name of the peer cannot be used: {error}") from None
         raise
-    return secure
 
 
 def _await(connection: socket.socket, event: int, deadline: float, check: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from examsend.dimse.ended import INVALID_PARAMETER, protocol_error
@@ -16,7 +16,7 @@ RELEASE_RP = bytes((A_RELEASE_RP, 0, 0, 0, 0, 4, 0, 0, 0, 0))
 ABORT = bytes((A_ABORT, 0, 0, 0, 0, 4, 0, 0, 0, 0))
 """Source 0, the service user (PS3.8 Table 9-26)."""
 
-_COMMAND, _LAST = 1, 2
+COMMAND, LAST = 1, 2
 """Bits of a message control header (PS3.8 E.2)."""
 
 _HEADER = struct.Struct(">BxLLBB")
@@ -28,11 +28,12 @@ def header(length: int, context_id: int, *, command: bool, last: bool) -> bytes:
 
     ``command``: the value is part of a command set, else of a data set. ``last``: it is the last part (PS3.8 E.2).
     """
-    control = (_COMMAND if command else 0) | (_LAST if last else 0)
+    control = (COMMAND if command else 0) | (LAST if last else 0)
     return _HEADER.pack(P_DATA_TF, length + 6, length + 2, context_id, control)
 
 
-def _element(tag: int, value: bytes) -> bytes:
+def element_of(tag: int, value: bytes) -> bytes:
+    """Return an element of a command set, given its number in group 0000 and a value of even length."""
     return struct.pack("<HHL", 0, tag, len(value)) + value
 
 
@@ -43,29 +44,30 @@ def _uid(uid: str) -> bytes:
 
 def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, priority: int) -> bytes:
     """Return the command set of a C-STORE-RQ with a data set, in Implicit VR Little Endian (PS3.7 9.3.1.1)."""
-    return _command_set(
-        _element(0x0002, _uid(sop_class_uid)),
-        _element(0x0100, b"\x01\x00"),
-        _element(0x0110, struct.pack("<H", message_id)),
-        _element(0x0700, struct.pack("<H", priority)),
-        _element(0x0800, b"\x01\x00"),
-        _element(0x1000, _uid(sop_instance_uid)),
+    return command_set(
+        element_of(0x0002, _uid(sop_class_uid)),
+        element_of(0x0100, b"\x01\x00"),
+        element_of(0x0110, struct.pack("<H", message_id)),
+        element_of(0x0700, struct.pack("<H", priority)),
+        element_of(0x0800, b"\x01\x00"),
+        element_of(0x1000, _uid(sop_instance_uid)),
     )
 
 
 def echo_request(message_id: int, sop_class_uid: str) -> bytes:
     """Return the command set of a C-ECHO-RQ, in Implicit VR Little Endian (PS3.7 9.3.5.1)."""
-    return _command_set(
-        _element(0x0002, _uid(sop_class_uid)),
-        _element(0x0100, b"\x30\x00"),
-        _element(0x0110, struct.pack("<H", message_id)),
-        _element(0x0800, b"\x01\x01"),
+    return command_set(
+        element_of(0x0002, _uid(sop_class_uid)),
+        element_of(0x0100, b"\x30\x00"),
+        element_of(0x0110, struct.pack("<H", message_id)),
+        element_of(0x0800, b"\x01\x01"),
     )
 
 
-def _command_set(*elements: bytes) -> bytes:
+def command_set(*elements: bytes) -> bytes:
+    """Given encoded elements in ascending order, return the command set: Command Group Length (0000,0000), then these."""
     body = b"".join(elements)
-    return _element(0x0000, struct.pack("<L", len(body))) + body
+    return element_of(0x0000, struct.pack("<L", len(body))) + body
 
 
 def store_pieces(message_id: int, item: Item, priority: int, context_id: int, room: int) -> list[bytes]:
@@ -122,8 +124,25 @@ C_STORE_RSP, C_ECHO_RSP = 0x8001, 0x8030
 
 _NAMES = {C_STORE_RSP: "C-STORE-RSP", C_ECHO_RSP: "C-ECHO-RSP"}
 
-_MAX_COMMAND = 1 << 16
+MAX_COMMAND = 1 << 16
 """Longest command set that is accepted, in bytes. A valid C-STORE-RSP has about 200."""
+
+
+def each_value(body: bytes) -> Iterator[tuple[int, int, memoryview]]:
+    """Given a P-DATA-TF's body, yield context id, message control header and fragment of each presentation data value.
+
+    Raises Ended where a value does not fit (PS3.8 9.3.5.1).
+    """
+    view = memoryview(body)
+    at = 0
+    while at < len(body):
+        if at + 6 > len(body):
+            raise protocol_error("a presentation data value is cut short", INVALID_PARAMETER)
+        length, context_id, control = struct.unpack_from(">LBB", body, at)
+        if length < 2 or at + 4 + length > len(body):
+            raise protocol_error("a presentation data value does not fit its PDU", INVALID_PARAMETER)
+        yield context_id, control, view[at + 6 : at + 4 + length]
+        at += 4 + length
 
 
 class ResponseReader:
@@ -138,46 +157,30 @@ class ResponseReader:
     def feed(self, body: bytes) -> list[Response]:
         """Given a P-DATA-TF's body, return the responses it completes, in order. Raises Ended where it is not valid."""
         found = []
-        at = 0
-        while at < len(body):
-            if at + 6 > len(body):
-                raise protocol_error("a presentation data value is cut short", INVALID_PARAMETER)
-            length, context_id, control = struct.unpack_from(">LBB", body, at)
-            if length < 2 or at + 4 + length > len(body):
-                raise protocol_error("a presentation data value does not fit its PDU", INVALID_PARAMETER)
-            if not control & _COMMAND:
+        for context_id, control, value in each_value(body):
+            if not control & COMMAND:
                 raise protocol_error(f"a data set instead of a {_NAMES[self._expected]}")
             if self._command and context_id != self._context_id:
                 raise protocol_error("a command set in two presentation contexts")
             self._context_id = context_id
-            self._command += body[at + 6 : at + 4 + length]
-            if len(self._command) > _MAX_COMMAND:
-                raise protocol_error(f"a command set of more than {_MAX_COMMAND} bytes")
-            if control & _LAST:
+            self._command += value
+            if len(self._command) > MAX_COMMAND:
+                raise protocol_error(f"a command set of more than {MAX_COMMAND} bytes")
+            if control & LAST:
                 found.append(_response(bytes(self._command), context_id, self._expected))
                 self._command.clear()
-            at += 4 + length
         return found
 
 
 def _response(encoded: bytes, context_id: int, expected: int) -> Response:
-    fields: dict[int, bytes] = {}
-    at = 0
+    fields = decode_fields(encoded)
     name = _NAMES[expected]
-    while at < len(encoded):
-        if at + 8 > len(encoded):
-            raise protocol_error("a command element is cut short")
-        group, element, length = struct.unpack_from("<HHL", encoded, at)
-        if group != 0 or at + 8 + length > len(encoded):
-            raise protocol_error("a command element does not fit its command set")
-        fields[element] = encoded[at + 8 : at + 8 + length]
-        at += 8 + length
-    command = _number(fields, 0x0100)
+    command = number(fields, 0x0100)
     if command != expected:
         raise protocol_error(f"a command that is not a {name}")
-    if _number(fields, 0x0800) != 0x0101:
+    if number(fields, 0x0800) != 0x0101:
         raise protocol_error(f"a {name} with a data set")
-    message_id, status = _number(fields, 0x0120), _number(fields, 0x0900)
+    message_id, status = number(fields, 0x0120), number(fields, 0x0900)
     if message_id is None:
         raise protocol_error(f"a {name} without Message ID Being Responded To (0000,0120)")
     if status is None:
@@ -196,6 +199,25 @@ def _response(encoded: bytes, context_id: int, expected: int) -> Response:
     )
 
 
-def _number(fields: dict[int, bytes], element: int) -> int | None:
+def decode_fields(encoded: bytes) -> dict[int, bytes]:
+    """Given a command set in Implicit VR Little Endian, return {element number: value} of group 0000 (PS3.7 6.3.1).
+
+    Raises Ended where it is not valid.
+    """
+    fields: dict[int, bytes] = {}
+    at = 0
+    while at < len(encoded):
+        if at + 8 > len(encoded):
+            raise protocol_error("a command element is cut short")
+        group, element, length = struct.unpack_from("<HHL", encoded, at)
+        if group != 0 or at + 8 + length > len(encoded):
+            raise protocol_error("a command element does not fit its command set")
+        fields[element] = encoded[at + 8 : at + 8 + length]
+        at += 8 + length
+    return fields
+
+
+def number(fields: dict[int, bytes], element: int) -> int | None:
+    """Return the value of an element of type US; None where it is missing or not two bytes."""
     value = fields.get(element, b"")
     return int.from_bytes(value, "little") if len(value) == 2 else None

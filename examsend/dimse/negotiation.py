@@ -17,19 +17,22 @@ from examsend.dimse.ended import INVALID_PARAMETER, Ended, protocol_error
 from examsend.errors import ConfigError
 from examsend.transfer import Peer
 
-_APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"
+APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
+"""Of DICOM (PS3.7 A.2.1)."""
+
+_ACCEPT = "A-ASSOCIATE-AC"
 
 _ASSOCIATE_RQ = 0x01
-_APPLICATION_CONTEXT = 0x10
-_PROPOSED_CONTEXT = 0x20
-_ANSWERED_CONTEXT = 0x21
-_ABSTRACT_SYNTAX = 0x30
-_TRANSFER_SYNTAX = 0x40
-_USER_INFORMATION = 0x50
-_MAXIMUM_LENGTH = 0x51
-_IMPLEMENTATION_CLASS_UID = 0x52
+APPLICATION_CONTEXT = 0x10
+PROPOSED_CONTEXT = 0x20
+ANSWERED_CONTEXT = 0x21
+ABSTRACT_SYNTAX = 0x30
+TRANSFER_SYNTAX = 0x40
+USER_INFORMATION = 0x50
+MAXIMUM_LENGTH = 0x51
+IMPLEMENTATION_CLASS_UID = 0x52
 _ASYNCHRONOUS_OPERATIONS = 0x53
-_IMPLEMENTATION_VERSION_NAME = 0x55
+IMPLEMENTATION_VERSION_NAME = 0x55
 _USER_IDENTITY = 0x58
 
 MAX_ACCEPT = 1 << 20
@@ -38,7 +41,7 @@ MAX_ACCEPT = 1 << 20
 MAX_WINDOW = 4096
 """C-STORE-RQs outstanding where the granted window is unlimited. It limits memory, and there are only 65535 message ids."""
 
-_FIXED_PART = 68
+FIXED_PART = 68
 """Bytes before the items: protocol version, AE titles and reserved fields (PS3.8 Table 9-11)."""
 _SHORTEST_PDU = 8
 """Bytes: six of a presentation data value's header, two of data."""
@@ -54,17 +57,17 @@ def request(peer: Peer, proposals: Sequence[Proposal]) -> bytes:
     if peer.priority not in {0, 1, 2}:
         raise ConfigError(f"the priority is {peer.priority}; it must be one of 0, 1, 2")
     fixed = struct.pack(">HH16s16s32x", 1, 0, _title(peer.called_aet), _title(peer.calling_aet))
-    items = [_item(_APPLICATION_CONTEXT, _APPLICATION_CONTEXT_NAME)]
+    items = [item(APPLICATION_CONTEXT, APPLICATION_CONTEXT_NAME.encode())]
     items += (
-        _item(
-            _PROPOSED_CONTEXT,
+        item(
+            PROPOSED_CONTEXT,
             bytes((p.context_id, 0, 0, 0))
-            + _item(_ABSTRACT_SYNTAX, p.sop_class_uid.encode("ascii", "replace"))
-            + _item(_TRANSFER_SYNTAX, p.transfer_syntax_uid.encode("ascii", "replace")),
+            + item(ABSTRACT_SYNTAX, p.sop_class_uid.encode("ascii", "replace"))
+            + item(TRANSFER_SYNTAX, p.transfer_syntax_uid.encode("ascii", "replace")),
         )
         for p in proposals
     )
-    items.append(_item(_USER_INFORMATION, _user_information(peer)))
+    items.append(item(USER_INFORMATION, _user_information(peer)))
     body = fixed + b"".join(items)
     return struct.pack(">BxL", _ASSOCIATE_RQ, len(body)) + body
 
@@ -76,24 +79,25 @@ def _title(title: str) -> bytes:
         raise ConfigError(f"the AE title {error}") from None
 
 
-def _item(kind: int, value: bytes) -> bytes:
+def item(kind: int, value: bytes) -> bytes:
+    """Return an item of an A-ASSOCIATE PDU. Raises ConfigError where its value does not fit."""
     if len(value) > 0xFFFF:
         raise ConfigError(f"the association request has an item of {len(value)} bytes; at most 65535 are possible")
     return struct.pack(">BxH", kind, len(value)) + value
 
 
 def _user_information(peer: Peer) -> bytes:
-    items = _item(_MAXIMUM_LENGTH, struct.pack(">L", peer.max_pdu))
-    items += _item(_IMPLEMENTATION_CLASS_UID, implementation.IMPLEMENTATION_CLASS_UID.encode())
+    items = item(MAXIMUM_LENGTH, struct.pack(">L", peer.max_pdu))
+    items += item(IMPLEMENTATION_CLASS_UID, implementation.IMPLEMENTATION_CLASS_UID.encode())
     if peer.async_window != 1:
         # Maximum number of operations invoked, then performed (PS3.7 D.3.3.3.1).
-        items += _item(_ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", max(0, min(peer.async_window, 0xFFFF)), 1))
-    items += _item(_IMPLEMENTATION_VERSION_NAME, implementation.IMPLEMENTATION_VERSION_NAME.encode())
+        items += item(_ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", max(0, min(peer.async_window, 0xFFFF)), 1))
+    items += item(IMPLEMENTATION_VERSION_NAME, implementation.IMPLEMENTATION_VERSION_NAME.encode())
     if peer.user_identity is not None:
         primary, secondary = implementation.identity_fields(peer.user_identity)
         secondary = secondary or b""
         value = bytes((peer.user_identity.kind, 0)) + struct.pack(">H", len(primary)) + primary
-        items += _item(_USER_IDENTITY, value + struct.pack(">H", len(secondary)) + secondary)
+        items += item(_USER_IDENTITY, value + struct.pack(">H", len(secondary)) + secondary)
     return items
 
 
@@ -116,34 +120,38 @@ def accepted(body: bytes, peer: Peer, proposals: Sequence[Proposal]) -> Accepted
 
     Raises Ended where the body is malformed or answers a context that was not proposed.
     """
-    if len(body) < _FIXED_PART:
-        raise _malformed(f"an A-ASSOCIATE-AC of {len(body)} bytes; it has at least {_FIXED_PART}")
+    if len(body) < FIXED_PART:
+        raise malformed(f"an A-ASSOCIATE-AC of {len(body)} bytes; it has at least {FIXED_PART}")
     proposed = {p.context_id: p for p in proposals}
     contexts: dict[tuple[str, str], int] = {}
     seen: set[int] = set()
     user: dict[int, bytes] = {}
-    for kind, value in _items(body[_FIXED_PART:]):
-        if kind == _ANSWERED_CONTEXT:
+    for kind, value in each_item(body[FIXED_PART:], _ACCEPT):
+        if kind == ANSWERED_CONTEXT:
             _accept_context(value, proposed, seen, contexts)
-        elif kind == _USER_INFORMATION:
-            user.update(_items(value))
-    max_pdu = _max_pdu(user)
-    return Accepted(contexts, max_pdu, _window(peer.async_window, user), _implementation(user))
+        elif kind == USER_INFORMATION:
+            user.update(each_item(value, _ACCEPT))
+    return Accepted(contexts, max_pdu(user), _window(peer.async_window, user), implementation_of(user))
 
 
-def _malformed(sentence: str) -> Ended:
+def malformed(sentence: str) -> Ended:
+    """Return the Ended for an A-ASSOCIATE PDU that cannot be decoded."""
     return protocol_error(sentence, INVALID_PARAMETER)
 
 
-def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
+def each_item(data: bytes, name: str) -> Iterator[tuple[int, bytes]]:
+    """Given the items of an A-ASSOCIATE PDU or the sub-items of an item, yield type and value of each (PS3.8 9.3.1).
+
+    ``name``: the PDU's, for the sentence of the Ended that is raised where an item does not fit.
+    """
     at = 0
     while at < len(data):
         if at + 4 > len(data):
-            raise _malformed("an A-ASSOCIATE-AC that ends inside an item header")
+            raise malformed(f"an {name} that ends inside an item header")
         kind, length = struct.unpack_from(">BxH", data, at)
         end = at + 4 + length
         if end > len(data):
-            raise _malformed(f"an A-ASSOCIATE-AC with an item of {length} bytes that is longer than what follows")
+            raise malformed(f"an {name} with an item of {length} bytes that is longer than what follows")
         yield kind, data[at + 4 : end]
         at = end
 
@@ -152,36 +160,41 @@ def _accept_context(
     value: bytes, proposed: dict[int, Proposal], seen: set[int], contexts: dict[tuple[str, str], int]
 ) -> None:
     if len(value) < 4:
-        raise _malformed(f"an answer to a presentation context of {len(value)} bytes; it has at least 4")
+        raise malformed(f"an answer to a presentation context of {len(value)} bytes; it has at least 4")
     context_id, result = value[0], value[2]
     if context_id in seen:
-        raise _malformed(f"presentation context {context_id} answered twice")
+        raise malformed(f"presentation context {context_id} answered twice")
     seen.add(context_id)
     proposal = proposed.get(context_id)
     if proposal is None:
-        raise _malformed(f"presentation context {context_id} answered but not proposed")
+        raise malformed(f"presentation context {context_id} answered but not proposed")
     if result != 0:
         # The transfer syntax of a rejected context is not significant (PS3.8 9.3.3.2).
         return
-    syntaxes = [_text(v) for kind, v in _items(value[4:]) if kind == _TRANSFER_SYNTAX]
+    syntaxes = [text(v) for kind, v in each_item(value[4:], _ACCEPT) if kind == TRANSFER_SYNTAX]
     # A context accepted with a syntax that was not proposed for it is not used.
     if syntaxes == [proposal.transfer_syntax_uid]:
         contexts[proposal.sop_class_uid, proposal.transfer_syntax_uid] = context_id
 
 
-def _text(value: bytes) -> str:
+def text(value: bytes) -> str:
+    """Given a UID or a name of a peer, return it without padding, at most 64 characters; untrusted."""
     return value.rstrip(b"\0 ").decode("latin-1")[:64]
 
 
-def _max_pdu(user: dict[int, bytes]) -> int:
-    value = user.get(_MAXIMUM_LENGTH)
+def max_pdu(user: dict[int, bytes]) -> int:
+    """Given user information sub-items, return the longest P-DATA-TF that the peer accepts, in bytes; 0: no limit (PS3.8 D.1).
+
+    Raises Ended where it is not valid.
+    """
+    value = user.get(MAXIMUM_LENGTH)
     if value is None:
         return _DEFAULT_MAX_PDU
     if len(value) != 4:
-        raise _malformed(f"a Maximum Length item of {len(value)} bytes; it has 4")
+        raise malformed(f"a Maximum Length item of {len(value)} bytes; it has 4")
     found = int.from_bytes(value, "big")
     if 0 < found < _SHORTEST_PDU:
-        raise _malformed(f"a maximum PDU length of {found} bytes, too short for data")
+        raise malformed(f"a maximum PDU length of {found} bytes, too short for data")
     return found
 
 
@@ -191,11 +204,12 @@ def _window(proposed: int, user: dict[int, bytes]) -> int:
     if value is None or proposed == 1:
         return 1
     if len(value) != 4:
-        raise _malformed(f"an Asynchronous Operations Window item of {len(value)} bytes; it has 4")
+        raise malformed(f"an Asynchronous Operations Window item of {len(value)} bytes; it has 4")
     invoked = int.from_bytes(value[:2], "big")
     return min(proposed, invoked) if proposed and invoked else proposed or invoked
 
 
-def _implementation(user: dict[int, bytes]) -> str:
-    name = user.get(_IMPLEMENTATION_VERSION_NAME) or user.get(_IMPLEMENTATION_CLASS_UID) or b""
-    return _text(name)
+def implementation_of(user: dict[int, bytes]) -> str:
+    """Given user information sub-items, return the implementation version name, else the class UID; untrusted."""
+    name = user.get(IMPLEMENTATION_VERSION_NAME) or user.get(IMPLEMENTATION_CLASS_UID) or b""
+    return text(name)

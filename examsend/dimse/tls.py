@@ -21,11 +21,7 @@ def context(tls: Tls) -> ssl.SSLContext:
         files.check_regular(certificates)
     if tls.key_file is not None:
         files.check_private(tls.key_file)
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.set_ciphers(_CIPHERS)
-    # A peer could otherwise ask for handshake after handshake (TLS 1.2).
-    made.options |= ssl.OP_NO_RENEGOTIATION
+    made = _context(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if tls.pin_sha256 is not None:
             # The pinned certificate is checked after the handshake (check_pin), in place of chain and name.
@@ -45,6 +41,36 @@ def context(tls: Tls) -> ssl.SSLContext:
         raise ConfigError(f"the pinned certificate {error}") from None
     if tls.server_name is not None:
         _check_server_name(made, tls.server_name)
+    return made
+
+
+def server_context(certificate: str, key: str, client_ca: str | None) -> ssl.SSLContext:
+    """Given the files of a certificate (PEM, with its chain) and of its key, return the context of an acceptor.
+
+    ``client_ca``: the file of the authorities of which a peer must show a certificate; None: none is asked for. Raises
+    ConfigError where a file cannot be used.
+    """
+    for path in filter(None, (certificate, client_ca)):
+        files.check_regular(path)
+    files.check_private(key)
+    made = _context(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        if client_ca is not None:
+            made.verify_mode = ssl.CERT_REQUIRED
+            made.load_verify_locations(cafile=client_ca)
+        made.load_cert_chain(certificate, key, _no_password(key))
+    except (OSError, ssl.SSLError) as error:
+        named = ", ".join(filter(None, (client_ca, certificate, key)))
+        raise ConfigError(f"the TLS files {named} cannot be used: {_reason(error)}") from None
+    return made
+
+
+def _context(protocol: int) -> ssl.SSLContext:
+    made = ssl.SSLContext(protocol)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.set_ciphers(_CIPHERS)
+    # A peer could otherwise ask for handshake after handshake (TLS 1.2).
+    made.options |= ssl.OP_NO_RENEGOTIATION
     return made
 
 

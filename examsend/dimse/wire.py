@@ -53,12 +53,13 @@ def unacknowledged(descriptor: int) -> int:
 class Wire:
     """A connection to a peer. Raises Ended where it is lost or a time-out expires.
 
-    ``check`` is called several times a second, whether the connection waits or not; it may raise.
+    ``check`` is called several times a second, whether the connection waits or not; it may raise. ``stall_timeout``: seconds
+    that the peer may take to accept a byte that is being sent.
     """
 
-    def __init__(self, made: socket.socket, peer: Peer, check: Callable[[], None]) -> None:
+    def __init__(self, made: socket.socket, stall_timeout: float, check: Callable[[], None]) -> None:
         self._socket = made
-        self._peer = peer
+        self._stall_timeout = stall_timeout
         self._check = check
         self._checked_at = 0.0
         self._secure = made if isinstance(made, ssl.SSLSocket) else None
@@ -218,8 +219,8 @@ class Wire:
         if now - self._checked_at >= CHECK_SECONDS:
             self._checked_at = now
             self._check()
-            if not self.drained() and now - self._moved_at > self._peer.stall_timeout:
-                sentence = f"the peer accepted no byte for {self._peer.stall_timeout:g} s"
+            if not self.drained() and now - self._moved_at > self._stall_timeout:
+                sentence = f"the peer accepted no byte for {self._stall_timeout:g} s"
                 raise Ended(End.TIMED_OUT, sentence, abort=True)
         return now
 
@@ -254,7 +255,7 @@ class Wire:
 
     def _connection_lost(self, error: OSError) -> Ended:
         if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
-            return Ended(End.TIMED_OUT, f"the peer acknowledged nothing for {self._peer.stall_timeout:g} s")
+            return Ended(End.TIMED_OUT, f"the peer acknowledged nothing for {self._stall_timeout:g} s")
         if isinstance(error, ssl.SSLError):
             # In TLS 1.3 the peer checks the client's certificate after the client considers the handshake done.
             return Ended(End.CLOSED if self.received else End.TLS_FAILED, tls.words(error))
@@ -283,4 +284,4 @@ class Wire:
 
 def connect(peer: Peer, check: Callable[[], None]) -> Wire:
     """Given a peer, connect and, with TLS, do the handshake; see ``connection.connect``. ``check`` goes on being called."""
-    return Wire(connection.connect(peer, check), peer, check)
+    return Wire(connection.connect(peer, check), peer.stall_timeout, check)

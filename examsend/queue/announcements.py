@@ -65,6 +65,30 @@ _INSTANCES = text("""
 """)
 
 
+_FORGET = text("""
+    UPDATE study_expectations e SET forgotten_at = clock_timestamp(), updated_at = clock_timestamp(), changed = true
+    FROM expectation_studies s
+    WHERE s.expectation_id = e.id AND s.study_instance_uid = :study AND e.forgotten_at IS NULL
+    RETURNING e.source
+""")
+
+_OF_STUDY_HERE = text("""
+    SELECT d.name, count(DISTINCT i.sop_instance_uid) AS here
+    FROM exam_batches b JOIN exam_batch_instances i ON i.batch_id = b.id
+    JOIN storage_backend_configs d ON d.id = b.destination_id
+    WHERE b.study_instance_uid = :study GROUP BY d.name ORDER BY d.name
+""")
+
+# EXISTS is one look-up in ix_exam_batch_instances_known for each announced instance and destination.
+_NAMED_HERE = text("""
+    SELECT d.name, count(*) AS here FROM storage_backend_configs d CROSS JOIN expected_instances x
+    WHERE x.expectation_id = :id AND d.removed_at IS NULL
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i
+                  WHERE i.destination_id = d.id AND i.sop_instance_uid = x.sop_instance_uid)
+    GROUP BY d.name ORDER BY d.name
+""")
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A performed procedure step that is locked until the end of the transaction."""
@@ -127,6 +151,17 @@ def announce(
     _name_studies(tx, row.id, [study])
     _name_series(tx, row.id, series)
     return int(row.id)
+
+
+def forget(tx: Connection, study: str) -> list[ExpectationSource]:
+    """Withdraw every announcement that names a study, also the performed procedure steps; return their sources."""
+    return sorted(ExpectationSource(source) for source in tx.scalars(_FORGET, {"study": study}))
+
+
+def here(tx: Connection, expectation: int, study: str, *, named: bool) -> dict[str, int]:
+    """Return {destination: number of instances that have arrived}: of those that an announcement names, or of a study."""
+    statement = _NAMED_HERE if named else _OF_STUDY_HERE
+    return {row.name: row.here for row in tx.execute(statement, {"id": expectation, "study": study})}
 
 
 def _name_studies(tx: Connection, expectation: int, studies: Iterable[str]) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 from examsend.commands.db import SchemaResult
 from examsend.commands.destination import Changed, Destinations, Echoed, Shown
+from examsend.commands.expect import Expected, ExpectResult
 from examsend.commands.finalize import FinalizeResult
 from examsend.commands.ingest import IngestResult, Late
+from examsend.commands.listen import ListenResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
 from examsend.commands.status import StatusResult
@@ -74,6 +76,13 @@ def _late(late: Late) -> str:
 
 
 @rendered.register
+def _listen(result: ListenResult) -> list[Any]:
+    failed = f" ({result.failures} with a failure)" if result.failures else ""
+    accepted = f"{plural(result.associations, 'association')}, {result.rejected} rejected"
+    return [f"{accepted}; {plural(result.messages, 'message')} answered{failed} in {result.seconds:.0f} s"]
+
+
+@rendered.register
 def _finalize(result: FinalizeResult) -> list[Any]:
     would = "would be READY" if result.dry_run else "READY"
     lines: list[Any] = [
@@ -128,6 +137,23 @@ def _retry(result: RetryResult) -> list[Any]:
         lines.append(f"destination {result.unheld} is no longer held")
     lines += result.waits
     return lines or ["no FAILED batch: nothing to retry"]
+
+
+@rendered.register
+def _expect(result: ExpectResult) -> list[Any]:
+    lines: list[Any] = [_expected(e) for e in result.expected]
+    lines += [
+        f"study {f.study_instance_uid}: forgotten what is announced by {', '.join(dict.fromkeys(f.sources))}"
+        for f in result.forgotten
+    ]
+    return lines
+
+
+def _expected(e: Expected) -> str:
+    what = plural(e.instances, "instance") if e.instances is not None else "at least one instance"
+    what += f" in {plural(e.series, 'series', 'series')}" if e.series else ""
+    here = ", ".join(f"{count} here for {name}" for name, count in e.here.items()) or "none is here yet"
+    return f"study {e.study_instance_uid}: {what} announced ({e.source}); {here}"
 
 
 @rendered.register
