@@ -158,8 +158,16 @@ def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -
     return get_destination(tx, name)
 
 
+# When a study is complete may depend on any setting, and a batch is looked at only when something was to happen.
+_LOOK_AGAIN = text("""
+    UPDATE exam_batches SET check_at = clock_timestamp()
+    WHERE id IN (SELECT b.id FROM exam_batches b WHERE b.destination_id = :id AND b.status = 'PENDING'
+                 ORDER BY b.id FOR NO KEY UPDATE)
+""")
+
+
 def change_destination(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:
-    """Change settings of a destination. Raises UsageError."""
+    """Change settings of a destination; finalize looks at its PENDING batches again. Raises UsageError."""
     values = check_settings(settings)
     changed = replace(get_destination(tx, name), **values)
     check_together(changed)
@@ -172,6 +180,7 @@ def change_destination(tx: Connection, name: str, settings: Mapping[str, object]
                 )
         except exc.IntegrityError as error:
             raise _refused(error) from None
+        tx.execute(_LOOK_AGAIN, {"id": changed.id})
     return changed
 
 

@@ -93,6 +93,11 @@ def _finalize(result: FinalizeResult) -> list[Any]:
         f"batch {w.id} waits for {w.destination}: {plural(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
         for w in result.waiting
     ]
+    lines += [
+        f"batch {h.batch_id} for {h.destination} is held for a person: {h.reason} (study {h.study_instance_uid}):"
+        f" `examsend finalize --batch {h.batch_id}` sends what is here"
+        for h in result.held
+    ]
     return lines or ["nothing is complete: no batch to make READY"]
 
 
