@@ -163,6 +163,8 @@ def handshake(
     """
     secure: ssl.SSLSocket | None = None
     try:
+        # ``wrap_socket`` leaves its new socket open where the peer has reset the connection. This finds that before.
+        connection.getpeername()
         secure = wrap(connection)
         while True:
             check()

@@ -18,7 +18,7 @@ from examsend.commands import destination, expect
 from examsend.completion import archive
 from examsend.completion.archive import Answer, Asked
 from examsend.config.settings import Settings
-from examsend.db import engine, probe
+from examsend.db import due, engine
 from examsend.errors import UsageError
 from examsend.queue import questions
 from tests.helpers import add, cli, execute, one, rows
@@ -123,6 +123,11 @@ def _batch(database: engine.Database, study: str = STUDY, name: str = "pacs", in
         name=name,
         count=instances,
     )
+
+
+def _something_to_ask(database: engine.Database) -> bool:
+    """Return whether the idle check of ``finalize`` sees a question."""
+    return bool(one(database, f"SELECT count(*) FROM storage_backend_configs d WHERE {due.TO_ASK}"))
 
 
 # --- what is believed ---------------------------------------------------------------------------------------------------
@@ -266,16 +271,15 @@ def test_a_quiet_study_is_asked_about_until_the_answer_is_confirmed_and_all_is_h
     settings: Settings, database: engine.Database, pacs: Archive
 ) -> None:
     add(settings, "A@127.0.0.1:1", expect_from=pacs.address, quiet_seconds=9999.0, calling_aet="CALLER")
-    url = settings.database_url or ""
     pacs.held[STUDY] = 3
     _batch(database)
-    assert not probe.nothing_to_finalize(url)
+    assert _something_to_ask(database)
     assert [(a.instances, a.confirmed) for a in archive.ask_due(database)] == [(3, False)]
     assert pacs.callers == ["CALLER"]
-    assert probe.nothing_to_finalize(url)
+    assert not _something_to_ask(database)
     assert archive.ask_due(database) == []
     _later(database, 10)
-    assert not probe.nothing_to_finalize(url)
+    assert _something_to_ask(database)
     assert [(a.instances, a.confirmed) for a in archive.ask_due(database)] == [(3, True)]
     _later(database, 290)
     assert archive.ask_due(database) == []
@@ -289,7 +293,7 @@ def test_a_quiet_study_is_asked_about_until_the_answer_is_confirmed_and_all_is_h
     _later(database, 301)
     assert archive.ask_due(database) == []
     assert one(database, "SELECT ask_at = 'infinity' FROM exam_batches")
-    assert probe.nothing_to_finalize(url)
+    assert not _something_to_ask(database)
     assert len(pacs.questions) == 3
 
 

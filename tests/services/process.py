@@ -17,6 +17,13 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
 
+from examsend.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN
+from examsend.dimse import messages
+from examsend.dimse.contexts import Proposal
+from examsend.dimse.ended import Ended
+from examsend.dimse.requestor import Requestor
+from examsend.transfer import End, Peer
+
 MPPS = "1.2.840.10008.3.1.2.3.3"
 VERIFICATION = "1.2.840.10008.1.1"
 
@@ -111,17 +118,19 @@ def modality(
 
 def rejection(port: int, called: str = "EXAMSEND", calling: str = "CT1") -> tuple[int, int, int] | None:
     """Ask for an association; return result, source and reason of the A-ASSOCIATE-RJ, None where it is accepted."""
-    ae = AE(calling)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
-    ae.add_requested_context(VERIFICATION)
-    association = ae.associate("127.0.0.1", port, ae_title=called)
-    if association.is_established:
-        association.release()
-        return None
-    assert association.is_rejected
-    answer = association.acceptor.primitive
-    assert answer is not None
-    return answer.result, answer.result_source, answer.diagnostic
+    requestor = Requestor(Peer("127.0.0.1", port, called, calling), lambda: None)
+    try:
+        requestor.open([Proposal(1, VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN)])
+        requestor.release()
+    except Ended as ended:
+        assert ended.end is End.REJECTED, ended.sentence
+        assert ended.result is not None
+        assert ended.source is not None
+        assert ended.reason is not None
+        return ended.result, ended.source, ended.reason
+    finally:
+        requestor.close(messages.ABORT)
+    return None
 
 
 def status(answer: Dataset | tuple[Dataset, Dataset | None]) -> int:
