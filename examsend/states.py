@@ -82,6 +82,21 @@ class OnIncomplete(StrEnum):
     HOLD = "hold"
 
 
+class Rule(StrEnum):
+    """Why a study is complete."""
+
+    EXPECTED = "EXPECTED"
+    """All announced instances are here, and nothing else has come for the grace."""
+    REQUIRED_SERIES = "REQUIRED_SERIES"
+    """The series that the destination requires are here, and were quiet for their own period."""
+    QUIET = "QUIET"
+    """Nothing is known to be missing or to go on, and nothing has come for the quiet period."""
+    LONGEST_WAIT = "LONGEST_WAIT"
+    """Its batch is open for the longest wait."""
+    OPERATOR = "OPERATOR"
+    """Somebody said so."""
+
+
 class ExpectationSource(StrEnum):
     """The source of an announcement about a study."""
 

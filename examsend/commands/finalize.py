@@ -10,7 +10,7 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import Refused, UsageError
-from examsend.queue import batches, pending, views
+from examsend.queue import batches, evidence, pending, reasons, views
 from examsend.queue.batches import Completed
 from examsend.queue.lookup import named_batches
 from examsend.queue.views import BatchStatus
@@ -31,6 +31,16 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A batch that is incomplete after its longest wait, and is held for a person (``on_incomplete``)."""
+
+    batch_id: int
+    study_instance_uid: str
+    destination: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class FinalizeResult:
     """The result of ``finalize``: the batches that are READY now, or (dry run) would be."""
 
@@ -38,6 +48,13 @@ class FinalizeResult:
     waiting: tuple[BatchStatus, ...]
     """Dry run only: the other PENDING batches, and why they wait."""
     dry_run: bool
+    held: tuple[Held, ...] = ()
+    """Those that this pass found to be held for a person."""
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether a batch is held for a person."""
+        return bool(self.held)
 
 
 def run(
@@ -57,35 +74,56 @@ def run(
             return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:
             return database.run(_dry_run)
+        while database.run(lambda tx: evidence.look_at_changes(tx, _GROUP)):
+            pass
         ready: list[Ready] = []
+        held: list[Held] = []
         while True:
-            moved, more = database.run(_step)
-            ready += moved
-            if not more:
-                return FinalizeResult(tuple(ready), (), dry_run=False)
+            step = database.run(_step)
+            ready += step.ready
+            held += step.held
+            if not step.more:
+                return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held))
 
 
-def _complete(tx: Connection) -> tuple[list[Ready], list[Completed]]:
-    """Return one group of batches that are complete by a rule."""
-    found = [(c, reason) for c in pending.candidates(tx, _GROUP) if (reason := rules.completion_reason(c)) is not None]
-    return (
-        [Ready(c.batch_id, c.study_instance_uid, c.destination, reason) for c, reason in found],
-        [Completed(c.batch_id, c.last_instance_at, reason, rules.is_quiet(c)) for c, reason in found],
+@dataclass(frozen=True, slots=True)
+class _Step:
+    ready: list[Ready]
+    held: list[Held]
+    more: bool
+    """There may be more batches to look at."""
+
+
+def _step(tx: Connection) -> _Step:
+    """Look at one group of batches: make those READY that are complete, and write when to look at the others again."""
+    found = pending.candidates(tx, _GROUP)
+    decided = [(c, rules.decide(c)) for c in found]
+    complete = [(c, d) for c, d in decided if d.rule is not None]
+    moved = batches.finalize(
+        tx, [Completed(c.batch_id, c.last_instance_at, d.reason, d.by_silence) for c, d in complete]
+    )
+    left = pending.postpone(tx, [(c, d.look_in) for c, d in decided if d.rule is None])
+    others = evidence.look_at_others(tx, [c.batch_id for c in found if c.grown])
+    return _Step(
+        [Ready(c.batch_id, c.study_instance_uid, c.destination, d.reason) for c, d in complete if c.batch_id in moved],
+        [
+            Held(c.batch_id, c.study_instance_uid, c.destination, reasons.lacking(c.evidence))
+            for c, d in decided
+            if d.held and c.batch_id in left
+        ],
+        others or (len(found) == _GROUP and bool(moved or left)),
     )
 
 
-def _step(tx: Connection) -> tuple[list[Ready], bool]:
-    """Make one group of batches READY; return these batches, and whether there may be more."""
-    ready, completed = _complete(tx)
-    moved = batches.finalize(tx, completed)
-    return [r for r in ready if r.batch_id in moved], len(completed) == _GROUP and bool(moved)
-
-
 def _dry_run(tx: Connection) -> FinalizeResult:
-    ready, _ = _complete(tx)
+    looking = tx.begin_nested()
+    evidence.look_at_changes(tx, _GROUP)
+    found = [(c, d) for c in pending.candidates(tx, _GROUP) if (d := rules.decide(c)).rule is not None]
+    looking.rollback()
+    ready = tuple(Ready(c.batch_id, c.study_instance_uid, c.destination, d.reason) for c, d in found)
     ids = {r.batch_id for r in ready}
     others = views.batches(tx, state=BatchState.PENDING, limit=_GROUP)
-    return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
+    return FinalizeResult(ready, tuple(b for b in others if b.id not in ids), dry_run=True)
 
 
 def _named(
@@ -105,11 +143,16 @@ def _named(
         if BatchState.PENDING not in states:
             raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
     waiting = [b for b in found if b.status is BatchState.PENDING]
-    reason = rules.by_operator(by)
-    ready = tuple(Ready(b.batch_id, b.study_instance_uid, b.destination, reason) for b in waiting)
+    known = evidence.gather(tx, [b.batch_id for b in waiting])
+    ready = tuple(
+        Ready(b.batch_id, b.study_instance_uid, b.destination, rules.by_operator(by, known.get(b.batch_id)))
+        for b in waiting
+    )
     if dry_run:
         return FinalizeResult(ready, (), dry_run)
-    moved = batches.finalize(tx, [Completed(b.batch_id, b.last_instance_at, reason) for b in waiting])
+    moved = batches.finalize(
+        tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
+    )
     left = [b.batch_id for b in waiting if b.batch_id not in moved]
     if left:
         raise Refused(f"batch {left[0]} has just received another instance: check it, then finalize it again")

@@ -53,3 +53,11 @@ def missing(required: Iterable[Required], here: Iterable[tuple[str | None, str |
         elif not any(fnmatch.fnmatchcase(description, one.pattern) for _, description in series):
             left.append(f"series {one.pattern!r}")
     return left
+
+
+def parse_stored(value: str | None) -> tuple[Required, ...]:
+    """Given the text in a destination's row, return the requirements; none where it is not set, or was written by hand wrongly."""
+    try:
+        return parse(value) if value else ()
+    except ValueError:
+        return ()

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 NOW = "statement_timestamp()"
 
-_QUIET_SINCE = f"{NOW} - make_interval(secs => d.quiet_seconds)"
+TO_CHECK = f"b.check_at <= {NOW}"
+"""``finalize`` looks at a PENDING batch."""
 
-QUIET = f"b.last_instance_at <= {_QUIET_SINCE} AND (b.ingesting_until IS NULL OR b.ingesting_until <= {_QUIET_SINCE})"
-"""A PENDING batch has had no new instance for the quiet period, and no ingest that has seen its study runs or did."""
 
-WAITED_LONGEST = f"b.created_at <= {NOW} - make_interval(secs => d.longest_wait_seconds)"
-"""A PENDING batch has been open for the longest wait."""
+def soon(destination: str) -> str:
+    """Given the expression of a destination's id, return when ``finalize`` looks at a batch for which instances have just
+    arrived: no rule is met earlier."""
+    return (
+        "clock_timestamp() + (SELECT make_interval(secs => least(d.grace_seconds, d.quiet_seconds, d.longest_wait_seconds,"
+        " CASE WHEN d.required_series IS NOT NULL THEN d.series_quiet_seconds END))"
+        f" FROM storage_backend_configs d WHERE d.id = {destination})"
+    )
+
+
+LOOK_SOON = f"least(b.check_at, {soon('b.destination_id')})"
+"""When ``finalize`` looks at a batch next that instances have just arrived for."""
 
 SENDABLE = f"d.enabled AND (d.held_until IS NULL OR d.held_until <= {NOW})"
 """A destination is enabled and not held."""
@@ -61,10 +70,9 @@ def _for_earliest(condition: str, column: str, state: str) -> str:
 
 TO_FINALIZE = (
     "EXISTS (SELECT 1 FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'PENDING'"
-    f" AND {QUIET} ORDER BY b.last_instance_at LIMIT 1)"
-    f" OR {_for_earliest(WAITED_LONGEST, 'created_at', 'PENDING')}"
+    f" AND {TO_CHECK} ORDER BY b.check_at LIMIT 1) OR EXISTS (SELECT 1 FROM study_expectations e WHERE e.changed)"
 )
-"""A destination has a batch that ``examsend finalize`` would make READY."""
+"""``examsend finalize`` would look at a batch of a destination, or at an announcement."""
 
 TO_SEND = (
     f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_for_earliest(EXPIRED, 'ready_at', 'READY')}"

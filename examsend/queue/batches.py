@@ -44,8 +44,8 @@ _UNCLAIMED = "attempt_id = NULL, lease_expires_at = NULL, claimed_by = NULL"
 
 # --- open, grow, re-open ----------------------------------------------------------------------------------------------
 
-_TOUCH = text("""
-    UPDATE exam_batches b SET last_instance_at = clock_timestamp()
+_TOUCH = text(f"""
+    UPDATE exam_batches b SET last_instance_at = clock_timestamp(), grown = true, check_at = {due.LOOK_SOON}
     FROM unnest(CAST(:studies AS text[]), CAST(:destinations AS bigint[])) w (study, destination)
     WHERE b.study_instance_uid = w.study AND b.destination_id = w.destination AND b.status = 'PENDING'
     RETURNING b.id, b.study_instance_uid, b.destination_id
@@ -53,7 +53,7 @@ _TOUCH = text("""
 
 _REOPEN = text("""
     UPDATE exam_batches b
-    SET status = 'PENDING', last_instance_at = clock_timestamp(),
+    SET status = 'PENDING', last_instance_at = clock_timestamp(), grown = true, check_at = clock_timestamp(),
         ready_at = NULL, ready_reason = NULL, next_attempt_at = NULL
     FROM (SELECT DISTINCT ON (r.study_instance_uid, r.destination_id) r.id
           FROM exam_batches r
@@ -66,15 +66,15 @@ _REOPEN = text("""
     RETURNING b.id, b.study_instance_uid, b.destination_id
 """)
 
-_OPEN = text("""
-    INSERT INTO exam_batches AS b (study_instance_uid, destination_id, follows_batch_id)
-    SELECT w.study, w.destination,
+_OPEN = text(f"""
+    INSERT INTO exam_batches AS b (study_instance_uid, destination_id, check_at, follows_batch_id)
+    SELECT w.study, w.destination, {due.soon("w.destination")},
            (SELECT max(e.id) FROM exam_batches e
             WHERE e.study_instance_uid = w.study AND e.destination_id = w.destination AND e.status <> 'PENDING')
     FROM unnest(CAST(:studies AS text[]), CAST(:destinations AS bigint[])) w (study, destination)
     ORDER BY w.study, w.destination
     ON CONFLICT (study_instance_uid, destination_id) WHERE status = 'PENDING'
-    DO UPDATE SET last_instance_at = clock_timestamp()
+    DO UPDATE SET last_instance_at = clock_timestamp(), grown = true, check_at = {due.LOOK_SOON}
     RETURNING b.id, b.study_instance_uid, b.destination_id, (xmax = 0) AS opened, b.follows_batch_id
 """)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, text
 
+from examsend.db import due
+
 # A row that another transaction has locked is passed over: who registers instances renews it anyway, and nobody waits here
 # for rows in another order than they do.
 _SET = text("""
@@ -20,8 +22,8 @@ _SET = text("""
 """)
 
 # Another ingest may hold the same batch: its next renewal sets a later time again.
-_LET_GO = text("""
-    UPDATE exam_batches b SET ingesting_until = clock_timestamp()
+_LET_GO = text(f"""
+    UPDATE exam_batches b SET ingesting_until = clock_timestamp(), check_at = {due.LOOK_SOON}
     WHERE b.id IN (SELECT l.id FROM exam_batches l WHERE l.id = ANY(CAST(:ids AS bigint[])) AND l.status = 'PENDING'
                    ORDER BY l.id FOR NO KEY UPDATE SKIP LOCKED)
 """)

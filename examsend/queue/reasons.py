@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from examsend import outcomes
 from examsend.db import due
-from examsend.states import BatchState
+from examsend.queue import waits
+from examsend.queue.evidence import Evidence
+from examsend.queue.waits import Waits
+from examsend.states import BatchState, OnIncomplete, Rule
 
 WAITS = f"""
-    extract(epoch FROM greatest(b.last_instance_at, b.ingesting_until) - {due.NOW})::float + d.quiet_seconds AS quiet_in,
-    extract(epoch FROM b.created_at - {due.NOW})::float + d.longest_wait_seconds AS longest_in,
+    {waits.COLUMNS},
     extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
     CASE WHEN b.status = 'READY' THEN {due.WAITS_FOR} END AS waits_for,
@@ -25,14 +27,15 @@ that goes first."""
 class StateFacts:
     """What the sentence about a batch depends on. Times in seconds from now; None if they do not apply."""
 
+    id: int
     status: BatchState
     instances: int
     stored: int
     enabled: bool
     held_reason: str | None
     held_for: float | None
-    quiet_in: float
-    longest_in: float
+    waits: Waits
+    evidence: Evidence
     due_in: float | None
     waits_for: int | None
     """READY: the batch of the same study that goes first."""
@@ -56,7 +59,14 @@ class StateFacts:
 
 def state_reason(batch: StateFacts) -> str | None:
     """Return why a batch is in its state, and what is to know about its instances; None for a SENT batch without warnings."""
-    return "; ".join(part for part in (_reason(batch), *_versions(batch)) if part) or None
+    return "; ".join(part for part in (_reason(batch), _never_came(batch), *_versions(batch)) if part) or None
+
+
+def _never_came(batch: StateFacts) -> str:
+    """Return what is known to be missing of a study whose batch has left PENDING."""
+    if batch.status is BatchState.PENDING:
+        return ""
+    return lacking(batch.evidence)
 
 
 def _versions(batch: StateFacts) -> Iterator[str]:
@@ -83,12 +93,83 @@ def _reason(batch: StateFacts) -> str | None:
 
 
 def _pending(batch: StateFacts) -> str:
-    wait = min(batch.quiet_in, batch.longest_in)
-    if wait <= 0:
+    found, times = batch.evidence, batch.waits
+    if not found.deliverable:
+        return f"recorded and not sent: the late policy is never; `examsend finalize --batch {batch.id}` sends it"
+    if found.incomplete:
+        return "; ".join(filter(None, (_progress(found), _ended(found), _goes_anyway(batch))))
+    rule, left = times.first_rule(found)
+    if min(left, times.longest_in) <= 0:
         return "complete: goes with the next finalize"
-    if batch.longest_in < batch.quiet_in:
-        return f"longest wait ends in {span(batch.longest_in)}"
-    return f"quiet in {span(batch.quiet_in)}, goes in {span(batch.longest_in)} at the latest"
+    hint = f"the files say {found.hint} instances, {found.here} are here; " if (found.hint or 0) > found.here else ""
+    if times.longest_in < left:
+        return f"{hint}longest wait ends in {span(times.longest_in)}"
+    if rule is Rule.EXPECTED:
+        return f"{all_here(found)}; goes in {span(left)}"
+    what = "required series are here, quiet" if rule is Rule.REQUIRED_SERIES else "quiet"
+    return f"{hint}{what} in {span(left)}, goes in {span(times.longest_in)} at the latest"
+
+
+def _goes_anyway(batch: StateFacts) -> str:
+    holds = batch.waits.on_incomplete is OnIncomplete.HOLD
+    if batch.waits.longest_in > 0:
+        return f"{'held for a person' if holds else 'goes anyway'} in {span(batch.waits.longest_in)}"
+    if holds:
+        return f"held for a person: `examsend finalize --batch {batch.id}` sends what is here"
+    return "goes anyway with the next finalize"
+
+
+def _ended(found: Evidence) -> str:
+    if found.open_steps or found.ended_ago is None:
+        return ""
+    return f"MPPS ended {span(found.ended_ago)} ago"
+
+
+def _progress(found: Evidence) -> str:
+    """Return how many of the announced instances are here, and what is missing or goes on."""
+    parts = []
+    if found.announced:
+        here = f"{found.announced - found.missing_count} of {found.announced} announced instances here"
+        parts.append(here + (f", missing {_of_series(found)}" if found.missing else ""))
+    elif found.missing_count:
+        parts.append(f"{found.here} of {found.here + found.missing_count} announced instances here")
+    return "; ".join([*parts, *_others(found)])
+
+
+def _of_series(found: Evidence) -> str:
+    shown = [f"{n} of series {_short(uid)}" if uid else f"{n}" for uid, n in found.missing[:3]]
+    more = sum(n for _, n in found.missing[3:])
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _others(found: Evidence) -> Iterator[str]:
+    """Yield what is known to be missing or to go on, besides announced instances."""
+    if found.bare_missing:
+        yield f"nothing here of announced series {', '.join(map(_short, found.bare_missing[:3]))}"
+    if found.required_missing:
+        yield f"required and not here: {', '.join(found.required_missing[:3])}"
+    if found.open_steps:
+        yield "MPPS in progress" if found.open_steps == 1 else f"{found.open_steps} MPPS in progress"
+
+
+def lacking(found: Evidence) -> str:
+    """Return what is known to be missing of a study, or to go on; empty where nothing is."""
+    parts = []
+    if found.announced and found.missing:
+        parts.append(f"{found.missing_count} of {found.announced} announced instances missing: {_of_series(found)}")
+    elif found.missing_count:
+        parts.append(f"{found.missing_count} of {found.here + found.missing_count} announced instances missing")
+    return "; ".join([*parts, *_others(found)])
+
+
+def all_here(found: Evidence) -> str:
+    """Return that all announced instances are here, and who announced them."""
+    return f"all {found.announced or found.wanted} announced instances are here ({found.sources})"
+
+
+def _short(uid: str) -> str:
+    """Return the end of a UID, by which people tell the series of a study apart."""
+    return "..." + uid.rsplit(".", 1)[-1][-12:]
 
 
 def _ready(batch: StateFacts) -> str:

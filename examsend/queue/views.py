@@ -11,8 +11,11 @@ from sqlalchemy import Connection, text
 
 from examsend import outcomes
 from examsend.db.due import NOW
+from examsend.queue import evidence
+from examsend.queue.evidence import Evidence
 from examsend.queue.files import from_text
 from examsend.queue.reasons import WAITS, StateFacts, disabled, held, state_reason
+from examsend.queue.waits import Waits
 from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, sql_list
 
 # Unfinished batches are found by partial indexes and SENT ones by the time they finished, so that the cost does not grow with
@@ -176,7 +179,7 @@ class AttemptStatus:
     async_window: int | None
 
 
-def _batch(row: Any) -> BatchStatus:
+def _batch(row: Any, found: Evidence) -> BatchStatus:
     return BatchStatus(
         row.id,
         row.study_instance_uid,
@@ -190,7 +193,7 @@ def _batch(row: Any) -> BatchStatus:
         row.replaced,
         int(row.total_bytes),
         row.attempt_count,
-        state_reason(_state_facts(row)),
+        state_reason(_state_facts(row, found)),
         row.created_at,
         row.finished_at,
         row.ready_at,
@@ -200,16 +203,17 @@ def _batch(row: Any) -> BatchStatus:
     )
 
 
-def _state_facts(row: Any) -> StateFacts:
+def _state_facts(row: Any, found: Evidence) -> StateFacts:
     return StateFacts(
+        id=row.id,
         status=BatchState(row.status),
         instances=row.instances,
         stored=row.stored,
         enabled=row.enabled,
         held_reason=row.held_reason,
         held_for=row.held_for,
-        quiet_in=row.quiet_in,
-        longest_in=row.longest_in,
+        waits=Waits.of(row),
+        evidence=found,
         due_in=row.due_in,
         waits_for=row.waits_for,
         follows=row.follows_batch_id,
@@ -259,7 +263,9 @@ def batches(
         "recent": RECENT,
         "limit": limit,
     }
-    return [_batch(row) for row in tx.execute(_BATCHES, values)]
+    found = tx.execute(_BATCHES, values).all()
+    known = evidence.gather(tx, [row.id for row in found])
+    return [_batch(row, known.get(row.id, Evidence())) for row in found]
 
 
 def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:

@@ -13,7 +13,7 @@ from examsend.commands.db import SchemaResult
 from examsend.commands.destination import Changed, Destinations, Echoed, Shown
 from examsend.commands.expect import Expected, ExpectResult
 from examsend.commands.finalize import FinalizeResult
-from examsend.commands.ingest import IngestResult
+from examsend.commands.ingest import IngestResult, Late
 from examsend.commands.listen import ListenResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
@@ -25,6 +25,7 @@ from examsend.queue.views import BatchStatus
 from examsend.report.layout import byte_size, console, first_lines, local_time, plural, table
 from examsend.report.terminal import clean
 from examsend.senders.base import Capabilities
+from examsend.states import LatePolicy
 
 
 def to_console(result: object) -> None:
@@ -56,6 +57,8 @@ def _ingest(result: IngestResult) -> list[Any]:
         f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
         for name in result.removed
     ]
+    lines += first_lines([f"warning: {sentence}" for sentence in result.left_out])
+    lines += [_late(late) for late in result.late if late.policy is not LatePolicy.NEW_ONLY]
     lines += first_lines([f"gone, not listed as rejected any more: {path}" for path in result.gone])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
@@ -63,6 +66,13 @@ def _ingest(result: IngestResult) -> list[Any]:
         f" for {', '.join(result.destinations)}; {byte_size(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
     return lines
+
+
+def _late(late: Late) -> str:
+    what = f"{plural(late.instances, 'instance')} for {late.destination} came late"
+    if late.policy is LatePolicy.NEVER:
+        return f"{what}: recorded and not sent (late policy never)"
+    return f"{what}: the whole study goes again (late policy {late.policy})"
 
 
 @rendered.register
@@ -82,6 +92,11 @@ def _finalize(result: FinalizeResult) -> list[Any]:
     lines += [
         f"batch {w.id} waits for {w.destination}: {plural(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
         for w in result.waiting
+    ]
+    lines += [
+        f"batch {h.batch_id} for {h.destination} is held for a person: {h.reason} (study {h.study_instance_uid}):"
+        f" `examsend finalize --batch {h.batch_id}` sends what is here"
+        for h in result.held
     ]
     return lines or ["nothing is complete: no batch to make READY"]
 

@@ -19,7 +19,7 @@ INSTALLED = Path(sys.executable).with_name("examsend")
 """The command as it is installed."""
 
 _BATCHES = {
-    "PENDING": "last_instance_at, created_at",
+    "PENDING": "last_instance_at, created_at, check_at",
     "READY": "ready_at, next_attempt_at",
     "SENDING": "ready_at, attempt_id, lease_expires_at, attempt_count",
     "SENT": "ready_at, finished_at",
@@ -51,11 +51,11 @@ _PAST = "now() - interval '1 h'"
 @pytest.mark.parametrize(
     ("destination", "state", "values", "finalizes", "sends"),
     [
-        ({}, "PENDING", "now(), now()", False, False),
-        ({}, "PENDING", f"{_PAST}, {_PAST}", True, False),
-        ({"quiet_seconds": "9999", "longest_wait_seconds": "60"}, "PENDING", f"now(), {_PAST}", True, False),
-        ({"enabled": "false"}, "PENDING", f"{_PAST}, {_PAST}", True, False),
-        ({"removed_at": "now()", "enabled": "false"}, "PENDING", f"{_PAST}, {_PAST}", False, False),
+        ({}, "PENDING", f"now(), now(), {_FUTURE}", False, False),
+        ({}, "PENDING", f"{_PAST}, {_PAST}, {_PAST}", True, False),
+        ({"quiet_seconds": "9999", "longest_wait_seconds": "60"}, "PENDING", f"now(), {_PAST}, {_PAST}", True, False),
+        ({"enabled": "false"}, "PENDING", f"{_PAST}, {_PAST}, {_PAST}", True, False),
+        ({"removed_at": "now()", "enabled": "false"}, "PENDING", f"{_PAST}, {_PAST}, {_PAST}", False, False),
         ({}, "READY", f"now(), {_PAST}", False, True),
         ({}, "READY", f"now(), {_FUTURE}", False, False),
         ({"held_until": _FUTURE}, "READY", f"now(), {_PAST}", False, False),
@@ -139,7 +139,7 @@ def test_an_idle_pass_imports_no_large_package_and_prints_nothing(
 ) -> None:
     """There is a destination with a PENDING study, a held one with READY batches, and a removed one."""
     _destination(database, quiet_seconds="9999")
-    _batch(database, "PENDING", "now(), now()")
+    _batch(database, "PENDING", f"now(), now(), {_FUTURE}")
     execute(
         database,
         "INSERT INTO storage_backend_configs (name, host, port, called_aet, sender, held_until, held_reason)"
