@@ -297,6 +297,21 @@ def test_a_quiet_study_is_asked_about_until_the_answer_is_confirmed_and_all_is_h
     assert len(pacs.questions) == 3
 
 
+def test_an_archive_that_is_still_receiving_is_not_believed(
+    settings: Settings, database: engine.Database, pacs: Archive
+) -> None:
+    pacs.lists = False
+    add(settings, "A@127.0.0.1:1", expect_from=pacs.address)
+    _batch(database)
+    answers = []
+    for held in (10, 20, 40, 40):
+        pacs.held[STUDY] = held
+        answers += [(a.instances, a.confirmed) for a in archive.ask_due(database)]
+        _later(database, 10)
+    assert answers == [(10, False), (20, False), (40, False), (40, True)]
+    assert one(database, "SELECT count(*) FROM expected_instances") == 0
+
+
 def test_a_study_that_is_still_arriving_or_has_no_archive_is_not_asked_about(
     settings: Settings, database: engine.Database, pacs: Archive
 ) -> None:
