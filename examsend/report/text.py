@@ -18,6 +18,7 @@ from examsend.commands.listen import ListenResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
 from examsend.commands.status import StatusResult
+from examsend.completion.archive import Asked
 from examsend.config.destination import label
 from examsend.delivery.delivery import Delivered
 from examsend.queue.destination import Destination
@@ -147,6 +148,7 @@ def _retry(result: RetryResult) -> list[Any]:
 @rendered.register
 def _expect(result: ExpectResult) -> list[Any]:
     lines: list[Any] = [_expected(e) for e in result.expected]
+    lines += [_asked(a) for a in result.asked]
     lines += [
         f"study {f.study_instance_uid}: forgotten what is announced by {', '.join(dict.fromkeys(f.sources))}"
         for f in result.forgotten
@@ -159,6 +161,15 @@ def _expected(e: Expected) -> str:
     what += f" in {plural(e.series, 'series', 'series')}" if e.series else ""
     here = ", ".join(f"{count} here for {name}" for name, count in e.here.items()) or "none is here yet"
     return f"study {e.study_instance_uid}: {what} announced ({e.source}); {here}"
+
+
+def _asked(a: Asked) -> str:
+    if a.failure:
+        return f"study {a.study_instance_uid}: no answer from {a.archive}: {a.failure}"
+    if not a.instances:
+        return f"study {a.study_instance_uid}: {a.archive} does not know it"
+    believed = "" if a.confirmed else "; believed once it answers the same again, 10 s or more later"
+    return f"study {a.study_instance_uid}: {a.archive} has {plural(a.instances, 'instance')}{believed}"
 
 
 @rendered.register

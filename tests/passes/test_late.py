@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from examsend.commands import destination, ingest, retry, send
+from examsend.commands import destination, finalize, ingest, retry, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
@@ -139,6 +139,20 @@ def test_under_never_a_late_instance_is_recorded_and_not_sent(
     assert _outcomes(database, study) == [("SENT", {"STORED": 1}), ("PENDING", {"NOT_SENT": 1})]
     assert ingest.run(settings, [study.drop]).known == 2, "what is not sent is known"
     assert _shas(peer) == [study.sha256(1)]
+
+
+def test_a_batch_with_nothing_to_send_stays_pending(
+    settings: Settings, database: engine.Database, study: Study, peer: Peer
+) -> None:
+    add(settings, peer.address, late_policy="never")
+    study.write(1)
+    _go(settings, database, study)
+    study.write(2)
+    ingest.run(settings, [study.drop])
+    for _ in range(2):
+        assert finalize.run(settings).ready == ()
+        send.run(settings)
+    assert _outcomes(database, study) == [("SENT", {"STORED": 1}), ("PENDING", {"NOT_SENT": 1})]
 
 
 def test_an_operator_can_send_what_was_recorded(
