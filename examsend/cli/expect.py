@@ -36,6 +36,15 @@ def register(app: typer.Typer) -> None:
                 help="Studies and their instances: CSV, a Key Object Selection document or a DICOMDIR; - is stdin.",
             ),
         ] = None,
+        archive: Annotated[
+            str | None,
+            typer.Option(
+                "--from",
+                metavar="ARCHIVE",
+                help="Ask this archive what it has: AET@HOST:PORT, or a destination's name. Two equal answers are believed.",
+            ),
+        ] = None,
+        wait: Annotated[bool, typer.Option("--wait", help="Ask the archive again after 10 s.")] = False,
         forget: Annotated[bool, typer.Option("--forget", help="Withdraw what is announced of the study.")] = False,
     ) -> object:
         """Announce which instances a study has, or how many. It is complete once they are here."""
@@ -47,5 +56,7 @@ def register(app: typer.Typer) -> None:
             count=count,
             instances=instances,
             manifest_file=manifest,
+            archive=archive,
+            wait=wait,
             forget=forget,
         )

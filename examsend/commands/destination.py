@@ -14,6 +14,7 @@ from examsend.config.files import NotReadable
 from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
+from examsend.errors import UsageError
 from examsend.queue.destination import (
     Destination,
     add_destination,
@@ -75,7 +76,7 @@ def add(settings: Settings, name: str, address: str, values: Mapping[str, object
     check_lease(wanted, settings.lease)
 
     def work(tx: Connection) -> tuple[Destination, tuple[str, ...]]:
-        made = add_destination(tx, name, wanted)
+        made = add_destination(tx, name, _with_archive(tx, wanted))
         return made, _inspect(made, wanted)
 
     with access.opened(settings) as database:
@@ -91,8 +92,22 @@ def change(settings: Settings, name: str, address: str | None, values: Mapping[s
         wanted |= parse_address(address)
     check_lease(wanted, settings.lease)
     with access.opened(settings) as database:
-        warnings = database.run(lambda tx: _inspect(change_destination(tx, name, wanted), wanted))
+        warnings = database.run(lambda tx: _inspect(change_destination(tx, name, _with_archive(tx, wanted)), wanted))
     return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed", warnings)
+
+
+def _with_archive(tx: Connection, wanted: Mapping[str, object]) -> Mapping[str, object]:
+    """Check the archive to ask: an address, or a destination that there is. Raises UsageError."""
+    archive = wanted.get("expect_from")
+    if not isinstance(archive, str):
+        return wanted
+    # Imported only if it is set: it imports what talks to a peer.
+    from examsend.completion.archive import canonical
+
+    try:
+        return {**wanted, "expect_from": canonical(tx, archive)}
+    except UsageError as error:
+        raise UsageError(f"--expect-from is AET@HOST:PORT or a destination: {error}") from None
 
 
 def _inspect(destination: Destination, wanted: Mapping[str, object]) -> tuple[str, ...]:

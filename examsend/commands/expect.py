@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from examsend.completion import archive as archives
 from examsend.completion import manifest
+from examsend.completion.archive import Asked
 from examsend.completion.manifest import Announcement
 from examsend.config.settings import Settings
 from examsend.db import access
@@ -14,6 +17,10 @@ from examsend.dicom.uids import is_uid
 from examsend.errors import UsageError
 from examsend.queue import announcements
 from examsend.states import ExpectationSource
+from examsend.transfer import Peer
+
+_CALLING_AET = "EXAMSEND"
+"""Of an association with an archive that is no destination: the default of a destination."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,13 @@ class ExpectResult:
 
     expected: tuple[Expected, ...] = ()
     forgotten: tuple[Forgotten, ...] = ()
+    asked: tuple[Asked, ...] = ()
+    """What an archive has answered, by study."""
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether an archive did not answer."""
+        return any(a.failure for a in self.asked)
 
 
 def run(
@@ -53,9 +67,12 @@ def run(
     count: int | None = None,
     instances: str | None = None,
     manifest_file: str | None = None,
+    archive: str | None = None,
+    wait: bool = False,
     forget: bool = False,
 ) -> ExpectResult:
-    """Announce what studies consist of, by a count, a list of SOP Instance UIDs or a manifest; or ``forget`` what is announced.
+    """Announce what studies consist of, by a count, a list of SOP Instance UIDs, a manifest, or the answer of an archive;
+    or ``forget`` what is announced. ``wait``: ask the archive again for the answer that confirms its first one.
 
     All is announced, or nothing. A study that has no batch yet is announced before it arrives. Raises UsageError.
     """
@@ -68,14 +85,17 @@ def run(
             ("--count", count),
             ("--instances", instances),
             ("--manifest", manifest_file),
+            ("--from", archive),
             ("--forget", forget or None),
         )
         if value is not None
     ]
     if len(given) != 1:
         raise UsageError(
-            f"give one of --count, --instances, --manifest and --forget, not {' and '.join(given) or 'none'}"
+            f"give one of --count, --instances, --manifest, --from and --forget, not {' and '.join(given) or 'none'}"
         )
+    if wait and archive is None:
+        raise UsageError("--wait waits for the second answer of an archive: add --from")
     if manifest_file is not None:
         if studies:
             raise UsageError("a manifest names its studies itself: --manifest goes without --study")
@@ -84,6 +104,8 @@ def run(
         raise UsageError(f"{given[0]} of which study? Add --study")
     elif forget:
         return _forget(settings, studies)
+    elif archive is not None:
+        return _ask(settings, studies, archive, wait=wait)
     elif len(studies) > 1:
         raise UsageError(f"{given[0]} is about one study: give --study once")
     elif instances is not None:
@@ -102,6 +124,24 @@ def _announce(tx: Connection, announcement: Announcement) -> Expected:
     here = announcements.here(tx, expectation, study, named=named > 0)
     known = sum(1 for s in series if s.series_instance_uid)
     return Expected(study, source, named or count, known, here)
+
+
+def _ask(settings: Settings, studies: Sequence[str], text: str, *, wait: bool) -> ExpectResult:
+    """Ask an archive about studies, and again about those whose answer is not confirmed, if ``wait``."""
+    with access.opened(settings) as database:
+
+        def found(tx: Connection) -> tuple[str, Peer]:
+            name = archives.canonical(tx, text)
+            return name, archives.peer_of(tx, name, _CALLING_AET)
+
+        name, peer = database.run(found)
+        asked = {study: archives.record(database, study, name, archives.ask(peer, study)) for study in studies}
+        again = [study for study, answer in asked.items() if not answer.confirmed and not answer.failure]
+        if wait and again:
+            time.sleep(archives.APART + 0.1)
+            for study in again:
+                asked[study] = archives.record(database, study, name, archives.ask(peer, study))
+        return ExpectResult(asked=tuple(asked.values()))
 
 
 def _forget(settings: Settings, studies: Sequence[str]) -> ExpectResult:

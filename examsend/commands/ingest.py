@@ -13,6 +13,16 @@ from examsend.errors import Interrupted
 from examsend.intake.directory import root_of
 from examsend.intake.intake import Intake, Noted, Progress
 from examsend.queue.destination import routed_destinations
+from examsend.states import LatePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Instances that arrived for a destination after their study was attempted there."""
+
+    destination: str
+    policy: LatePolicy
+    instances: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,12 @@ class IngestResult:
     seconds: float
     removed: tuple[str, ...] = ()
     """Destinations that were removed during the pass. The files are registered for the others."""
+    not_sent: int = 0
+    """New files that are recorded and not sent, because of the late policy ``never`` of a destination."""
+    late: tuple[Late, ...] = ()
+    """Late instances, by destination and policy."""
+    left_out: tuple[str, ...] = ()
+    """Sentences about batches with a whole study of which instances are not sent again, because their files are gone."""
 
     @property
     def needs_person(self) -> bool:
@@ -103,6 +119,12 @@ def run(
         destinations=tuple(d.name for d in routed if d.name not in counts.removed),
         seconds=time.monotonic() - began,
         removed=tuple(counts.removed),
+        not_sent=counts.not_sent,
+        late=tuple(Late(name, policy, n) for (name, policy), n in sorted(counts.late.items())),
+        left_out=tuple(
+            f"batch {batch}: {left.instances} of {left.of} instances are not sent again: their files are gone"
+            for batch, left in intake.left_out.items()
+        ),
     )
 
 

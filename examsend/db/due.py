@@ -68,11 +68,15 @@ def _for_earliest(condition: str, column: str, state: str) -> str:
     return condition.replace(f"b.{column}", _earliest(column, state))
 
 
+TO_ASK = f"d.expect_from IS NOT NULL AND {_earliest('ask_at', 'PENDING')} <= {NOW}"
+"""A destination has a batch of which ``finalize`` looks whether the archive is to be asked about it."""
+
 TO_FINALIZE = (
     "EXISTS (SELECT 1 FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'PENDING'"
     f" AND {TO_CHECK} ORDER BY b.check_at LIMIT 1) OR EXISTS (SELECT 1 FROM study_expectations e WHERE e.changed)"
+    f" OR {TO_ASK}"
 )
-"""``examsend finalize`` would look at a batch of a destination, or at an announcement."""
+"""``examsend finalize`` would look at a batch of a destination, or at an announcement, or whether an archive is to be asked."""
 
 TO_SEND = (
     f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_for_earliest(EXPIRED, 'ready_at', 'READY')}"

@@ -19,6 +19,9 @@ _N_SERVICE = 0x0100
 _CANCEL = 0x0FFF
 _NO_DATA_SET = 0x0101
 
+_MOST_EMPTY = 1000
+"""Values without data, and C-CANCEL-RQs, before one request is complete. A peer could otherwise keep a processor busy with them."""
+
 _LONGEST_UID = 64
 _LONGEST_COMMENT = 64
 """Characters of a value of type LO (PS3.5 6.2)."""
@@ -82,6 +85,8 @@ class RequestReader:
         """Of the message that is not complete; None: none has begun."""
         self._command: dict[int, bytes] | None = None
         """Its fields, once its command set is complete: the data set is next."""
+        self._empty = 0
+        """Values that brought no request closer to its end, since the last one was complete."""
         self._values: Iterator[tuple[int, int, memoryview]] = iter(())
 
     @property
@@ -105,6 +110,8 @@ class RequestReader:
             if self._context_id is not None and context_id != self._context_id:
                 raise protocol_error("a message in two presentation contexts")
             self._context_id = context_id
+            if not value:
+                self._count_empty()
             if control & messages.COMMAND:
                 found = self._add_command(context_id, value, last=bool(control & messages.LAST))
             else:
@@ -132,6 +139,7 @@ class RequestReader:
             if data_set != _NO_DATA_SET:
                 raise protocol_error("a C-CANCEL-RQ with a data set")
             # Each request is answered before the next is read: what it cancels is over, and it has no response (PS3.7 9.3.2.3).
+            self._count_empty()
             self._context_id = None
             return None
         if command & _RESPONSE:
@@ -149,10 +157,15 @@ class RequestReader:
             raise protocol_error(f"a data set of more than {self._longest} bytes")
         return self._complete(context_id, bytes(self._data)) if last else None
 
+    def _count_empty(self) -> None:
+        self._empty += 1
+        if self._empty > _MOST_EMPTY:
+            raise protocol_error(f"more than {_MOST_EMPTY} values or messages that mean nothing")
+
     def _complete(self, context_id: int, data: bytes | None) -> Request:
         fields = self._command
         assert fields is not None
-        self._command, self._context_id, self._data = None, None, bytearray()
+        self._command, self._context_id, self._data, self._empty = None, None, bytearray(), 0
         return Request(
             context_id,
             self._contexts[context_id].abstract_syntax,

@@ -1,10 +1,10 @@
-"""Encode and decode messages: P-DATA-TF (PS3.8 9.3.5), C-STORE (PS3.7 9.3.1) and C-ECHO (PS3.7 9.3.5)."""
+"""Encode and decode messages: P-DATA-TF (PS3.8 9.3.5), C-STORE (PS3.7 9.3.1), C-FIND (9.3.2), C-ECHO (9.3.5)."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examsend.dimse.ended import INVALID_PARAMETER, protocol_error
 from examsend.transfer import Item
@@ -64,6 +64,17 @@ def echo_request(message_id: int, sop_class_uid: str) -> bytes:
     )
 
 
+def find_request(message_id: int, sop_class_uid: str) -> bytes:
+    """Return the command set of a C-FIND-RQ with an identifier, in Implicit VR Little Endian (PS3.7 9.3.2.1)."""
+    return command_set(
+        element_of(0x0002, _uid(sop_class_uid)),
+        element_of(0x0100, b"\x20\x00"),
+        element_of(0x0110, struct.pack("<H", message_id)),
+        element_of(0x0700, b"\x00\x00"),
+        element_of(0x0800, b"\x01\x00"),
+    )
+
+
 def command_set(*elements: bytes) -> bytes:
     """Given encoded elements in ascending order, return the command set: Command Group Length (0000,0000), then these."""
     body = b"".join(elements)
@@ -118,11 +129,13 @@ class Response:
     """Error Comment (0000,0902), at most 1024 characters; untrusted."""
     offending_elements: tuple[int, ...]
     """Offending Element (0000,0901), as tags."""
+    data: bytes | None = None
+    """The encoded data set; None: none came with it."""
 
 
-C_STORE_RSP, C_ECHO_RSP = 0x8001, 0x8030
+C_STORE_RSP, C_FIND_RSP, C_ECHO_RSP = 0x8001, 0x8020, 0x8030
 
-_NAMES = {C_STORE_RSP: "C-STORE-RSP", C_ECHO_RSP: "C-ECHO-RSP"}
+_NAMES = {C_STORE_RSP: "C-STORE-RSP", C_FIND_RSP: "C-FIND-RSP", C_ECHO_RSP: "C-ECHO-RSP"}
 
 MAX_COMMAND = 1 << 16
 """Longest command set that is accepted, in bytes. A valid C-STORE-RSP has about 200."""
@@ -148,16 +161,25 @@ def each_value(body: bytes) -> Iterator[tuple[int, int, memoryview]]:
 class ResponseReader:
     """Assembles responses from P-DATA-TF bodies. A body may hold several presentation data values or part of one."""
 
-    def __init__(self, command: int) -> None:
-        """``command``: the Command Field of the responses that are expected."""
+    def __init__(self, command: int, *, longest_data_set: int = 0) -> None:
+        """``command``: the Command Field of the responses that are expected. ``longest_data_set``: in bytes; 0: they have none."""
         self._expected = command
+        self._longest = longest_data_set
         self._command = bytearray()
         self._context_id = 0
+        self._waiting: Response | None = None
+        """Its data set is not complete yet."""
+        self._data = bytearray()
 
     def feed(self, body: bytes) -> list[Response]:
         """Given a P-DATA-TF's body, return the responses it completes, in order. Raises Ended where it is not valid."""
         found = []
         for context_id, control, value in each_value(body):
+            if self._waiting is not None:
+                response = self._continue(self._waiting, context_id, control, value)
+                if response is not None:
+                    found.append(response)
+                continue
             if not control & COMMAND:
                 raise protocol_error(f"a data set instead of a {_NAMES[self._expected]}")
             if self._command and context_id != self._context_id:
@@ -167,19 +189,38 @@ class ResponseReader:
             if len(self._command) > MAX_COMMAND:
                 raise protocol_error(f"a command set of more than {MAX_COMMAND} bytes")
             if control & LAST:
-                found.append(_response(bytes(self._command), context_id, self._expected))
+                response, has_data = _response(bytes(self._command), context_id, self._expected)
                 self._command.clear()
+                if not has_data:
+                    found.append(response)
+                elif self._longest:
+                    self._waiting = response
+                else:
+                    raise protocol_error(f"a {_NAMES[self._expected]} with a data set")
         return found
 
+    def _continue(self, waiting: Response, context_id: int, control: int, value: memoryview) -> Response | None:
+        """Given a part of a response's data set, return the response if it is the last part."""
+        if control & COMMAND or context_id != waiting.context_id:
+            raise protocol_error(f"a {_NAMES[self._expected]} without its data set")
+        self._data += value
+        if len(self._data) > self._longest:
+            raise protocol_error(f"a data set of more than {self._longest} bytes")
+        if not control & LAST:
+            return None
+        complete = replace(waiting, data=bytes(self._data))
+        self._waiting = None
+        self._data.clear()
+        return complete
 
-def _response(encoded: bytes, context_id: int, expected: int) -> Response:
+
+def _response(encoded: bytes, context_id: int, expected: int) -> tuple[Response, bool]:
+    """Given a command set, return the response, and whether a data set follows it."""
     fields = decode_fields(encoded)
     name = _NAMES[expected]
     command = number(fields, 0x0100)
     if command != expected:
         raise protocol_error(f"a command that is not a {name}")
-    if number(fields, 0x0800) != 0x0101:
-        raise protocol_error(f"a {name} with a data set")
     message_id, status = number(fields, 0x0120), number(fields, 0x0900)
     if message_id is None:
         raise protocol_error(f"a {name} without Message ID Being Responded To (0000,0120)")
@@ -188,7 +229,7 @@ def _response(encoded: bytes, context_id: int, expected: int) -> Response:
     uid = fields.get(0x1000)
     comment = fields.get(0x0902)
     offending = fields.get(0x0901, b"")
-    return Response(
+    response = Response(
         context_id,
         command,
         message_id,
@@ -197,6 +238,7 @@ def _response(encoded: bytes, context_id: int, expected: int) -> Response:
         None if comment is None else comment[:1024].decode("latin-1").strip("\0 ") or None,
         tuple(g << 16 | e for g, e in struct.iter_unpack("<HH", offending[: len(offending) & ~3][:256])),
     )
+    return response, number(fields, 0x0800) != 0x0101
 
 
 def decode_fields(encoded: bytes) -> dict[int, bytes]:

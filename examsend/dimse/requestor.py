@@ -106,12 +106,12 @@ class Requestor:
             raise Ended(End.CLOSED, "the peer released the association before it had answered")
         raise protocol_error(f"an unexpected PDU of type {kind}", UNEXPECTED_PDU)
 
-    def release(self) -> str:
-        """Do A-RELEASE (PS3.8 7.2); return "", or a sentence where it failed.
+    def release(self, seconds: float = _RELEASE_SECONDS) -> str:
+        """Do A-RELEASE (PS3.8 7.2) within ``seconds``; return "", or a sentence where it failed.
 
         All requests are answered by now, so that a failure changes no outcome.
         """
-        deadline = time.monotonic() + _RELEASE_SECONDS
+        deadline = time.monotonic() + seconds
         try:
             self.send([messages.RELEASE_RQ])
             while time.monotonic() < deadline:
@@ -128,7 +128,7 @@ class Requestor:
                     self._raise_unexpected(kind, body)
         except Ended as ended:
             return f"A-RELEASE failed: {ended.sentence}"
-        return f"the peer did not answer A-RELEASE within {_RELEASE_SECONDS:g} s"
+        return f"the peer did not answer A-RELEASE within {seconds:g} s"
 
     def close(self, last_pdu: bytes) -> None:
         """Close the connection; ``last_pdu``, an A-ABORT or nothing, is sent first."""

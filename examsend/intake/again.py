@@ -32,5 +32,5 @@ def register(tx: Connection, found: Iterable[tuple[int, Arrival]]) -> None:
     """Register the files that ``read`` returned. No batch changes its state."""
     for destination_id, arrival in found:
         registration.register(
-            tx, [arrival], [destination_id], gone=lambda path: not os.path.lexists(path), recover=False
+            tx, [arrival], [destination_id], gone=lambda path: not os.path.lexists(path), requested=True
         )

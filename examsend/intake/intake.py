@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,9 +22,11 @@ from examsend.intake.presence import Presence
 from examsend.queue import registration, rejected, seen, versions
 from examsend.queue.destination import Destination, keep_destinations
 from examsend.queue.files import FileStat
+from examsend.queue.late import LeftOut
 from examsend.queue.registration import ADDED, Kind, Registered
 from examsend.queue.rejected import Rejection
 from examsend.queue.versions import Arrival
+from examsend.states import LatePolicy
 
 _LOOKED_UP = 2000
 """Files in one look-up. More than in one registration, because a look-up locks nothing and its cost is the round trip."""
@@ -61,6 +63,10 @@ class Counts:
     """Ids of the batches that were opened, re-opened or grew."""
     rejections: list[Noted] = field(default_factory=list)
     warnings: list[Noted] = field(default_factory=list)
+    not_sent: int = 0
+    """New files that are recorded and not sent: the late policy never of a destination."""
+    late: Counter[tuple[str, LatePolicy]] = field(default_factory=Counter)
+    """Late instances by the name of a destination and its policy."""
     unreadable_directories: int = 0
     removed: list[str] = field(default_factory=list)
     """Names of the destinations that were removed during the pass."""
@@ -119,6 +125,11 @@ class Intake:
                     self._show()
                 self._show()
             self._forget_gone(roots, began)
+
+    @property
+    def left_out(self) -> dict[int, LeftOut]:
+        """Instances of whole studies that are not sent again, by the id of the follow-up batch."""
+        return {b: left for b, left in sorted(self._during.resending.left_out.items()) if b in self.counts.batches}
 
     def _show(self) -> None:
         self._progress(self.walk.seen, self.counts.new, self.counts.new_bytes)
@@ -275,6 +286,10 @@ class Intake:
         counts.new_bytes += sum(new.values())
         counts.batches |= {r.batch_id for r in added}
         counts.opened |= {r.batch_id for r in added if r.opened}
+        counts.not_sent += len({r.arrival.path for r in added if r.late is LatePolicy.NEVER})
+        for r in added:
+            if r.late is not None:
+                counts.late[self._names[r.destination_id], r.late] += 1
         differing = [path for path in new if path in self._unchanged]
         counts.differing += len(differing)
         counts.warnings += [
@@ -287,6 +302,8 @@ class Intake:
             f"SOP Instance UID {found.arrival.file.sop_instance_uid} is known with other content at"
             f" {self._names[found.destination_id]}"
         )
+        if found.late is LatePolicy.NEVER:
+            return f"{known}: this version is recorded and not sent"
         if found.kind is Kind.OLDER_VERSION:
             return f"{known}, in a newer file that this pass found: this version is not sent"
         return f"{known}: this version goes with batch {found.batch_id}, and the archive may keep either"

@@ -15,7 +15,7 @@ from examsend.config.destination import LONGEST_TIMEOUT, DestinationSettings, ch
 from examsend.db import due
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, back_off
-from examsend.states import BatchState, SenderName, sql_list
+from examsend.states import NOT_COUNTED, BatchState, SenderName, sql_list
 from examsend.transfer import Peer, Tls, UserIdentity
 
 
@@ -71,6 +71,11 @@ _UNSENT_STATES = (BatchState.PENDING, BatchState.READY, BatchState.SENDING)
 _UNSENT = text(
     f"SELECT count(*) FROM exam_batches WHERE destination_id = :id AND status IN ({sql_list(_UNSENT_STATES)})"
 )
+# A PENDING batch of which nothing is to be delivered is a record: the late policy is never.
+_RECORDS = text(f"""
+    SELECT count(*) FROM exam_batches b WHERE b.destination_id = :id AND b.status = '{BatchState.PENDING}' AND NOT EXISTS (
+        SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)}))
+""")
 _FAILED = text(f"SELECT count(*) FROM exam_batches WHERE destination_id = :id AND status = '{BatchState.FAILED}'")
 # The row is kept, because batches and attempts refer to it. It is renamed, so that its name can be used again: a valid name
 # contains no space.
@@ -205,6 +210,8 @@ def remove_destination(tx: Connection, name: str) -> None:
     destination = get_destination(tx, name)
     tx.execute(text("SELECT 1 FROM storage_backend_configs WHERE id = :id FOR UPDATE"), {"id": destination.id})
     unsent = tx.execute(_UNSENT, {"id": destination.id}).scalar_one()
+    if unsent:
+        unsent -= tx.execute(_RECORDS, {"id": destination.id}).scalar_one()
     failed = tx.execute(_FAILED, {"id": destination.id}).scalar_one()
     if unsent or failed:
         what = f"{unsent} unsent" if unsent else f"{failed} failed"

@@ -8,11 +8,11 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, text
 
-from examsend.queue import batches, replacement, series, versions
+from examsend.queue import batches, late, replacement, series, versions
 from examsend.queue.files import from_text, signed, to_text
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
 from examsend.queue.whereabouts import Places, columns_of
-from examsend.states import NOT_COUNTED, Outcome
+from examsend.states import NOT_COUNTED, LatePolicy, Outcome
 
 
 class Kind(StrEnum):
@@ -46,6 +46,8 @@ class Registered:
     batch_id: int
     opened: bool = False
     """NEW and NEW_VERSION: the batch did not exist before."""
+    late: LatePolicy | None = None
+    """The policy under which it was added to the batch; None: it is not late, or replaces what the batch has anyway."""
 
 
 _INSERT = text("""
@@ -97,8 +99,11 @@ class _Registration:
         destination_ids: Sequence[int],
         during: Pass,
         gone: Callable[[str], bool],
+        *,
+        requested: bool,
     ) -> None:
         self._tx = tx
+        self._requested = requested
         self._during = during
         self._gone = gone
         self._todo = [(arrival, destination) for arrival in arrivals for destination in destination_ids]
@@ -109,8 +114,10 @@ class _Registration:
         self._results: list[Registered] = []
         self._touched: set[int] = set()
         """Earlier batches in which instances were superseded."""
+        self._policies: dict[int, LatePolicy] = {}
+        """Of the batches to which late instances are added."""
 
-    def run(self, *, recover: bool) -> list[Registered]:
+    def run(self) -> list[Registered]:
         """See ``register``."""
         self._load(self._todo)
         fresh = [pair for pair in self._todo if not self._settled(*pair)]
@@ -121,7 +128,7 @@ class _Registration:
         if back:
             replacement.wait_again(self._tx, back)
         touched = self._touched | set(back.values())
-        if recover and touched:
+        if touched and not self._requested:
             replacement.recover(self._tx, touched)
         return self._results
 
@@ -146,7 +153,13 @@ class _Registration:
                 self._during.written_again[key] = max(mine, self._during.written_again.get(key, mine))
             elif now is not None and not self._is_older(arrival, key, now):
                 return False
-        moved = self._places.note(same, key, arrival, current=same is now)
+        delivered = versions.to_deliver(known)
+        wanted = delivered is not None and delivered.sha256 == same.sha256
+        moved = self._places.note(same, key, arrival, current=same is now or same is delivered)
+        for twin in known:
+            # A study that is sent again as a whole has its instances in several batches.
+            if wanted and twin is not same and twin.sha256 == same.sha256 and twin.outcome in FILE_LOST:
+                self._places.note(twin, key, arrival, current=True)
         self._results.append(Registered(arrival, destination, Kind.MOVED if moved else Kind.KNOWN, same.batch_id))
         return True
 
@@ -178,6 +191,9 @@ class _Registration:
         self._places.write(self._tx)
         # Another ingest may have registered the same files while this one waited for the locks of the batches' rows.
         self._load(fresh)
+        if not self._requested:
+            follow_ups = {b.batch_id for b in pending.values() if not b.opened or b.follows_batch_id is not None}
+            self._policies = late.policies(self._tx, follow_ups)
         mine = {batch.batch_id for batch in pending.values()}
         attempted = replacement.Attempted.lock(
             self._tx, (self._known[d, a.file.sop_instance_uid] for a, d in fresh), mine
@@ -192,6 +208,8 @@ class _Registration:
             self._tx.execute(_INSERT, _columns(self._rows))
             arrived = [r for r in self._results if r.kind in ARRIVED]
             series.note(self._tx, [(r.arrival.file, r.destination_id) for r in arrived])
+            whole = {r.batch_id for r in arrived if r.late is LatePolicy.RESEND_ALL}
+            late.resend(self._tx, whole, self._gone, self._during.resending)
         used = {row.batch_id for row in self._rows}
         batches.drop_empty(self._tx, {h.batch_id for h in pending.values() if h.opened} - used)
 
@@ -202,16 +220,25 @@ class _Registration:
         known = self._known[key]
         now = versions.current(known)
         kind, batch_id, opened = Kind.NEW, batch.batch_id, batch.opened
+        policy = self._policies.get(batch_id)
         outcome = Outcome.WAITING
         if now is not None:
             if self._is_older(arrival, key, now):
                 kind, batch_id, opened, outcome = Kind.OLDER_VERSION, now.batch_id, False, Outcome.SUPERSEDED
+                policy = None
             else:
                 kind = Kind.NEW_VERSION
-                if attempted.takes(now):
-                    batch_id, opened = now.batch_id, False
-                for version in known:
-                    self._replace(version, batch_id, arrival, attempted)
+                # What it replaces in the batch is sent in any case, and better in the new version than in the old one.
+                replaces = any(v.batch_id == batch_id and v.outcome not in NOT_COUNTED for v in known)
+                if policy is LatePolicy.NEVER and replaces:
+                    policy = None
+                if policy is not LatePolicy.NEVER and attempted.takes(now):
+                    batch_id, opened, policy = now.batch_id, False, None
+        if policy is LatePolicy.NEVER:
+            outcome = Outcome.NOT_SENT
+        if kind is Kind.NEW_VERSION:
+            for version in known:
+                self._replace(version, batch_id, arrival, attempted, sent=outcome is Outcome.WAITING)
         version = Version(
             None,
             batch_id,
@@ -224,13 +251,17 @@ class _Registration:
         )
         self._rows.append(_Row(batch_id, destination, arrival, outcome, another=bool(known)))
         known.append(version)
-        self._results.append(Registered(arrival, destination, kind, batch_id, opened))
+        self._results.append(Registered(arrival, destination, kind, batch_id, opened, policy))
 
-    def _replace(self, version: Version, batch_id: int, arrival: Arrival, attempted: replacement.Attempted) -> None:
-        """Do not send an earlier version in the new version's batch, nor one whose file is lost."""
-        if version.outcome in NOT_COUNTED:
+    def _replace(
+        self, version: Version, batch_id: int, arrival: Arrival, attempted: replacement.Attempted, *, sent: bool
+    ) -> None:
+        """Do not send an earlier version in the new version's batch, nor one whose file is lost, if the new one is ``sent``."""
+        if version.outcome is Outcome.SUPERSEDED:
             return
         if version.batch_id != batch_id:
+            if not sent or version.outcome is Outcome.NOT_SENT:
+                return
             lost = version.path == to_text(arrival.path) or version.outcome in FILE_LOST
             if not lost or not attempted.supersedes(version):
                 return
@@ -248,7 +279,7 @@ def register(
     *,
     gone: Callable[[str], bool],
     during: Pass | None = None,
-    recover: bool = True,
+    requested: bool = False,
 ) -> list[Registered]:
     """Given complete files and destinations, add each file to the PENDING batch of its (study, destination).
 
@@ -257,9 +288,11 @@ def register(
     supersedes a version in the same batch that was never sent; otherwise it is added to a follow-up batch. Of the versions
     registered ``during`` one pass, the newest counts.
 
-    A FAILED batch of which every failed instance is replaced, or has its file again, is READY again if ``recover``.
+    A FAILED batch of which every failed instance is replaced, or has its file again, is READY again. What is added to a study
+    that was attempted comes under its destination's late policy (see ``late``). ``requested``: neither of these, because an
+    operator has asked for a retry with these files.
     """
-    return _Registration(tx, arrivals, destination_ids, during or Pass(), gone).run(recover=recover)
+    return _Registration(tx, arrivals, destination_ids, during or Pass(), gone, requested=requested).run()
 
 
 def identify(tx: Connection, instance_id: int, arrival: Arrival) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.queue import batches
 from examsend.queue.contents import MAY_HAVE_STORED
 from examsend.queue.versions import FILE_LOST, Version, current
-from examsend.states import UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
+from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
 
 _LOCK = text("""
     SELECT b.id, b.status, b.failure_code FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[]))
@@ -56,7 +56,7 @@ _SETTLE = text(f"""
     WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(FILE_LOST)})
       AND EXISTS (SELECT 1 FROM exam_batch_instances n
                   WHERE n.destination_id = i.destination_id AND n.sop_instance_uid = i.sop_instance_uid AND n.id > i.id
-                    AND n.outcome <> '{Outcome.SUPERSEDED}')
+                    AND n.outcome NOT IN ({sql_list(NOT_COUNTED)}))
 """)
 
 

@@ -13,19 +13,19 @@ from examsend.queue.files import FileStat, arrays
 # Returns the files that are not registered, so that a second run over a directory fetches no rows. OFFSET 0 forces one index
 # look-up per file: without statistics (a new table) the planner would read the whole table for each group of files. The
 # condition on the destination is outside the subquery for the same reason: inside, the planner could choose an index on it,
-# which is much slower. A file whose instance is CHANGED or MISSING is read: it may be there again.
+# which is much slower. A file whose instance is CHANGED or MISSING is read: it may be there again. Of a study that was sent again
+# as a whole, a file has an instance in several batches: any of them may lack it.
 _NOT_REGISTERED = text("""
     SELECT w.n
     FROM unnest(CAST(:paths AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:inodes AS bigint[]),
                 CAST(:ctimes AS bigint[])) WITH ORDINALITY w (path, size, mtime, inode, ctime, n)
     WHERE cardinality(CAST(:destinations AS bigint[])) > (
-        SELECT count(DISTINCT f.destination_id)
-        FROM (SELECT i.destination_id FROM exam_batch_instances i
+        SELECT CASE WHEN bool_or(f.lost) THEN 0 ELSE count(DISTINCT f.destination_id) END
+        FROM (SELECT i.destination_id, i.outcome IN ('CHANGED', 'MISSING') AS lost FROM exam_batch_instances i
               WHERE i.processed_filepath = w.path AND i.file_size = w.size AND i.file_mtime_ns = w.mtime
                 AND coalesce(i.file_inode, w.inode) = w.inode AND coalesce(i.file_ctime_ns, w.ctime) = w.ctime
-                AND i.outcome NOT IN ('CHANGED', 'MISSING')
               UNION ALL
-              SELECT i.destination_id
+              SELECT i.destination_id, false
               FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
               WHERE a.file_path = w.path AND a.file_size = w.size AND a.file_mtime_ns = w.mtime
                 AND coalesce(a.file_inode, w.inode) = w.inode AND coalesce(a.file_ctime_ns, w.ctime) = w.ctime

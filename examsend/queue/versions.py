@@ -18,7 +18,8 @@ from sqlalchemy import Connection, text
 
 from examsend.dicom.identity import DicomFile
 from examsend.queue.files import OVERWRITTEN, from_text, to_text
-from examsend.states import Outcome
+from examsend.queue.late import Resending
+from examsend.states import NOT_COUNTED, Outcome
 
 FILE_LOST = (Outcome.CHANGED, Outcome.MISSING)
 """Outcomes of an instance whose file did not hold its content any more when it was to be sent."""
@@ -72,6 +73,8 @@ class Pass:
     """By the database's clock. None: whatever is registered is newer than what is registered already."""
     written_again: dict[Key, tuple[int, str]] = field(default_factory=dict)
     """Modification time and path of the newest file of a current version that was known and is written again in this pass."""
+    resending: Resending = field(default_factory=Resending)
+    """What it found of studies that are sent again as a whole."""
 
 
 _LOAD = text("""
@@ -120,6 +123,11 @@ def current(versions: Sequence[Version]) -> Version | None:
     return (counted or versions)[-1] if versions else None
 
 
+def to_deliver(versions: Sequence[Version]) -> Version | None:
+    """Given versions, oldest first, return the newest that is, or is to be, delivered; None: there is none."""
+    return next((v for v in reversed(versions) if v.outcome not in NOT_COUNTED), None)
+
+
 def same_content(versions: Sequence[Version], arrival: Arrival) -> Version | None:
     """Return the newest version with the content of an arrival."""
     return next((v for v in reversed(versions) if v.sha256 == arrival.file.content_sha256), None)
@@ -136,7 +144,7 @@ def written_again(
     if replaced or not places:
         return True
     now = current(versions)
-    unsent = now is not None and now.sha256 != same.sha256 and now.outcome is not Outcome.STORED
+    unsent = now is not None and now.sha256 != same.sha256 and now.outcome not in {Outcome.STORED, Outcome.NOT_SENT}
     if now is not None and unsent and all(gone(from_text(path)) for path in now.places):
         return True  # nothing is left of the current version, and it was never stored
     if arrival.file.mtime_ns in places.values():

@@ -13,11 +13,12 @@ from examsend.commands.db import SchemaResult
 from examsend.commands.destination import Changed, Destinations, Echoed, Shown
 from examsend.commands.expect import Expected, ExpectResult
 from examsend.commands.finalize import FinalizeResult
-from examsend.commands.ingest import IngestResult
+from examsend.commands.ingest import IngestResult, Late
 from examsend.commands.listen import ListenResult
 from examsend.commands.retry import RetryResult
 from examsend.commands.send import SendResult
 from examsend.commands.status import StatusResult
+from examsend.completion.archive import Asked
 from examsend.config.destination import label
 from examsend.delivery.delivery import Delivered
 from examsend.queue.destination import Destination
@@ -25,6 +26,7 @@ from examsend.queue.views import BatchStatus
 from examsend.report.layout import byte_size, console, first_lines, local_time, plural, table
 from examsend.report.terminal import clean
 from examsend.senders.base import Capabilities
+from examsend.states import LatePolicy
 
 
 def to_console(result: object) -> None:
@@ -56,6 +58,8 @@ def _ingest(result: IngestResult) -> list[Any]:
         f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
         for name in result.removed
     ]
+    lines += first_lines([f"warning: {sentence}" for sentence in result.left_out])
+    lines += [_late(late) for late in result.late if late.policy is not LatePolicy.NEW_ONLY]
     lines += first_lines([f"gone, not listed as rejected any more: {path}" for path in result.gone])
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
@@ -63,6 +67,13 @@ def _ingest(result: IngestResult) -> list[Any]:
         f" for {', '.join(result.destinations)}; {byte_size(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
     return lines
+
+
+def _late(late: Late) -> str:
+    what = f"{plural(late.instances, 'instance')} for {late.destination} came late"
+    if late.policy is LatePolicy.NEVER:
+        return f"{what}: recorded and not sent (late policy never)"
+    return f"{what}: the whole study goes again (late policy {late.policy})"
 
 
 @rendered.register
@@ -137,6 +148,7 @@ def _retry(result: RetryResult) -> list[Any]:
 @rendered.register
 def _expect(result: ExpectResult) -> list[Any]:
     lines: list[Any] = [_expected(e) for e in result.expected]
+    lines += [_asked(a) for a in result.asked]
     lines += [
         f"study {f.study_instance_uid}: forgotten what is announced by {', '.join(dict.fromkeys(f.sources))}"
         for f in result.forgotten
@@ -149,6 +161,15 @@ def _expected(e: Expected) -> str:
     what += f" in {plural(e.series, 'series', 'series')}" if e.series else ""
     here = ", ".join(f"{count} here for {name}" for name, count in e.here.items()) or "none is here yet"
     return f"study {e.study_instance_uid}: {what} announced ({e.source}); {here}"
+
+
+def _asked(a: Asked) -> str:
+    if a.failure:
+        return f"study {a.study_instance_uid}: no answer from {a.archive}: {a.failure}"
+    if not a.instances:
+        return f"study {a.study_instance_uid}: {a.archive} does not know it"
+    believed = "" if a.confirmed else "; believed once it answers the same again, 10 s or more later"
+    return f"study {a.study_instance_uid}: {a.archive} has {plural(a.instances, 'instance')}{believed}"
 
 
 @rendered.register

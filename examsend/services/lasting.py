@@ -54,7 +54,7 @@ class LastingDatabase:
         self._settings = dataclasses.replace(settings, database_wait=min(settings.database_wait, WAIT_SECONDS))
         self._changed = threading.Condition()
         self._opening: _Opening | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._ending = False
         self._ration = Ration()
 
@@ -85,9 +85,10 @@ class LastingDatabase:
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join(_END_SECONDS)
+            threads = list(self._threads)
+        over = time.monotonic() + _END_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, over - time.monotonic()))
 
     def _check_schema(self, database: engine.Database) -> None:
         found = engine.revision_of(database)
@@ -97,7 +98,7 @@ class LastingDatabase:
     @contextmanager
     def _borrowed(self, deadline: float) -> Iterator[engine.Database]:
         """Yield the open database. After a failure it is opened again for the next message: an embedded server that has ended
-        must be started, and an address may be that of another server now."""
+        must be started, and a server that was away may have another schema now."""
         opening = self._await_open(deadline)
         assert opening.database is not None
         try:
@@ -117,9 +118,9 @@ class LastingDatabase:
                 if self._ending:
                     raise DatabaseUnavailable("the process is ending")
                 opening = self._opening
-                if opening is None or opening.over:
+                if opening is None or opening.over or opening.lost:
                     opening = self._start()
-                if opening.database is not None and not opening.lost:
+                if opening.database is not None:
                     opening.users += 1
                     return opening
                 remaining = deadline - time.monotonic()
@@ -130,10 +131,15 @@ class LastingDatabase:
                     raise opening.failure
 
     def _start(self) -> _Opening:
+        """Begin an opening. One that is lost may still have users, and ends after them."""
         opening = _Opening()
+        thread = threading.Thread(target=self._keep, args=(opening,), name="database", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise DatabaseUnavailable("the system has no more threads to open the database") from None
         self._opening = opening
-        self._thread = threading.Thread(target=self._keep, args=(opening,), name="database", daemon=True)
-        self._thread.start()
+        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
         return opening
 
     def _keep(self, opening: _Opening) -> None:

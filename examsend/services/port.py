@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from examsend.delivery.bug import place
+from examsend.dicom.uids import is_uid
 from examsend.dimse.acceptor import Acceptor, Limits
 from examsend.dimse.ended import Ended
 from examsend.dimse.inbound import Reply, Request
@@ -26,6 +27,7 @@ from examsend.errors import TRACEBACKS, ConfigError
 from examsend.services.admission import TOO_MANY, Address, Admission, address_of, household
 from examsend.services.ration import Ration
 from examsend.services.service import SUCCESS
+from examsend.transfer import End
 
 log = logging.getLogger("examsend.listen")
 
@@ -221,7 +223,9 @@ class Port:
             abort = False
         except Ended as ended:
             abort = False
-            if self._failures.allows(f"ended {household(address)}"):
+            if ended.end is End.REJECTED:
+                self._count(rejected=1)
+            elif self._failures.allows(f"ended {household(address)}"):
                 log.info("association from %s ended: %s", address, ended.sentence)
         except ConfigError as error:
             if self._ration.allows("tls"):
@@ -242,16 +246,8 @@ class Port:
             self._left(threading.current_thread())
 
     def _associate(self, acceptor: Acceptor, address: Address, judge: Callable[[Proposed], Granted | Rejected]) -> None:
-        accepted = False
-
-        def judged(proposed: Proposed) -> Granted | Rejected:
-            nonlocal accepted
-            verdict = judge(proposed)
-            accepted = isinstance(verdict, Granted)
-            self._count(**{"associations" if accepted else "rejected": 1})
-            return verdict
-
-        proposed = acceptor.open(judged)
+        proposed = acceptor.open(judge)
+        self._count(associations=1)
         log.debug("association of %s from %s with %s", proposed.calling_aet, address, proposed.called_aet)
         while (request := acceptor.request()) is not None:
             reply = self._answer(request, proposed, address)
@@ -271,7 +267,14 @@ class Port:
         if reply.status != SUCCESS and self._failures.allows(f"failed {household(address)}"):
             log.warning(
                 "%s: message of %s from %s about %s answered with %04X: %s",
-                service.name, proposed.calling_aet, address, (request.sop_instance_uid or "no instance")[:64],
+                service.name, proposed.calling_aet, address, _named(request.sop_instance_uid),
                 reply.status, reply.error_comment,
             )  # fmt: skip
         return reply
+
+
+def _named(uid: str | None) -> str:
+    """Return the SOP Instance UID of a request for the log. What is not a UID may be anything, patient data too."""
+    if uid is None:
+        return "no instance"
+    return uid if is_uid(uid) else "something that is no UID"

@@ -50,11 +50,13 @@ def upgrade() -> None:
     op.add_column(
         "exam_batches", sa.Column("check_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW)
     )
+    op.add_column("exam_batches", sa.Column("ask_at", sa.DateTime(timezone=True), nullable=False, server_default=_NOW))
     op.add_column("exam_batches", sa.Column("grown", sa.Boolean(), nullable=False, server_default=sa.text("true")))
     op.drop_index("ix_exam_batches_quiet", "exam_batches")
     op.drop_index("ix_exam_batches_opened", "exam_batches")
     pending = sa.text("status = 'PENDING'")
     op.create_index("ix_exam_batches_check", "exam_batches", ["destination_id", "check_at"], postgresql_where=pending)
+    op.create_index("ix_exam_batches_ask", "exam_batches", ["destination_id", "ask_at"], postgresql_where=pending)
 
     # Nothing was announced before.
     op.drop_table("expected_instances")
@@ -181,13 +183,14 @@ def downgrade() -> None:
     )
     pending = sa.text("status = 'PENDING'")
     op.drop_index("ix_exam_batches_check", "exam_batches")
+    op.drop_index("ix_exam_batches_ask", "exam_batches")
     op.create_index(
         "ix_exam_batches_quiet", "exam_batches", ["destination_id", "last_instance_at"], postgresql_where=pending
     )
     op.create_index(
         "ix_exam_batches_opened", "exam_batches", ["destination_id", "created_at"], postgresql_where=pending
     )
-    for name in ("check_at", "grown"):
+    for name in ("check_at", "ask_at", "grown"):
         op.drop_column("exam_batches", name)
     _replace_waits(_WAITS.format(series=""))
     for name in ("late_policy_after", "late_cutoff"):

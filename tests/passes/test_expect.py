@@ -222,12 +222,18 @@ def _of_pydicom(path: Path) -> dict[str, dict[str, set[str]]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["DICOMDIR", "TINY_ALPHA/DICOMDIR", "DICOMDIR-implicit"])
+@pytest.mark.parametrize("name", ["DICOMDIR", "TINY_ALPHA/DICOMDIR", "DICOMDIR-implicit", "DICOMDIR-bigEnd"])
 def test_a_dicomdir(name: str) -> None:
     path = _DIRECTORIES / name
     found = _read(str(path))
     assert found == _of_pydicom(path)
     assert found
+
+
+def test_a_dicomdir_without_active_records_names_no_study() -> None:
+    for name in ("DICOMDIR-empty.dcm", "DICOMDIR-nopatient"):
+        with pytest.raises(UsageError, match="it names no study"):
+            manifest.read_manifest(str(_DIRECTORIES / name))
 
 
 def _patched(path: Path, tag: bytes, number: int, times: int = 1) -> bytes:

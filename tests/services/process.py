@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,37 @@ def listening(
             process.wait(10)
 
 
+class _Checkpoint(threading.Event):
+    """Where the thread of pynetdicom's association waits while a request is answered.
+
+    With its own one, that thread sometimes does not wait yet when the request is sent, and swallows the answer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = threading.Lock()
+        self._waits = False
+        self.set()
+
+    def clear(self) -> None:
+        """Let the thread wait, and return once it does."""
+        with self._own:
+            super().clear()
+        over = time.monotonic() + 2
+        while not self._waits and time.monotonic() < over:
+            time.sleep(0.001)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until ``set``."""
+        self._waits = True
+        while True:
+            super().wait(timeout)
+            with self._own:
+                if self.is_set():
+                    self._waits = False
+                    return True
+
+
 @contextmanager
 def modality(
     port: int, called: str = "EXAMSEND", calling: str = "CT1", host: str = "127.0.0.1", **more: Any
@@ -108,6 +140,7 @@ def modality(
     association = ae.associate(host, port, ae_title=called, **more)
     try:
         assert association.is_established
+        association._reactor_checkpoint = _Checkpoint()
         yield association
     finally:
         if association.is_established:

@@ -277,6 +277,16 @@ def test_a_peer_without_an_accepted_certificate_does_not_get_in(certificates: Pa
     assert served.ended.end is End.TLS_FAILED
 
 
+def test_a_server_has_the_versions_and_ciphers_of_a_client(certificates: Path) -> None:
+    c = certificates
+    server = tls.server_context(str(c / "server.pem"), str(c / "server.key"), str(c / "ca.pem"))
+    client = tls.context(Tls(str(c / "ca.pem")))
+    assert [cipher["name"] for cipher in server.get_ciphers()] == [cipher["name"] for cipher in client.get_ciphers()]
+    assert server.minimum_version == client.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert server.options & client.options & ssl.OP_NO_RENEGOTIATION
+    assert server.verify_mode is ssl.CERT_REQUIRED
+
+
 def test_a_server_context_says_which_file_cannot_be_used(certificates: Path, tmp_path: Path) -> None:
     c = certificates
     with pytest.raises(ConfigError, match="cannot be read"):

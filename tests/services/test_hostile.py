@@ -18,7 +18,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from examsend.dimse import tls
-from examsend.dimse.acceptor import Limits
+from examsend.dimse.acceptor import Acceptor, Limits
 from examsend.dimse.inbound import Reply, Request
 from examsend.transfer import End
 from tests.peers import scripted
@@ -234,8 +234,8 @@ FRAGMENT = data_pdu(3, b"x" * 60_000, 0)
         (says(pdu(scripted.P_DATA, b"\0\0\0\1\1\3")), End.PROTOCOL_ERROR, 0, b"\2\6"),
         (says(pdu(scripted.P_DATA, b"\0\0\0\x63\1\3")), End.PROTOCOL_ERROR, 0, b"\2\6"),
         (says(data_pdu(5, request())), End.PROTOCOL_ERROR, 0, b"\2\6"),
-        (floods(data_pdu(1, b"", 1)), End.TIMED_OUT, 1.0, None),
-        (floods(pdu(scripted.P_DATA, data_pdu(1, b"", 1)[6:] * 9000)), End.TIMED_OUT, 1.0, None),
+        (floods(data_pdu(1, b"", 1)), End.PROTOCOL_ERROR, 0, None),
+        (floods(pdu(scripted.P_DATA, data_pdu(1, b"", 1)[6:] * 9000)), End.PROTOCOL_ERROR, 0, None),
         (drips(data_pdu(1, b"\0", 1), again=True), End.TIMED_OUT, 1.0, None),
         (floods(data_pdu(1, b"\0" * 1000, 1)), End.PROTOCOL_ERROR, 0, None),
         (says(data_pdu(1, b"\xff" * 100)), End.PROTOCOL_ERROR, 0, b"\0\0"),
@@ -246,11 +246,12 @@ FRAGMENT = data_pdu(3, b"x" * 60_000, 0)
         (says(CREATE + CREATE), End.PROTOCOL_ERROR, 0, b"\0\0"),
         (says(CREATE), End.TIMED_OUT, 1.0, b"\0\0"),
         (drips(data_pdu(3, b"x", 0), CREATE, again=True), End.TIMED_OUT, 1.0, None),
-        (floods(data_pdu(3, b"", 0), CREATE), End.TIMED_OUT, 1.0, None),
+        (floods(data_pdu(3, b"x", 0), CREATE), End.TIMED_OUT, 1.0, None),
+        (floods(data_pdu(3, b"", 0), CREATE), End.PROTOCOL_ERROR, 0, None),
         (floods(FRAGMENT, CREATE), End.PROTOCOL_ERROR, 0, None),
         (says(data_pdu(1, request(0x8030))), End.PROTOCOL_ERROR, 0, b"\0\0"),
         (says(data_pdu(1, request(0x0FFF, data_set=True))), End.PROTOCOL_ERROR, 0, b"\0\0"),
-        (floods(data_pdu(1, request(0x0FFF))), End.TIMED_OUT, 1.0, None),
+        (floods(data_pdu(1, request(0x0FFF))), End.PROTOCOL_ERROR, 0, None),
         (says(CREATE + RELEASE), End.CLOSED, 1.0, b""),
     ],
     ids=["silence", "drip", "one byte missing", "reset", "close", "abort", "damaged", "four letters", "HTTP",
@@ -258,7 +259,7 @@ FRAGMENT = data_pdu(3, b"x" * 60_000, 0)
          "no control header", "no control header either", "value too long", "context not accepted",
          "flood of empty values", "many empty values", "drip of values", "command without end", "not a command",
          "empty command", "data without command", "command in two contexts", "data in another context",
-         "two commands", "no data set", "drip of data", "flood of empty data", "data without end", "response",
+         "two commands", "no data set", "drip of data", "flood of small data", "flood of empty data", "data without end", "response",
          "cancel with data", "flood of cancels", "release in a message"],
 )  # fmt: skip
 def test_in_an_association(behave: Behaviour, end: End, seconds: float, last: bytes | None) -> None:
@@ -436,7 +437,7 @@ def test_a_handshake_ends_within_its_limit(secure: ssl.SSLContext, behave: Behav
         (drips(associate()), End.TIMED_OUT),
         (floods(b"\0"), End.PROTOCOL_ERROR),
         (resets, End.CLOSED),
-        (floods(data_pdu(1, b"", 1), associate()), End.TIMED_OUT),
+        (floods(data_pdu(3, b"x", 0), associate() + CREATE), End.TIMED_OUT),
         (floods(FRAGMENT, associate() + CREATE), End.PROTOCOL_ERROR),
         (floods(ECHO, associate()), End.TIMED_OUT),
     ],
@@ -483,7 +484,7 @@ def stopping_at(at: float) -> Callable[[], None]:
         drips(associate()),
         says(associate()),
         drips(data_pdu(1, b"", 1), associate(), again=True),
-        floods(data_pdu(1, b"", 1), associate()),
+        floods(data_pdu(3, b"x", 0), associate() + CREATE),
         floods(ECHO, associate()),
         says(associate() + RELEASE),
     ],
@@ -559,3 +560,32 @@ def test_any_bytes_end_an_association_and_raise_nothing_else(data: bytes) -> Non
 def answer_any(request: Request) -> Reply:
     """Answer with every field."""
     return Reply(0x0110, error_comment="comment", error_id=1, offending=(0x00080018,))
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("abort", "wanted"), [(True, ABORT), (False, b"")])
+def test_a_stop_aborts_an_open_association_where_the_caller_wants_it(abort: bool, wanted: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = socket.create_connection(listener.getsockname(), 5)
+        accepted, _ = listener.accept()
+    acceptor = Acceptor(accepted, SHORT, stopping_at(time.monotonic() + 0.3))
+    with made:
+        made.sendall(associate())
+        acceptor.open(judge)
+        assert read_pdu(made)[0] == scripted.ASSOCIATE_AC
+        with pytest.raises(Stopped):
+            acceptor.request()
+        acceptor.close(abort=abort)
+        assert rest(made) == wanted
+
+
+def test_an_acceptor_that_was_never_opened_closes_its_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = socket.create_connection(listener.getsockname(), 5)
+        accepted, _ = listener.accept()
+    Acceptor(accepted, SHORT, lambda: None).close(abort=True)
+    with made:
+        assert rest(made) == b""
+    assert accepted.fileno() == -1

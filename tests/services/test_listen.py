@@ -20,6 +20,7 @@ from examsend.db import access, embedded, engine
 from examsend.dimse.echo import echo
 from examsend.transfer import Peer, Tls
 from tests.helpers import add, cli, one
+from tests.peers.postgres_proxy import proxied
 from tests.services.process import MPPS, environment, listening, modality, rejection, status
 from tests.services.test_step import item, performed
 
@@ -381,6 +382,51 @@ def test_a_database_that_is_away_is_a_failure_status_within_a_time(tmp_path: Pat
             assert time.monotonic() - began < 8
             assert association.send_c_echo().Status == 0
         assert listen.end() == 0
+
+
+def test_a_server_that_freezes_is_a_failure_status_within_a_time(
+    settings: Settings, tmp_path: Path, database: engine.Database
+) -> None:
+    assert settings.database_url is not None
+    with (
+        proxied(settings.database_url) as proxy,
+        listening(tmp_path, proxy.url) as listen,
+        modality(listen.port) as association,
+    ):
+        assert status(association.send_n_create(performed(**FIRST), MPPS, "1.2.9")) == 0
+        proxy.freeze()
+        for _ in range(2):
+            began = time.monotonic()
+            assert status(association.send_n_set(performed(), MPPS, "1.2.9")) == 0x0213
+            assert time.monotonic() - began < 8
+        proxy.go_on()
+        over = time.monotonic() + 30
+        while (found := status(association.send_n_set(performed(), MPPS, "1.2.9"))) == 0x0213:
+            assert time.monotonic() < over
+        assert found in {0, 0x0110}
+        association.release()
+        assert listen.end() == 0
+    assert one(database, "SELECT state FROM study_expectations") == "COMPLETED"
+
+
+def test_a_commit_whose_fate_is_unknown_is_never_a_success(
+    settings: Settings, tmp_path: Path, database: engine.Database
+) -> None:
+    assert settings.database_url is not None
+    with (
+        proxied(settings.database_url) as proxy,
+        listening(tmp_path, proxy.url) as listen,
+        modality(listen.port) as association,
+    ):
+        assert status(association.send_n_create(performed(**FIRST), MPPS, "1.2.8")) == 0
+        proxy.cut_at_commit = True
+        assert status(association.send_n_create(performed(**FIRST), MPPS, "1.2.9")) == 0x0213
+        # Sent again, the modality learns that it is there.
+        assert status(association.send_n_create(performed(**FIRST), MPPS, "1.2.9")) == 0x0111
+        assert status(association.send_n_set(performed(), MPPS, "1.2.9")) == 0
+        association.release()
+        assert listen.end() == 0
+    assert one(database, "SELECT count(*) FROM study_expectations") == 2
 
 
 def test_a_server_that_is_stopped_and_started_again(tmp_path: Path) -> None:

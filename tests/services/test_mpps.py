@@ -14,6 +14,9 @@ from pydicom.dataset import Dataset
 
 from examsend.config.settings import Settings
 from examsend.db import access, engine
+from examsend.dimse.inbound import Request
+from examsend.services.mpps import PerformedSteps
+from examsend.services.service import N_CREATE_RQ, N_SET_RQ
 from tests.conftest import Cluster
 from tests.helpers import execute, one, rows
 from tests.services.process import MPPS, Listen, listening, modality, status
@@ -222,6 +225,23 @@ def test_no_patient_data_is_stored_or_logged(listen: Listen, database: engine.Da
     for text in (stored, listen.text()):
         assert "secret" not in text.lower()
         assert "19010203" not in text
+
+
+class _NoStorage:
+    """Is never asked."""
+
+    def run(self, work: object) -> Any:
+        """Fail the test."""
+        raise AssertionError("the database was asked")
+
+
+@pytest.mark.parametrize("command", [N_CREATE_RQ, N_SET_RQ])
+@pytest.mark.parametrize("uid", ["SECRET^X", "1..2", "1" * 65, "1.2\x00"])
+def test_a_request_about_something_that_is_no_uid_is_refused(command: int, uid: str) -> None:
+    request = Request(1, MPPS, "1.2.840.10008.1.2", command, 1, MPPS, uid, b"")
+    reply = PerformedSteps(_NoStorage()).handle(request)
+    assert reply.status == 0x0117
+    assert uid not in str(reply.error_comment)
 
 
 def _tool(name: str) -> str | None:

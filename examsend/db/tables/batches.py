@@ -106,6 +106,8 @@ class ExamBatch(Base):
     ingesting_until: Mapped[datetime | None]
     # PENDING: when finalize looks at it next; "infinity": not until something happens to it.
     check_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    # PENDING: when finalize looks next whether the archive of its destination (expect_from) is to be asked about it.
+    ask_at: Mapped[datetime] = mapped_column(server_default=NOW)
     # Instances have arrived since finalize looked at it.
     grown: Mapped[bool] = mapped_column(server_default=text("true"))
     ready_at: Mapped[datetime | None]
@@ -150,6 +152,7 @@ class ExamBatch(Base):
         ),
         Index("ix_exam_batches_study", "study_instance_uid", "destination_id"),
         Index("ix_exam_batches_check", "destination_id", "check_at", postgresql_where=text("status = 'PENDING'")),
+        Index("ix_exam_batches_ask", "destination_id", "ask_at", postgresql_where=text("status = 'PENDING'")),
         Index("ix_exam_batches_due", "destination_id", "next_attempt_at", postgresql_where=text("status = 'READY'")),
         Index("ix_exam_batches_ready_at", "destination_id", "ready_at", postgresql_where=text("status = 'READY'")),
         Index(
