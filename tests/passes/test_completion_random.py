@@ -45,20 +45,21 @@ def histories(draw: st.DrawFn) -> tuple[list[Step], list[tuple[object, ...]]]:
             tuple(uid for uid, owner in zip(uids, owners, strict=True) if owner == n),
             draw(st.sampled_from(["COMPLETED", "COMPLETED", "DISCONTINUED"])),
         )
-        for n in range(draw(st.integers(0, 2)))
+        for n in range(draw(st.sampled_from([0, 1, 2, 2])))
     ]
     messages = [(kind, n) for n in range(len(steps)) for kind in ("create", "progress", "end")]
+    if draw(st.booleans()):
+        messages.sort()  # the steps go on at the same time
     some = st.lists(st.sampled_from(uids), min_size=1, max_size=4, unique=True)
     to = st.sampled_from([(1,), (2,), DESTINATIONS, DESTINATIONS])
     other = st.one_of(
         st.tuples(st.just("arrive"), some, to),
-        st.tuples(st.just("wait"), st.sampled_from([0.5, 1.0, 2.5, 30.0, 61.0])),
-        st.just(("finalize",)),
-        st.just(("send",)),
+        st.tuples(st.just("pass"), st.sampled_from([0.5, 1.0, 2.5, 2.5, 30.0, 61.0]), st.booleans()),
+        st.tuples(st.just("pass"), st.sampled_from([2.5, 61.0]), st.booleans()),
         # The answer of the last message is lost, or listen dies before it: the modality sends it again.
         st.just(("again",)),
     )
-    happens: list[tuple[object, ...]] = draw(st.lists(other, min_size=4, max_size=16))
+    happens: list[tuple[object, ...]] = draw(st.lists(other, min_size=6, max_size=14))
     at = 0
     for message in messages:
         at = draw(st.integers(at, len(happens)))
@@ -161,12 +162,11 @@ class History:
             elif what == "again":
                 if self.said is not None:
                     self.say(*self.said)
-            elif what == "wait":
-                self.wait(values[0])  # type: ignore[arg-type]
-            elif what == "finalize":
-                self.finalize()
             else:
-                self.world.send()
+                self.wait(values[0])  # type: ignore[arg-type]
+                self.finalize()
+                if values[1]:
+                    self.world.send()
 
     def finish(self) -> None:
         """All that is still to come comes; then the timers go on."""
