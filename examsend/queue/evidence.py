@@ -15,10 +15,12 @@ from sqlalchemy import Connection, text
 
 from examsend.config import series
 from examsend.db.due import NOW
-from examsend.states import NOT_COUNTED, ExpectationSource, ExpectationState, sql_list
+from examsend.states import NOT_COUNTED, ExpectationSource, ExpectationState, Outcome, sql_list
 
 _STEP = f"e.source = '{ExpectationSource.MPPS}'"
 _OPEN = f"e.state = '{ExpectationState.IN_PROGRESS}'"
+_SAYS = f"e.source <> '{ExpectationSource.FILES}' AND (e.source <> '{ExpectationSource.ARCHIVE}' OR coalesce(e.expected_count, 0) > 0)"
+"""More than a hint; an archive that did not answer, or that does not know the study, says nothing."""
 _SURE = f"NOT (t.source = '{ExpectationSource.ARCHIVE}' AND t.state = '{ExpectationState.IN_PROGRESS}')"
 """Not an archive's first answer, which may be too low: the archive may have been receiving."""
 _COUNTED = f"e.source IN ('{ExpectationSource.COUNT}', '{ExpectationSource.ARCHIVE}')"
@@ -67,8 +69,8 @@ _FACTS = text(f"""
         WHERE x.bare AND t.state = '{ExpectationState.COMPLETED}'
     ), steps AS (
         SELECT e.batch, count(*) FILTER (WHERE {_STEP}) AS steps, count(*) FILTER (WHERE {_STEP} AND {_OPEN}) AS open_steps,
-               max(e.updated_at) AS at, max(e.updated_at) FILTER (WHERE {_STEP} AND NOT {_OPEN}) AS ended_at,
-               string_agg(DISTINCT e.source, ', ') FILTER (WHERE e.source <> '{ExpectationSource.FILES}') AS sources,
+               max(e.updated_at) FILTER (WHERE {_SAYS}) AS at, max(e.updated_at) FILTER (WHERE {_STEP} AND NOT {_OPEN}) AS ended_at,
+               string_agg(DISTINCT e.source, ', ') FILTER (WHERE {_SAYS}) AS sources,
                max(e.expected_count) FILTER (WHERE {_COUNTED} AND NOT {_OPEN} AND e.expected_count > 0) AS wanted,
                max(e.expected_count) FILTER (WHERE {_COUNTED} AND {_OPEN} AND e.expected_count > 0) AS at_least,
                max(e.expected_count) FILTER (WHERE e.source = '{ExpectationSource.FILES}') AS hint
@@ -85,8 +87,9 @@ _FACTS = text(f"""
            CASE WHEN coalesce(s.wanted, s.at_least, s.hint) IS NOT NULL THEN
                (SELECT count(DISTINCT i.sop_instance_uid) FROM exam_batches o JOIN exam_batch_instances i ON i.batch_id = o.id
                 WHERE o.study_instance_uid = c.study AND o.destination_id = c.destination) END AS here,
-           EXISTS (SELECT 1 FROM exam_batch_instances i
-                   WHERE i.batch_id = c.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)})) AS deliverable,
+           NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = c.id AND i.outcome = '{Outcome.NOT_SENT}')
+           OR EXISTS (SELECT 1 FROM exam_batch_instances i
+                      WHERE i.batch_id = c.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)})) AS deliverable,
            d.required_series, q.modalities, q.descriptions,
            extract(epoch FROM {NOW} - q.last_instance_at)::float AS series_arrived_ago
     FROM chosen c
@@ -106,7 +109,7 @@ class Evidence:
     """What is known of the study of a batch at its destination. Times in seconds."""
 
     deliverable: bool = True
-    """The batch has an instance that is to be sent."""
+    """Not all that the batch has is recorded and not sent (late policy ``never``)."""
     steps: int = 0
     """Performed procedure steps that touch the study."""
     open_steps: int = 0
