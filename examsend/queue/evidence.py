@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -194,6 +195,59 @@ def gather(tx: Connection, batch_ids: Sequence[int]) -> dict[int, Evidence]:
     if not batch_ids:
         return {}
     return {row.id: _evidence(row) for row in tx.execute(_FACTS, {"ids": list(batch_ids)})}
+
+
+_ANNOUNCEMENTS = text(f"""
+    WITH {_TOUCHED}
+    SELECT e.source, e.source_uid, e.state, e.expected_count, e.created_at, e.updated_at, e.forgotten_at, e.failure,
+           (SELECT count(*) FROM expected_instances x WHERE x.expectation_id = e.id) AS instances,
+           (SELECT count(*) FROM expected_series x WHERE x.expectation_id = e.id AND x.series_instance_uid <> '') AS series
+    FROM study_expectations e
+    WHERE e.id IN (SELECT t.id FROM touched t
+                   UNION SELECT s.expectation_id FROM expectation_studies s WHERE s.study_instance_uid = :study)
+    ORDER BY e.id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What one source has announced of a study."""
+
+    source: str
+    uid: str
+    """MPPS: the SOP Instance UID of the step. Others: the Study Instance UID; ARCHIVE: also the archive."""
+    state: str
+    count: int | None
+    """Number of instances, where a number was announced."""
+    instances: int
+    """Instances that are named."""
+    series: int
+    """Series that are named."""
+    created_at: datetime
+    updated_at: datetime
+    forgotten_at: datetime | None
+    """When an operator withdrew it."""
+    failure: str | None
+    """Why an archive gave no answer."""
+
+
+def announcements(tx: Connection, study: str, batch_ids: Sequence[int]) -> tuple[Announcement, ...]:
+    """Given a study and its batches, return the announcements that name the study or touch it, oldest first."""
+    return tuple(
+        Announcement(
+            row.source,
+            row.source_uid,
+            row.state,
+            row.expected_count,
+            row.instances,
+            row.series,
+            row.created_at,
+            row.updated_at,
+            row.forgotten_at,
+            row.failure,
+        )
+        for row in tx.execute(_ANNOUNCEMENTS, {"study": study, "ids": list(batch_ids)})
+    )
 
 
 # --- whom a change concerns -------------------------------------------------------------------------------------------
