@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from examsend.completion import rules
+from examsend.completion import archive, rules
 from examsend.config.settings import Settings
 from examsend.db import access
-from examsend.db.engine import Connection
+from examsend.db.engine import Connection, Database
 from examsend.errors import Refused, UsageError
-from examsend.queue import batches, evidence, pending, reasons, views
+from examsend.queue import batches, evidence, late, pending, questions, reasons, views
 from examsend.queue.batches import Completed
 from examsend.queue.lookup import named_batches
 from examsend.queue.views import BatchStatus
@@ -18,6 +21,9 @@ from examsend.states import BatchState
 
 _GROUP = 1000
 """Batches changed in one transaction."""
+
+_WHILE_ASKING = 1.0
+"""Seconds between two looks at what is due while archives are asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ def run(
     by: str = "an operator",
     dry_run: bool = False,
 ) -> FinalizeResult:
-    """Make PENDING batches READY: those that are complete by a rule, or only the named ones.
+    """Make PENDING batches READY: those that are complete by a rule, or only the named ones. Ask archives about quiet studies.
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
@@ -74,16 +80,42 @@ def run(
             return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:
             return database.run(_dry_run)
-        while database.run(lambda tx: evidence.look_at_changes(tx, _GROUP)):
-            pass
         ready: list[Ready] = []
         held: list[Held] = []
-        while True:
-            step = database.run(_step)
-            ready += step.ready
-            held += step.held
-            if not step.more:
-                return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held))
+        _evaluate(database, ready, held)
+        if database.run(questions.any_due):
+            _ask(database, lambda: _evaluate(database, ready, held))
+        return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held))
+
+
+def _ask(database: Database, meanwhile: Callable[[], None]) -> None:
+    """Ask archives about quiet studies. A slow one delays no other study: ``meanwhile`` is called every second, and at the end."""
+    over = threading.Event()
+
+    def until() -> float:
+        return 0.0 if over.is_set() else math.inf
+
+    with ThreadPoolExecutor(1, thread_name_prefix="ask") as pool:
+        asking = pool.submit(archive.ask_due, database, until)
+        try:
+            while not wait([asking], timeout=_WHILE_ASKING).done:
+                meanwhile()
+        finally:
+            over.set()
+        asking.result()
+    meanwhile()
+
+
+def _evaluate(database: Database, ready: list[Ready], held: list[Held]) -> None:
+    """Look at what is due, group by group, and add to the results."""
+    while database.run(lambda tx: evidence.look_at_changes(tx, _GROUP)):
+        pass
+    while True:
+        step = database.run(_step)
+        ready += step.ready
+        held += step.held
+        if not step.more:
+            return
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +185,7 @@ def _named(
     moved = batches.finalize(
         tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
     )
+    late.release(tx, moved)
     left = [b.batch_id for b in waiting if b.batch_id not in moved]
     if left:
         raise Refused(f"batch {left[0]} has just received another instance: check it, then finalize it again")

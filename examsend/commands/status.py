@@ -8,9 +8,10 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
+from examsend.queue import evidence, views
 from examsend.queue import rejected as rejected_files
-from examsend.queue import views
 from examsend.queue.destination import get_destination
+from examsend.queue.evidence import Announcement
 from examsend.queue.rejected import RejectedFile
 from examsend.queue.views import AttemptStatus, BatchStatus, DestinationStatus, InstanceGroup
 from examsend.states import BatchState
@@ -28,8 +29,10 @@ class StatusResult:
     attempts: tuple[AttemptStatus, ...] = ()
     rejected: tuple[RejectedFile, ...] = ()
     rejected_count: int = 0
+    announcements: tuple[Announcement, ...] = ()
+    """Of one study, if it was asked for."""
     asked: str = ""
-    """"rejected" or "failed" if only these were asked for."""
+    """"study", "rejected" or "failed" if only these were asked for."""
 
 
 def run(
@@ -59,11 +62,13 @@ def run(
         only = get_destination(tx, destination).id if destination is not None else None
         state = BatchState.FAILED if failed else None
         found = views.batches(tx, study=study, destination_id=only, state=state, limit=limit + 1)
-        if study is not None and not found:
-            raise UsageError(f"there is no batch of study {study}")
+        said = evidence.announcements(tx, study, [b.id for b in found]) if study is not None else ()
+        if study is not None and not found and not said:
+            raise UsageError(f"there is no batch of study {study}, and nothing is announced of it")
         shown = tuple(d for d in views.destinations(tx) if destination is None or d.name == destination)
         more = len(found) > limit
-        return StatusResult(shown, tuple(found[:limit]), more, rejected_count=count, asked="failed" if failed else "")
+        asked = "study" if study is not None else "failed" if failed else ""
+        return StatusResult(shown, tuple(found[:limit]), more, rejected_count=count, announcements=said, asked=asked)
 
     with access.opened(settings) as database:
         return database.run(read)

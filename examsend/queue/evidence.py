@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from examsend.config import series
 from examsend.db.due import NOW
-from examsend.states import NOT_COUNTED, ExpectationSource, ExpectationState, sql_list
+from examsend.states import NOT_COUNTED, ExpectationSource, ExpectationState, Outcome, sql_list
 
 _STEP = f"e.source = '{ExpectationSource.MPPS}'"
 _OPEN = f"e.state = '{ExpectationState.IN_PROGRESS}'"
+_SAYS = f"e.source <> '{ExpectationSource.FILES}' AND (e.source <> '{ExpectationSource.ARCHIVE}' OR coalesce(e.expected_count, 0) > 0)"
+"""More than a hint; an archive that did not answer, or that does not know the study, says nothing."""
 _SURE = f"NOT (t.source = '{ExpectationSource.ARCHIVE}' AND t.state = '{ExpectationState.IN_PROGRESS}')"
 """Not an archive's first answer, which may be too low: the archive may have been receiving."""
 _COUNTED = f"e.source IN ('{ExpectationSource.COUNT}', '{ExpectationSource.ARCHIVE}')"
@@ -67,8 +70,8 @@ _FACTS = text(f"""
         WHERE x.bare AND t.state = '{ExpectationState.COMPLETED}'
     ), steps AS (
         SELECT e.batch, count(*) FILTER (WHERE {_STEP}) AS steps, count(*) FILTER (WHERE {_STEP} AND {_OPEN}) AS open_steps,
-               max(e.updated_at) AS at, max(e.updated_at) FILTER (WHERE {_STEP} AND NOT {_OPEN}) AS ended_at,
-               string_agg(DISTINCT e.source, ', ') FILTER (WHERE e.source <> '{ExpectationSource.FILES}') AS sources,
+               max(e.updated_at) FILTER (WHERE {_SAYS}) AS at, max(e.updated_at) FILTER (WHERE {_STEP} AND NOT {_OPEN}) AS ended_at,
+               string_agg(DISTINCT e.source, ', ') FILTER (WHERE {_SAYS}) AS sources,
                max(e.expected_count) FILTER (WHERE {_COUNTED} AND NOT {_OPEN} AND e.expected_count > 0) AS wanted,
                max(e.expected_count) FILTER (WHERE {_COUNTED} AND {_OPEN} AND e.expected_count > 0) AS at_least,
                max(e.expected_count) FILTER (WHERE e.source = '{ExpectationSource.FILES}') AS hint
@@ -85,8 +88,9 @@ _FACTS = text(f"""
            CASE WHEN coalesce(s.wanted, s.at_least, s.hint) IS NOT NULL THEN
                (SELECT count(DISTINCT i.sop_instance_uid) FROM exam_batches o JOIN exam_batch_instances i ON i.batch_id = o.id
                 WHERE o.study_instance_uid = c.study AND o.destination_id = c.destination) END AS here,
-           EXISTS (SELECT 1 FROM exam_batch_instances i
-                   WHERE i.batch_id = c.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)})) AS deliverable,
+           NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = c.id AND i.outcome = '{Outcome.NOT_SENT}')
+           OR EXISTS (SELECT 1 FROM exam_batch_instances i
+                      WHERE i.batch_id = c.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)})) AS deliverable,
            d.required_series, q.modalities, q.descriptions,
            extract(epoch FROM {NOW} - q.last_instance_at)::float AS series_arrived_ago
     FROM chosen c
@@ -106,7 +110,7 @@ class Evidence:
     """What is known of the study of a batch at its destination. Times in seconds."""
 
     deliverable: bool = True
-    """The batch has an instance that is to be sent."""
+    """Not all that the batch has is recorded and not sent (late policy ``never``)."""
     steps: int = 0
     """Performed procedure steps that touch the study."""
     open_steps: int = 0
@@ -191,6 +195,59 @@ def gather(tx: Connection, batch_ids: Sequence[int]) -> dict[int, Evidence]:
     if not batch_ids:
         return {}
     return {row.id: _evidence(row) for row in tx.execute(_FACTS, {"ids": list(batch_ids)})}
+
+
+_ANNOUNCEMENTS = text(f"""
+    WITH {_TOUCHED}
+    SELECT e.source, e.source_uid, e.state, e.expected_count, e.created_at, e.updated_at, e.forgotten_at, e.failure,
+           (SELECT count(*) FROM expected_instances x WHERE x.expectation_id = e.id) AS instances,
+           (SELECT count(*) FROM expected_series x WHERE x.expectation_id = e.id AND x.series_instance_uid <> '') AS series
+    FROM study_expectations e
+    WHERE e.id IN (SELECT t.id FROM touched t
+                   UNION SELECT s.expectation_id FROM expectation_studies s WHERE s.study_instance_uid = :study)
+    ORDER BY e.id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What one source has announced of a study."""
+
+    source: str
+    uid: str
+    """MPPS: the SOP Instance UID of the step. Others: the Study Instance UID; ARCHIVE: also the archive."""
+    state: str
+    count: int | None
+    """Number of instances, where a number was announced."""
+    instances: int
+    """Instances that are named."""
+    series: int
+    """Series that are named."""
+    created_at: datetime
+    updated_at: datetime
+    forgotten_at: datetime | None
+    """When an operator withdrew it."""
+    failure: str | None
+    """Why an archive gave no answer."""
+
+
+def announcements(tx: Connection, study: str, batch_ids: Sequence[int]) -> tuple[Announcement, ...]:
+    """Given a study and its batches, return the announcements that name the study or touch it, oldest first."""
+    return tuple(
+        Announcement(
+            row.source,
+            row.source_uid,
+            row.state,
+            row.expected_count,
+            row.instances,
+            row.series,
+            row.created_at,
+            row.updated_at,
+            row.forgotten_at,
+            row.failure,
+        )
+        for row in tx.execute(_ANNOUNCEMENTS, {"study": study, "ids": list(batch_ids)})
+    )
 
 
 # --- whom a change concerns -------------------------------------------------------------------------------------------

@@ -130,6 +130,14 @@ class Question:
     """When it was asked before, as the database writes it."""
 
 
+_ANY_DUE = text(f"SELECT EXISTS (SELECT 1 FROM storage_backend_configs d WHERE d.removed_at IS NULL AND {due.TO_ASK})")
+
+
+def any_due(tx: Connection) -> bool:
+    """Return whether there may be a question to ask."""
+    return bool(tx.execute(_ANY_DUE).scalar_one())
+
+
 def claim(tx: Connection, limit: int) -> tuple[list[Question], bool]:
     """Claim at most ``limit`` questions that are due, the longest due first; return them, and whether there may be more."""
     claimed: dict[tuple[str, str], Question] = {}

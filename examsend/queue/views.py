@@ -21,6 +21,7 @@ from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, sql_list
 # Unfinished batches are found by partial indexes and SENT ones by the time they finished, so that the cost does not grow with
 # the number of batches that were ever sent.
 _ORDER = """
+    CASE WHEN CAST(:study AS text) IS NOT NULL THEN b.destination_id END, CASE WHEN CAST(:study AS text) IS NOT NULL THEN b.id END,
     CASE b.status WHEN 'FAILED' THEN 0 WHEN 'SENDING' THEN 1 WHEN 'READY' THEN 2 WHEN 'PENDING' THEN 3 ELSE 4 END, b.id DESC
 """
 
@@ -122,6 +123,12 @@ class BatchStatus:
     follows_batch_id: int | None
     versions: int
     """Instances of it that the destination has, or was to get, in more than one version. The archive may keep either."""
+    announced: int
+    """Instances of its study that are announced: by name, or else by number."""
+    missing: int
+    """Those that are not here."""
+    open_steps: int
+    """Performed procedure steps of its study that are IN PROGRESS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +207,9 @@ def _batch(row: Any, found: Evidence) -> BatchStatus:
         row.ready_reason,
         row.follows_batch_id,
         row.versions,
+        found.announced or found.here + found.missing_count if found.sources else 0,
+        found.missing_count,
+        found.open_steps,
     )
 
 
@@ -249,7 +259,7 @@ def batches(
     state: BatchState | None = None,
     limit: int,
 ) -> list[BatchStatus]:
-    """Return at most ``limit`` batches, FAILED ones first.
+    """Return at most ``limit`` batches, FAILED ones first; those of a ``study`` in the order in which they follow each other.
 
     With ``ids`` or ``study``: these batches in any state. Else with ``state``: the batches in this state. Else the batches that
     are not SENT, and those SENT in the last 24 hours. With ``destination_id``: only batches of this destination.

@@ -6,6 +6,7 @@ Text from a file, a path or a peer is untrusted: ``clean`` escapes it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -22,11 +23,12 @@ from examsend.completion.archive import Asked
 from examsend.config.destination import label
 from examsend.delivery.delivery import Delivered
 from examsend.queue.destination import Destination
+from examsend.queue.evidence import Announcement
 from examsend.queue.views import BatchStatus
 from examsend.report.layout import byte_size, console, first_lines, local_time, plural, table
 from examsend.report.terminal import clean
 from examsend.senders.base import Capabilities
-from examsend.states import LatePolicy
+from examsend.states import ExpectationSource, ExpectationState, LatePolicy
 
 
 def to_console(result: object) -> None:
@@ -209,24 +211,9 @@ def _status(result: StatusResult) -> list[Any]:
             )
         )
     if result.batches:
-        lines.append(
-            table(
-                ("batch>", "state", "destination", "stored>", "failed>", "tries>", "why", "study"),
-                (
-                    (
-                        b.id,
-                        b.status,
-                        b.destination,
-                        f"{b.stored}/{b.instances}",
-                        b.failed or "",
-                        b.attempts,
-                        _why(b),
-                        b.study_instance_uid,
-                    )
-                    for b in result.batches
-                ),
-            )
-        )
+        lines.append(_batch_table(result.batches, chains=result.asked == "study"))
+    if result.announcements:
+        lines.append(_announcement_table(result.announcements))
     if result.more:
         lines.append("there are more batches: use a larger --limit")
     lines += [
@@ -236,11 +223,63 @@ def _status(result: StatusResult) -> list[Any]:
     ]
     if result.rejected_count:
         lines.append(f"{plural(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
-    if not result.destinations and not result.batches:
+    if result.announcements and not result.batches:
+        lines.append("announced, and no batch yet: nothing of this study has arrived")
+    elif not result.destinations and not result.batches:
         lines.append("nothing yet: `examsend destination add NAME AET@HOST:PORT`, then `examsend ingest DIR`")
     elif not result.batches:
         lines.append("no FAILED batches" if result.asked == "failed" else "no batches")
     return lines
+
+
+def _batch_table(batches: Sequence[BatchStatus], *, chains: bool) -> Any:
+    """``chains``: also show which batch each follows."""
+    follows = ("follows>",) if chains else ()
+    return table(
+        ("batch>", *follows, "state", "destination", "stored>", "failed>", "tries>", "why", "study"),
+        (
+            (
+                b.id,
+                *((b.follows_batch_id or "",) if chains else ()),
+                b.status,
+                b.destination,
+                f"{b.stored}/{b.instances}",
+                b.failed or "",
+                b.attempts,
+                _why(b),
+                b.study_instance_uid,
+            )
+            for b in batches
+        ),
+    )
+
+
+def _announcement_table(announcements: Sequence[Announcement]) -> Any:
+    return table(
+        ("announced by", "state", "instances>", "series>", "since", "changed", "uid"),
+        (
+            (
+                a.source,
+                _announced_state(a),
+                a.instances or ("" if a.count is None else a.count),
+                a.series or "",
+                local_time(a.created_at),
+                local_time(a.updated_at),
+                a.uid,
+            )
+            for a in announcements
+        ),
+    )
+
+
+def _announced_state(announcement: Announcement) -> str:
+    if announcement.forgotten_at is not None:
+        return "withdrawn"
+    if announcement.failure:
+        return f"no answer: {announcement.failure}"
+    if announcement.source == ExpectationSource.ARCHIVE:
+        return "given once" if announcement.state == ExpectationState.IN_PROGRESS else "given twice"
+    return announcement.state
 
 
 def _why(batch: BatchStatus) -> str:

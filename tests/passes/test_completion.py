@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from examsend.commands import destination, finalize
+from examsend.commands import destination, finalize, status
 from examsend.config.settings import Settings
 from examsend.db import engine, probe
 from examsend.queue import announcements, keep_open
 from examsend.queue.announcements import Series
 from examsend.states import ExpectationSource, ExpectationState
-from tests.helpers import execute, one
+from tests.helpers import cli, execute, one
 from tests.passes.world import World, file
 
 
@@ -422,4 +424,55 @@ def test_what_is_complete_and_follows_keeps_its_reason(world: World) -> None:
     assert world.finalize()[0].startswith("EXPECTED")
     world.send()
     assert world.states() == ["SENT", "SENT"]
+    assert set(world.sent.values()) == {1}
+
+
+# --- what status shows ----------------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_study_shows_its_chain_and_what_is_announced(settings: Settings, world: World) -> None:
+    world.arrive(file("1.1"))
+    world.step("9.1", "1.1")
+    world.wait(2)
+    world.finalize()
+    world.send()
+    world.arrive(file("1.2"))
+    world.create("9.2")
+    _announce(world, ExpectationSource.COUNT, count=7)
+    found = status.run(settings, study="1.2.3")
+    assert [(b.id, b.follows_batch_id, b.status) for b in found.batches] == [(1, None, "SENT"), (2, 1, "PENDING")]
+    assert [(a.source, a.state, a.instances, a.count) for a in found.announcements] == [
+        ("MPPS", "COMPLETED", 1, None),
+        ("MPPS", "IN PROGRESS", 0, None),
+        ("COUNT", "COMPLETED", 0, 7),
+    ]
+    shown = cli("status", "--study", "1.2.3", url=settings.database_url).stdout
+    assert "follows" in shown
+    assert "announced by" in shown
+    as_json = json.loads(cli("status", "--study", "1.2.3", "--json", url=settings.database_url).stdout)
+    assert as_json["batches"][1]["open_steps"] == 1
+    assert as_json["announcements"][2]["count"] == 7
+
+
+def test_status_of_a_study_that_is_announced_and_has_not_arrived(settings: Settings, world: World) -> None:
+    world.create("9.1")
+    shown = cli("status", "--study", "1.2.3", url=settings.database_url)
+    assert shown.returncode == 0
+    assert "nothing of this study has arrived" in shown.stdout
+    assert cli("status", "--study", "7.7.7", url=settings.database_url).returncode == 2
+
+
+def test_a_late_step_that_announces_more_than_was_sent_is_visible(world: World) -> None:
+    world.arrive(file("1.1"))
+    world.wait(60)
+    world.finalize()
+    world.send()
+    assert world.why() == ""
+    world.step("9.1", "1.1", "1.2")
+    assert world.why() == "1 of 2 announced instances missing: 1 of series ...1"
+    world.arrive(file("1.2"))
+    world.wait(2)
+    world.finalize()
+    world.send()
+    assert (world.why(1), world.why(2)) == ("", "")
     assert set(world.sent.values()) == {1}
