@@ -1,4 +1,4 @@
-"""Compares README.md and docs/operating.md with the program: commands, settings, options, and the test command of CI."""
+"""Compares README.md and docs/ with the program: commands, settings, options, rules, and the test command of CI."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from examsend import __version__
 from examsend.cli import app
 from examsend.config.destination import DECLARED, DestinationSettings
 from examsend.config.settings import Settings
+from examsend.services import mpps, service, step
+from examsend.states import ExpectationSource, LatePolicy, OnIncomplete, Rule
 from tests.helpers import cli
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text()
 GUIDE = (TOP / "docs" / "operating.md").read_text()
+COMPLETION = (TOP / "docs" / "completion.md").read_text()
 
 
 def _commands() -> list[tuple[str, ...]]:
@@ -82,10 +85,47 @@ def test_the_operating_guides_table_of_destination_options_matches_the_declarati
 def test_every_option_named_in_the_documents_exists() -> None:
     helps = "".join(cli(*words, "--help").stdout for words in _commands())
     known = set(re.findall(r"--[a-z][a-z0-9-]+", helps))
-    for document in (README, GUIDE):
+    for document in (README, GUIDE, COMPLETION):
         code = re.findall(r"`[^`\n]+`|^ *examsend .*$", document, re.MULTILINE)
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", " ".join(code)))
         assert named - known == set()
+
+
+@pytest.mark.parametrize(
+    ("column", "names"),
+    [
+        ("rule", list(Rule)),
+        ("source", list(ExpectationSource)),
+        ("`--late-policy`", list(LatePolicy)),
+        ("`--on-incomplete`", list(OnIncomplete)),
+    ],
+    ids=["rules", "sources", "late policies", "incomplete"],
+)
+def test_the_tables_of_completion_have_a_row_for_each_name_of_the_program(column: str, names: list[str]) -> None:
+    table = re.search(rf"^\| {re.escape(column)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", COMPLETION, re.MULTILINE)
+    assert table is not None
+    assert re.findall(r"^\| `?([A-Za-z_-]+)", table[1], re.MULTILINE) == names
+
+
+def test_the_statuses_that_listen_answers_with_are_explained() -> None:
+    answered = {
+        mpps.DUPLICATE, mpps.NO_SUCH_INSTANCE, mpps.INVALID_INSTANCE, mpps.RESOURCE_LIMITATION, step.INVALID_VALUE,
+        step.PROCESSING_FAILURE, step.MISSING, step.EMPTY, service.NO_SUCH_CLASS, service.UNRECOGNIZED_OPERATION,
+    }  # fmt: skip
+    table = COMPLETION[COMPLETION.index("### What a refusal means") :]
+    assert set(re.findall(r"^\| ([0-9A-F]{4}) ", table, re.MULTILINE)) == {f"{status:04X}" for status in answered}
+    assert f"{mpps.NO_LONGER_UPDATED:04X}" in table
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    for path in [TOP / "README.md", *(TOP / "docs").glob("*.md")]:
+        for file, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", path.read_text()):
+            target = path.parent / file if file else path
+            assert target.exists(), (path.name, file)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+                assert anchor in anchors, (path.name, anchor)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
             typer.Option("--dry-run", help="Change nothing. Show which batches are complete, and why the others wait."),
         ] = False,
     ) -> object | None:
-        """Make complete batches READY. A batch is complete after its quiet period or longest wait, or if you name it."""
+        """Make complete batches READY. A batch is complete when all that was announced is here, after its quiet period or
+        longest wait, or if you name it."""
         with idle(session, probe.nothing_to_finalize, selected=bool(study or batch or dry_run)) as is_idle:
             if is_idle:
                 return None

@@ -13,13 +13,21 @@ from typing import Any
 from examsend.commands import destination, finalize, ingest, send, status
 from examsend.config.settings import Settings
 from examsend.db import access, embedded, migrate
-from examsend.demo import receiver, samples
+from examsend.delivery.delivery import Delivered
+from examsend.demo import modality, receiver, samples
+from examsend.dicom import identity
 from examsend.errors import UsageError
 from examsend.queue import views
 from examsend.report.layout import byte_size, table
 from examsend.report.text import rendered
 
 _NAME = "demo"
+
+_GRACE = 0.2
+"""Seconds; the default is longer than a demonstration should take."""
+
+_PASSES_SECONDS = 20.0
+"""How long finalize is tried for, until a batch is READY."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,8 @@ class Study:
 
     study_instance_uid: str
     status: str
+    rule: str
+    """By which rule it was complete (states.Rule); "": it is not."""
     instances: int
     stored: int
     associations: int
@@ -64,6 +74,7 @@ def _demo(result: DemoResult) -> list[Any]:
         (
             s.study_instance_uid,
             s.status,
+            s.rule,
             f"{s.stored}/{s.instances}",
             s.associations,
             byte_size(s.total_bytes),
@@ -87,7 +98,7 @@ def _demo(result: DemoResult) -> list[Any]:
         ("seconds from first file to last answer", f"{result.seconds:.1f}"),
     ]
     return [
-        table(("study", "state", "stored>", "associations>", "sent>", "seconds>"), rows),
+        table(("study", "state", "complete by", "stored>", "associations>", "sent>", "seconds>"), rows),
         table(("", ""), facts),
     ]
 
@@ -101,10 +112,12 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
         raise UsageError(f"{directory} is not a directory")
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="examsend-demo-")))
+        late = None
         if directory is None:
             directory = place / "drop"
             say("making sample studies: a CT, an MR with two series, a CR, a compressed ultrasound, a broken file")
             samples.make(directory)
+            late = _Late.take(directory / "ct", place)
         say("starting an embedded PostgreSQL")
         settings = stack.enter_context(_settings())
         receiving = None
@@ -112,7 +125,42 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
             say("starting a receiver on loopback that stores what it receives")
             receiving = stack.enter_context(receiver.listening(place / "received"))
             to = f"{receiving.aet}@{receiving.host}:{receiving.port}"
-        return _run_passes(settings, directory, to, receiving, say)
+        passes = _Passes(settings, directory, say)
+        if late is None:
+            passes.run(to)
+        else:
+            passes.run_with_evidence(to, late)
+        return passes.result(receiving)
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """A study of which the last image is not there yet."""
+
+    images: tuple[identity.DicomFile, ...]
+    """All of them."""
+    aside: Path
+    """Where the last image waits."""
+    place: Path
+    """Where it belongs."""
+
+    @classmethod
+    def take(cls, directory: Path, to: Path) -> _Late:
+        """Move the last image of the study in ``directory`` to ``to``."""
+        paths = sorted(directory.iterdir())
+        images = tuple(identity.inspect(path) for path in paths)
+        aside = to / paths[-1].name
+        paths[-1].rename(aside)
+        return cls(images, aside, paths[-1])
+
+    @property
+    def study(self) -> str:
+        """Its Study Instance UID."""
+        return self.images[0].study_instance_uid
+
+    def arrive(self) -> None:
+        """Move the image to its place."""
+        self.aside.rename(self.place)
 
 
 @contextmanager
@@ -125,54 +173,126 @@ def _settings() -> Iterator[Settings]:
         yield made
 
 
-def _run_passes(
-    settings: Settings,
-    directory: Path,
-    to: str,
-    receiving: receiver.Receiver | None,
-    say: Callable[[str], None],
-) -> DemoResult:
-    def show(command: str, result: object) -> None:
-        say(f"$ examsend {command}")
-        for part in rendered(result):
-            say(f"  {part}") if isinstance(part, str) else None
+class _Passes:
+    """The commands of the demonstration, each run and shown, and what they have done so far."""
 
-    show(f"destination add {_NAME} {to} --quiet-period 0", destination.add(settings, _NAME, to, {"quiet_seconds": 0.0}))
-    show(f"destination echo {_NAME}", destination.echo(settings, _NAME))
-    began = time.monotonic()
-    ingested = ingest.run(settings, [directory])
-    show(f"ingest {directory}", ingested)
-    show("finalize", finalize.run(settings))
-    sent = send.run(settings)
-    seconds = time.monotonic() - began
-    show("send", sent)
-    shown = status.run(settings, limit=10_000)
-    deliveries = {d.batch_id: d for d in sent.delivered}
-    studies = tuple(
-        Study(
-            b.study_instance_uid,
-            b.status,
-            b.instances,
-            b.stored,
-            deliveries[b.id].associations if b.id in deliveries else 0,
-            b.total_bytes,
-            deliveries[b.id].association_seconds if b.id in deliveries else 0.0,
+    def __init__(self, settings: Settings, directory: Path, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._say = say
+        self._began = 0.0
+        self._seconds = 0.0
+        self._ingested: list[ingest.IngestResult] = []
+        self._delivered: dict[int, Delivered] = {}
+
+    def run(self, to: str) -> None:
+        """Send files as they are: a study is complete at once."""
+        self._add(to, quiet=0.0)
+        self._ingest()
+        self._finalize()
+        self._send()
+
+    def run_with_evidence(self, to: str, late: _Late) -> None:
+        """Send the sample studies: one by what its modality says, one by what an operator says, the others by their silence."""
+        self._add(to, quiet=3600.0)
+        with modality.listening(self._settings) as peer:
+            self._say(f"$ examsend listen --port {peer.port}")
+            step = samples.new_uid()
+            modality.begin(peer, step, late.study)
+            self._say("  a CT says by MPPS: step IN PROGRESS")
+            self._ingest()
+            modality.complete(peer, step, late.images)
+            self._say(f"  the CT says by MPPS: step COMPLETED, with {len(late.images)} images; one is still on its way")
+        self._finalize()
+        ct, *others = self._waiting(first=late.study)
+        self._status(ct)
+        self._status(others[0])
+        late.arrive()
+        self._say("  the last image of the CT arrives")
+        self._ingest()
+        self._finalize(patient=True)
+        self._send()
+        self._status(ct)
+        self._status(others[0])
+        self._finalize(others[0].study_instance_uid)
+        quiet = destination.change(self._settings, _NAME, None, {"quiet_seconds": 0.0})
+        self._show(f"destination set {_NAME} --quiet-period 0", quiet)
+        self._finalize(patient=True)
+        self._send()
+
+    def result(self, receiving: receiver.Receiver | None) -> DemoResult:
+        """Return what became of the studies."""
+        shown = status.run(self._settings, limit=10_000)
+        studies = tuple(self._study(b) for b in sorted(shown.batches, key=lambda b: b.id))
+        verified, total_bytes, differing = _verify(self._settings, receiving)
+        return DemoResult(
+            studies,
+            self._ingested[0].rejected,
+            self._ingested[0].ignored,
+            # The C-ECHO used one association.
+            receiving.associations() - 1 if receiving else sum(s.associations for s in studies),
+            sum(s.stored for s in studies),
+            verified,
+            total_bytes,
+            differing,
+            self._seconds,
         )
-        for b in sorted(shown.batches, key=lambda b: b.id)
-    )
-    verified, total_bytes, differing = _verify(settings, receiving)
-    return DemoResult(
-        studies,
-        ingested.rejected,
-        ingested.ignored,
-        # The C-ECHO above used one association.
-        receiving.associations() - 1 if receiving else sum(s.associations for s in studies),
-        sum(s.stored for s in studies),
-        verified,
-        total_bytes,
-        differing,
-        seconds,
-    )
+
+    def _study(self, batch: views.BatchStatus) -> Study:
+        delivered = self._delivered.get(batch.id)
+        return Study(
+            batch.study_instance_uid,
+            batch.status,
+            (batch.ready_reason or "").split(":")[0],
+            batch.instances,
+            batch.stored,
+            delivered.associations if delivered else 0,
+            batch.total_bytes,
+            delivered.association_seconds if delivered else 0.0,
+        )
+
+    # --- the commands ---
+
+    def _show(self, command: str, result: object, *, lines: int | None = None) -> None:
+        self._say(f"$ examsend {command}")
+        for part in [p for p in rendered(result) if isinstance(p, str)][:lines]:
+            self._say(f"  {part}")
+
+    def _add(self, to: str, *, quiet: float) -> None:
+        values = {"quiet_seconds": quiet, "grace_seconds": _GRACE}
+        added = destination.add(self._settings, _NAME, to, values)
+        self._show(f"destination add {_NAME} {to} --quiet-period {quiet:g} --grace {_GRACE:g}", added)
+        self._show(f"destination echo {_NAME}", destination.echo(self._settings, _NAME))
+        self._began = time.monotonic()
+
+    def _ingest(self) -> None:
+        self._ingested.append(ingest.run(self._settings, [self._directory]))
+        self._show(f"ingest {self._directory}", self._ingested[-1])
+
+    def _finalize(self, study: str | None = None, *, patient: bool = False) -> None:
+        """Finalize what is complete, or a study; ``patient``: again until something is, as a timer does."""
+        over = time.monotonic() + _PASSES_SECONDS
+        while True:
+            done = finalize.run(self._settings, studies=[study] if study else [])
+            if done.ready or not patient or time.monotonic() > over:
+                break
+            time.sleep(_GRACE / 4)
+        self._show(f"finalize --study {study}" if study else "finalize", done)
+
+    def _send(self) -> None:
+        sent = send.run(self._settings)
+        self._seconds = time.monotonic() - self._began
+        self._delivered |= {d.batch_id: d for d in sent.delivered}
+        self._show("send", sent)
+
+    def _waiting(self, *, first: str) -> list[views.BatchStatus]:
+        """Return the batches in the order of their ids, that of the study ``first`` before the others."""
+        found = status.run(self._settings, limit=10_000).batches
+        return sorted(found, key=lambda b: (b.study_instance_uid != first, b.id))
+
+    def _status(self, batch: views.BatchStatus) -> None:
+        """Show the first line of a batch's status, which has the reason."""
+        self._show(f"status {batch.id}", status.run(self._settings, batch_id=batch.id), lines=1)
 
 
 def _verify(settings: Settings, receiving: receiver.Receiver | None) -> tuple[int | None, int, int]:

@@ -133,9 +133,16 @@ class Response:
     """The encoded data set; None: none came with it."""
 
 
-C_STORE_RSP, C_FIND_RSP, C_ECHO_RSP = 0x8001, 0x8020, 0x8030
+C_STORE_RSP, C_FIND_RSP, C_ECHO_RSP, N_SET_RSP, N_CREATE_RSP = 0x8001, 0x8020, 0x8030, 0x8120, 0x8140
+"""Command Fields of responses (PS3.7 annex E.1)."""
 
-_NAMES = {C_STORE_RSP: "C-STORE-RSP", C_FIND_RSP: "C-FIND-RSP", C_ECHO_RSP: "C-ECHO-RSP"}
+_NAMES = {
+    C_STORE_RSP: "C-STORE-RSP",
+    C_FIND_RSP: "C-FIND-RSP",
+    C_ECHO_RSP: "C-ECHO-RSP",
+    N_SET_RSP: "N-SET-RSP",
+    N_CREATE_RSP: "N-CREATE-RSP",
+}
 
 MAX_COMMAND = 1 << 16
 """Longest command set that is accepted, in bytes. A valid C-STORE-RSP has about 200."""

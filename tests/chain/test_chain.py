@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -152,7 +153,24 @@ def test_the_demo_verifies_its_studies_and_leaves_no_files() -> None:
     assert result["verified"] == 102
     assert result["differing"] == 0
     assert result["associations"] == len(result["studies"]) == 4
+    assert sorted(s["rule"] for s in result["studies"]) == ["EXPECTED", "OPERATOR", "QUIET", "QUIET"]
     assert left == []
+
+
+def test_the_demo_holds_a_study_until_all_that_its_modality_announced_is_here() -> None:
+    completed = cli("demo")
+    assert completed.returncode == 0, completed.stderr
+    story = [
+        r"batch \d+: PENDING: 59 of 60 announced instances here, missing 1 of series \.\.\.\d+; MPPS ended",
+        r"batch \d+: PENDING: quiet in \d+ min",
+        r"batch \d+ READY for demo: EXPECTED: all 60 announced instances are here \(MPPS\)",
+        r"batch \d+ to demo: SENT, 60 stored",
+        r"batch \d+: SENT",
+        r"batch \d+: PENDING: quiet in \d+ min",
+        r"batch \d+ READY for demo: OPERATOR",
+        r"batch \d+ READY for demo: QUIET",
+    ]
+    assert re.search(".*".join(story), completed.stderr, re.DOTALL), completed.stderr
 
 
 def test_the_demo_sends_given_files_to_a_given_receiver(receiving: receiver.Receiver, tmp_path: Path) -> None:
@@ -160,6 +178,7 @@ def test_the_demo_sends_given_files_to_a_given_receiver(receiving: receiver.Rece
     completed = cli("demo", tmp_path / "drop", "--to", f"{receiving.aet}@{receiving.host}:{receiving.port}")
     assert completed.returncode == 0, completed.stderr
     assert len(receiving.stored()) == 3
+    assert "listen" not in completed.stderr
     assert len(list((tmp_path / "drop").iterdir())) == 3
 
 
