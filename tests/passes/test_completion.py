@@ -9,7 +9,7 @@ import pytest
 from examsend.commands import destination, finalize, status
 from examsend.config.settings import Settings
 from examsend.db import engine, probe
-from examsend.queue import announcements, keep_open
+from examsend.queue import announcements, evidence, keep_open, pending
 from examsend.queue.announcements import Series
 from examsend.states import ExpectationSource, ExpectationState
 from tests.helpers import cli, execute, one
@@ -476,3 +476,44 @@ def test_a_late_step_that_announces_more_than_was_sent_is_visible(world: World) 
     world.send()
     assert (world.why(1), world.why(2)) == ("", "")
     assert set(world.sent.values()) == {1}
+
+
+# --- two processes at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_ends_with_its_series_alone_is_looked_at_under_any_study(world: World) -> None:
+    world.arrive(file("1.1", study="5.5"))
+    world.create("9.1", studies=["8.8"], series=[Series("1.2.3.1")])
+    world.wait(120)
+    assert world.finalize() == []
+    world.set("9.1", "COMPLETED", Series("1.2.3.1"))
+    assert world.finalize() == ["QUIET: no new instance for 60 s"]
+
+
+@pytest.mark.parametrize("seen_due", [True, False])
+def test_a_change_between_look_and_write_is_not_lost(world: World, seen_due: bool) -> None:
+    """One finalize has read what is known of a batch; before it postpones it, another one learns of an announcement."""
+    world.arrive(file("1.1"))
+    world.create("9.1")
+    if seen_due:
+        world.wait(3)
+    else:
+        assert world.finalize() == []
+        execute(world.database, "UPDATE exam_batches SET check_at = now()")
+    [candidate] = world.database.run(lambda tx: pending.candidates(tx, 10))
+    world.set("9.1", "COMPLETED", Series("1.2.3.1", frozenset({"1.1"})))
+    world.database.run(lambda tx: evidence.look_at_changes(tx, 10))
+    assert world.database.run(lambda tx: pending.postpone(tx, [(candidate, 5000.0)])) == set()
+    world.wait(3)
+    assert world.finalize()[0].startswith("EXPECTED")
+
+
+def test_an_instance_between_look_and_write_is_not_lost(world: World) -> None:
+    world.arrive(file("1.1"))
+    world.wait(100)
+    [candidate] = world.database.run(lambda tx: pending.candidates(tx, 10))
+    world.arrive(file("1.2"))
+    assert world.database.run(lambda tx: pending.postpone(tx, [(candidate, None)])) == set()
+    assert world.finalize() == []
+    world.wait(60)
+    assert len(world.finalize()) == 1
