@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from examsend.commands import destination, finalize, status
+from examsend.commands import destination, expect, finalize, status
 from examsend.completion import rules
 from examsend.config.settings import Settings
 from examsend.db import engine, probe
@@ -591,3 +591,16 @@ def test_the_end_of_an_ingest_while_finalize_looks_is_not_lost(world: World) -> 
         pending.postpone(tx, [(c, rules.decide(c).look_in) for c in found])
     world.wait(61)
     assert len(world.finalize()) == 1
+
+
+@pytest.mark.parametrize("instances", [frozenset(), frozenset({"1.1", "1.2"})])
+def test_a_step_that_names_another_study_is_withdrawn_for_the_study_under_which_its_images_arrive(
+    settings: Settings, world: World, instances: frozenset[str]
+) -> None:
+    world.create("9.1", ("1.2.9",), [Series("1.2.3.1" if not instances else "1.2.9.1", instances)])
+    world.arrive(file("1.1"))
+    assert world.why().startswith(("MPPS in progress", "1 of 2"))
+    [forgotten] = expect.run(settings, studies=["1.2.3"], forget=True).forgotten
+    assert forgotten.sources == ("MPPS",)
+    world.wait(60)
+    assert world.finalize() == ["QUIET: no new instance for 60 s"]
