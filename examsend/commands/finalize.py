@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from examsend.completion import archive, rules
 from examsend.config.settings import Settings
@@ -82,9 +83,9 @@ def run(
             return database.run(_dry_run)
         ready: list[Ready] = []
         held: list[Held] = []
-        _evaluate(database, ready, held)
+        _evaluate(database.run, ready, held)
         if database.run(questions.any_due):
-            _ask(database, lambda: _evaluate(database, ready, held))
+            _ask(database, lambda: _evaluate(database.run, ready, held))
         return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held))
 
 
@@ -106,12 +107,12 @@ def _ask(database: Database, meanwhile: Callable[[], None]) -> None:
     meanwhile()
 
 
-def _evaluate(database: Database, ready: list[Ready], held: list[Held]) -> None:
-    """Look at what is due, group by group, and add to the results."""
-    while database.run(lambda tx: evidence.look_at_changes(tx, _GROUP)):
+def _evaluate(run: Callable[[Callable[[Connection], Any]], Any], ready: list[Ready], held: list[Held]) -> None:
+    """Look at what is due, group by group, each in a transaction by ``run``, and add to the results."""
+    while run(lambda tx: evidence.look_at_changes(tx, _GROUP)):
         pass
     while True:
-        step = database.run(_step)
+        step: _Step = run(_step)
         ready += step.ready
         held += step.held
         if not step.more:
@@ -148,14 +149,15 @@ def _step(tx: Connection) -> _Step:
 
 
 def _dry_run(tx: Connection) -> FinalizeResult:
-    looking = tx.begin_nested()
-    evidence.look_at_changes(tx, _GROUP)
-    found = [(c, d) for c in pending.candidates(tx, _GROUP) if (d := rules.decide(c)).rule is not None]
-    looking.rollback()
-    ready = tuple(Ready(c.batch_id, c.study_instance_uid, c.destination, d.reason) for c, d in found)
+    """Do what a pass does but ask archives, and take it back."""
+    doing = tx.begin_nested()
+    ready: list[Ready] = []
+    held: list[Held] = []
+    _evaluate(lambda work: work(tx), ready, held)
+    doing.rollback()
     ids = {r.batch_id for r in ready}
     others = views.batches(tx, state=BatchState.PENDING, limit=_GROUP)
-    return FinalizeResult(ready, tuple(b for b in others if b.id not in ids), dry_run=True)
+    return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 
 
 def _named(

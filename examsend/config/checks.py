@@ -71,6 +71,19 @@ def number(minimum: float, maximum: float) -> Callable[[object], float]:
     return check
 
 
+def zero_or(minimum: float, maximum: float) -> Callable[[object], float]:
+    """Return a check for 0, or a number from ``minimum`` to ``maximum``."""
+    in_range = number(0, maximum)
+
+    def check(value: object) -> float:
+        found = in_range(value)
+        if 0 < found < minimum:
+            raise ValueError(f"must be 0, or between {minimum:g} and {maximum:g}")
+        return found
+
+    return check
+
+
 def whole(minimum: int, maximum: int) -> Callable[[object], int]:
     """Return a check for a whole number from ``minimum`` to ``maximum``, both included."""
     in_range = number(minimum, maximum)

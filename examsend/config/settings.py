@@ -77,7 +77,7 @@ class Settings:
     listen_associations: int = _setting(20, checks.whole(2, 200), "Associations that listen has at once, at most.")
     listen_idle: float = _setting(
         60.0,
-        checks.number(0, 86400),
+        checks.zero_or(1, 86400),
         "Seconds without an association after which a listen started by systemd ends. 0: never.",
     )
 

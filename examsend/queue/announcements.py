@@ -51,17 +51,24 @@ _STUDIES = text("""
 """)
 
 _NO_SERIES = text("DELETE FROM expected_series WHERE expectation_id = :id")
-_NO_INSTANCES = text("DELETE FROM expected_instances WHERE expectation_id = :id")
 
 _SERIES = text("""
     INSERT INTO expected_series (expectation_id, series_instance_uid, bare)
     SELECT :id, series, bare FROM unnest(CAST(:series AS text[]), CAST(:bare AS boolean[])) w (series, bare)
 """)
 
+# What stays the same is not written: a modality sends its whole list again and again while it grows.
+_NOT_NAMED = text("""
+    DELETE FROM expected_instances x WHERE x.expectation_id = :id
+      AND NOT EXISTS (SELECT 1 FROM unnest(CAST(:uids AS text[])) w (uid) WHERE w.uid = x.sop_instance_uid)
+""")
+
 _INSTANCES = text("""
-    INSERT INTO expected_instances (expectation_id, sop_instance_uid, series_instance_uid)
-    SELECT :id, uid, series FROM unnest(CAST(:uids AS text[]), CAST(:series AS text[])) w (uid, series)
-    ON CONFLICT DO NOTHING
+    INSERT INTO expected_instances AS x (expectation_id, sop_instance_uid, series_instance_uid)
+    SELECT DISTINCT ON (uid) :id, uid, series
+    FROM unnest(CAST(:uids AS text[]), CAST(:series AS text[])) w (uid, series) ORDER BY uid, series
+    ON CONFLICT (expectation_id, sop_instance_uid) DO UPDATE SET series_instance_uid = excluded.series_instance_uid
+    WHERE x.series_instance_uid IS DISTINCT FROM excluded.series_instance_uid
 """)
 
 
@@ -125,7 +132,8 @@ def create_step(tx: Connection, uid: str, studies: Collection[str], series: Coll
     if row is None:
         return False
     _name_studies(tx, row.id, studies)
-    _name_series(tx, row.id, series)
+    if series:
+        _name_series(tx, row.id, series)
     return True
 
 
@@ -136,8 +144,6 @@ def change_step(
     tx.execute(_UPDATE, {"id": step.id, "state": state})
     _name_studies(tx, step.id, studies)
     if series is not None:
-        tx.execute(_NO_SERIES, {"id": step.id})
-        tx.execute(_NO_INSTANCES, {"id": step.id})
         _name_series(tx, step.id, series)
 
 
@@ -155,8 +161,6 @@ def announce(
     and ``of`` this archive. Return its id."""
     uid = f"{study} {of}".rstrip()
     row = tx.execute(_PUT, {"source": source, "uid": uid, "state": state, "count": count}).one()
-    tx.execute(_NO_SERIES, {"id": row.id})
-    tx.execute(_NO_INSTANCES, {"id": row.id})
     _name_studies(tx, row.id, [study])
     _name_series(tx, row.id, series)
     return int(row.id)
@@ -181,13 +185,17 @@ def _name_studies(tx: Connection, expectation: int, studies: Iterable[str]) -> N
 
 
 def _name_series(tx: Connection, expectation: int, series: Iterable[Series]) -> None:
-    """Store series, and their instances. Of a series that is named twice, all instances count."""
+    """Let an announcement name these series and their instances, and no others. Of a series that is given twice, all instances
+    count."""
     named: dict[str, set[str]] = {}
     for one in series:
         named.setdefault(one.series_instance_uid, set()).update(one.instances)
-    if not named:
-        return
-    pairs = sorted((uid, s or None) for s, uids in named.items() for uid in uids)
+    pairs = sorted((uid, s) for s, uids in named.items() for uid in uids)
     known = [s for s in named if s]
-    tx.execute(_SERIES, {"id": expectation, "series": known, "bare": [not named[s] for s in known]})
-    tx.execute(_INSTANCES, {"id": expectation, "uids": [u for u, _ in pairs], "series": [s for _, s in pairs]})
+    values = {"id": expectation, "uids": [u for u, _ in pairs], "series": [s or None for _, s in pairs]}
+    tx.execute(_NO_SERIES, {"id": expectation})
+    tx.execute(_NOT_NAMED, values)
+    if known:
+        tx.execute(_SERIES, {"id": expectation, "series": known, "bare": [not named[s] for s in known]})
+    if pairs:
+        tx.execute(_INSTANCES, values)

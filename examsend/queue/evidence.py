@@ -171,8 +171,12 @@ class Evidence:
 
     @property
     def whole(self) -> bool:
-        """Whether everything was announced, and all of it is here."""
-        return not self.incomplete and not self.bare and bool(self.sure or (self.wanted and not self.announced))
+        """Whether everything was announced, and all of it is here. A number that is exceeded is no evidence."""
+        return (
+            not self.incomplete
+            and not self.bare
+            and bool(self.sure or (self.wanted == self.here and not self.announced))
+        )
 
 
 def _evidence(row: Any) -> Evidence:

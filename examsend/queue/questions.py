@@ -21,7 +21,8 @@ APART = 10.0
 
 _AFTER_FAILURE = 60.0
 _AFTER_CONFIRMED = 300.0
-"""Seconds until an archive is asked again: without an answer, and while not all that it has is here."""
+"""Seconds until an archive is asked again: where it did not answer or does not know the study yet, and while not all that it has
+is here."""
 
 _LOOKED_AT = 500
 """Batches of one destination that are looked at in one transaction."""
@@ -43,7 +44,7 @@ _QUIET_AT = "greatest(b.last_instance_at, b.ingesting_until) + make_interval(sec
 _NEXT = f"""
     CASE WHEN e.forgotten_at IS NOT NULL THEN 'infinity'
          WHEN e.asked_at IS NULL THEN {_QUIET_AT}
-         WHEN e.failure IS NOT NULL OR e.expected_count IS NULL
+         WHEN e.failure IS NOT NULL OR coalesce(e.expected_count, 0) = 0
               THEN greatest({_QUIET_AT}, e.asked_at + make_interval(secs => {_AFTER_FAILURE}))
          WHEN e.state = '{_IN_PROGRESS}' THEN greatest({_QUIET_AT}, e.asked_at + make_interval(secs => {APART}))
          WHEN e.expected_count > {_HERE}

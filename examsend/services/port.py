@@ -233,7 +233,8 @@ class Port:
         except _Stopped:
             log.info("association from %s aborted: listen ends", address)
         except Exception as error:
-            log.error("association from %s aborted: this is a bug in examsend: %s", address, place(error))  # noqa: TRY400
+            if self._failures.allows(f"bug {household(address)}"):
+                log.error("association from %s aborted: this is a bug in examsend: %s", address, place(error))  # noqa: TRY400
             log.log(TRACEBACKS, "where it was raised:", exc_info=True)
         finally:
             try:
@@ -261,7 +262,8 @@ class Port:
         try:
             reply = service.handle(request)
         except Exception as error:
-            log.error("%s: this is a bug in examsend: %s", service.name, place(error))  # noqa: TRY400
+            if self._failures.allows(f"bug {household(address)}"):
+                log.error("%s: this is a bug in examsend: %s", service.name, place(error))  # noqa: TRY400
             log.log(TRACEBACKS, "where it was raised:", exc_info=True)
             reply = Reply(_PROCESSING_FAILURE, error_comment="internal error")
         if reply.status != SUCCESS and self._failures.allows(f"failed {household(address)}"):

@@ -391,6 +391,38 @@ def test_a_withdrawn_announcement_is_not_regarded(world: World) -> None:
     assert world.finalize() == ["QUIET: no new instance for 60 s"]
 
 
+def test_a_number_that_is_exceeded_is_no_evidence(world: World) -> None:
+    world.arrive(file("1.1"), file("1.2"), file("1.3"))
+    _announce(world, ExpectationSource.COUNT, count=2)
+    world.wait(30)
+    assert world.finalize() == []
+    world.wait(30)
+    assert world.finalize() == ["QUIET: no new instance for 60 s"]
+
+
+def test_a_dry_run_says_what_a_pass_does_for_studies_that_share_a_step(settings: Settings, world: World) -> None:
+    world.arrive(file("1.1"))
+    world.step("9.1", "1.1", "1.2", studies=["1.2.3", "5.5"])
+    world.wait(200)
+    assert world.finalize() == []
+    world.arrive(file("1.2", study="5.5", series="5.5.1"))
+    world.wait(2)
+    assert len(finalize.run(settings, dry_run=True).ready) == 2
+    assert world.states() == ["PENDING", "PENDING"]
+    assert len(world.finalize()) == 2
+
+
+def test_a_list_that_is_given_again_is_not_written_again(world: World) -> None:
+    world.create("9.1", series=[Series("1.2.3.1", frozenset({"1.1", "1.2"}))])
+    written = one(world.database, "SELECT array_agg(ctid::text ORDER BY sop_instance_uid) FROM expected_instances")
+    world.set("9.1", "IN PROGRESS", Series("1.2.3.1", frozenset({"1.1", "1.2", "1.3"})))
+    again = one(world.database, "SELECT array_agg(ctid::text ORDER BY sop_instance_uid) FROM expected_instances")
+    assert again[:2] == written
+    world.set("9.1", "IN PROGRESS", Series("1.2.3.2", frozenset({"1.3"})))
+    found = one(world.database, "SELECT sop_instance_uid || ' ' || series_instance_uid FROM expected_instances")
+    assert found == "1.3 1.2.3.2"
+
+
 def test_a_dry_run_regards_what_was_just_announced_and_changes_nothing(settings: Settings, world: World) -> None:
     world.arrive(file("1.1"), file("5.1", study="5.5", series="5.5.1"))
     assert world.finalize() == []
