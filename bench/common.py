@@ -35,9 +35,10 @@ def database() -> Iterator[str]:
         yield url
 
 
-def examsend(*words: str | Path, url: str | None) -> subprocess.CompletedProcess[str]:
+def examsend(*words: str | Path, url: str | None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a new process, as a user does. Compiled modules are cached."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_") and k != "PYTHONDONTWRITEBYTECODE"}
+    kept |= environment
     if url is not None:
         kept["EXAMSEND_DATABASE_URL"] = url
     command = [sys.executable, "-m", "examsend", *map(str, words)]

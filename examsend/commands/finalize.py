@@ -168,13 +168,17 @@ def _named(
             raise UsageError(f"there is no batch {batch_id}")
         if state is not BatchState.PENDING:
             raise Refused(f"batch {batch_id} is {state}, not PENDING: nothing to finalize")
+        if any(b.removed for b in found if b.batch_id == batch_id):
+            raise Refused(f"the destination of batch {batch_id} is removed: nothing is sent to it")
     for study in studies:
         states = {b.status for b in found if b.study_instance_uid == study}
         if not states:
             raise UsageError(f"there is no batch of study {study}")
-        if BatchState.PENDING not in states:
+        if not any(b.status is BatchState.PENDING and not b.removed for b in found if b.study_instance_uid == study):
+            if BatchState.PENDING in states:
+                raise Refused(f"the destination of study {study} is removed: nothing is sent to it")
             raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
-    waiting = [b for b in found if b.status is BatchState.PENDING]
+    waiting = [b for b in found if b.status is BatchState.PENDING and not b.removed]
     known = evidence.gather(tx, [b.batch_id for b in waiting])
     ready = tuple(
         Ready(b.batch_id, b.study_instance_uid, b.destination, rules.by_operator(by, known.get(b.batch_id)))
@@ -186,6 +190,8 @@ def _named(
         tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
     )
     late.release(tx, moved)
+    # What arrived for them may be what a batch of another study waits for.
+    evidence.look_at_others(tx, sorted(moved))
     left = [b.batch_id for b in waiting if b.batch_id not in moved]
     if left:
         raise Refused(f"batch {left[0]} has just received another instance: check it, then finalize it again")

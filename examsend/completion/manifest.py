@@ -95,13 +95,20 @@ def read_instances(path: str) -> Series:
 def _content(path: str) -> bytes:
     """Return a file, at most LONGEST_FILE bytes. Raises UsageError for a larger one, and for what is not a regular file."""
     try:
-        data = _read(sys.stdin.buffer) if path == "-" else _read_file(path)
+        data = _read_standard_input() if path == "-" else _read_file(path)
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{path} cannot be read: {what}") from None
     if len(data) > LONGEST_FILE:
         raise UsageError(f"{path} has more than {LONGEST_FILE >> 20} MB: it is not read")
     return data
+
+
+def _read_standard_input() -> bytes:
+    # None where the process was started with it closed.
+    if sys.stdin is None:
+        raise UsageError("standard input cannot be read: it is closed")
+    return _read(sys.stdin.buffer)
 
 
 def _read_file(path: str) -> bytes:

@@ -67,8 +67,17 @@ _INSTANCES = text("""
 
 _FORGET = text("""
     UPDATE study_expectations e SET forgotten_at = clock_timestamp(), updated_at = clock_timestamp(), changed = true
-    FROM expectation_studies s
-    WHERE s.expectation_id = e.id AND s.study_instance_uid = :study AND e.forgotten_at IS NULL
+    WHERE e.forgotten_at IS NULL AND e.id IN (
+        SELECT s.expectation_id FROM expectation_studies s WHERE s.study_instance_uid = :study
+        UNION
+        SELECT x.expectation_id FROM exam_batches b
+        JOIN study_series r ON r.destination_id = b.destination_id AND r.study_instance_uid = b.study_instance_uid
+        JOIN expected_series x ON x.series_instance_uid = r.series_instance_uid
+        WHERE b.study_instance_uid = :study
+        UNION
+        SELECT x.expectation_id FROM exam_batches b JOIN exam_batch_instances i ON i.batch_id = b.id
+        JOIN expected_instances x ON x.sop_instance_uid = i.sop_instance_uid
+        WHERE b.study_instance_uid = :study)
     RETURNING e.source
 """)
 
@@ -154,7 +163,8 @@ def announce(
 
 
 def forget(tx: Connection, study: str) -> list[ExpectationSource]:
-    """Withdraw every announcement that names a study, also the performed procedure steps; return their sources."""
+    """Withdraw every announcement that names a study, or touches it by a series or an instance that has arrived, also the
+    performed procedure steps; return their sources."""
     return sorted(ExpectationSource(source) for source in tx.scalars(_FORGET, {"study": study}))
 
 

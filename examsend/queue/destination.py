@@ -158,6 +158,13 @@ def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -
     return get_destination(tx, name)
 
 
+# An archive that was not asked yet may say of a study what the one before did not.
+_ASK_AGAIN = text("""
+    UPDATE exam_batches SET ask_at = clock_timestamp()
+    WHERE id IN (SELECT b.id FROM exam_batches b WHERE b.destination_id = :id AND b.status = 'PENDING'
+                 ORDER BY b.id FOR NO KEY UPDATE)
+""")
+
 # When a study is complete may depend on any setting, and a batch is looked at only when something was to happen.
 _LOOK_AGAIN = text("""
     UPDATE exam_batches SET check_at = clock_timestamp()
@@ -181,6 +188,8 @@ def change_destination(tx: Connection, name: str, settings: Mapping[str, object]
         except exc.IntegrityError as error:
             raise _refused(error) from None
         tx.execute(_LOOK_AGAIN, {"id": changed.id})
+        if "expect_from" in values:
+            tx.execute(_ASK_AGAIN, {"id": changed.id})
     return changed
 
 

@@ -148,10 +148,21 @@ class Evidence:
 
     @property
     def missing_count(self) -> int:
-        """Announced instances that are not here. A number counts only where no instance is named."""
+        """Announced instances that are not here. A number counts only where no instance is named, or the names are an archive's
+        first answer alone."""
         if self.announced:
-            return sum(n for _, n in self.missing)
+            return self.missing_named if self.sure else max(self.missing_named, (self.wanted or 0) - self.here)
         return max(0, (self.wanted or self.at_least or 0) - self.here, (self.at_least or 0) - self.here)
+
+    @property
+    def missing_named(self) -> int:
+        """Instances that are announced by their UIDs and are not here."""
+        return sum(n for _, n in self.missing)
+
+    @property
+    def by_number(self) -> bool:
+        """Whether what is missing is known by a number, not by UIDs."""
+        return not self.announced or self.missing_count > self.missing_named
 
     @property
     def incomplete(self) -> bool:

@@ -21,9 +21,11 @@ _SET = text("""
     RETURNING b.id
 """)
 
+# A check that is due gets another time, so that a finalize that has seen the lease does not postpone it (``pending.postpone``).
 # Another ingest may hold the same batch: its next renewal sets a later time again.
 _LET_GO = text(f"""
-    UPDATE exam_batches b SET ingesting_until = clock_timestamp(), check_at = {due.LOOK_SOON}
+    UPDATE exam_batches b SET ingesting_until = clock_timestamp(),
+        check_at = least(greatest(b.check_at, clock_timestamp()), {due.soon("b.destination_id")})
     WHERE b.id IN (SELECT l.id FROM exam_batches l WHERE l.id = ANY(CAST(:ids AS bigint[])) AND l.status = 'PENDING'
                    ORDER BY l.id FOR NO KEY UPDATE SKIP LOCKED)
 """)

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, text
 from examsend.states import BatchState
 
 _SELECT = """
-    SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, d.enabled, b.status, b.last_instance_at,
+    SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, d.enabled,
+           d.removed_at IS NOT NULL AS removed, b.status, b.last_instance_at,
            coalesce(b.lease_expires_at <= clock_timestamp(), false) AS lease_over
     FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
 """
@@ -48,6 +49,8 @@ class NamedBatch:
     """SENDING: its sender died, or makes no progress."""
     enabled: bool
     """Its destination is enabled."""
+    removed: bool
+    """Its destination is removed: nothing is sent to it any more."""
 
 
 def _named(row: Any) -> NamedBatch:
@@ -60,6 +63,7 @@ def _named(row: Any) -> NamedBatch:
         row.last_instance_at,
         row.lease_over,
         row.enabled,
+        row.removed,
     )
 
 

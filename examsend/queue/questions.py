@@ -51,6 +51,7 @@ _NEXT = f"""
          ELSE 'infinity' END
 """
 
+# The archives take turns: one about which many studies wait, or that does not answer, delays the questions to no other.
 # SKIP LOCKED: another pass, or an ingest, is at these batches. They are looked at in the next pass.
 _LOOK = text(f"""
     SELECT w.*, w.next <= {due.NOW} AS is_due, CAST(w.next AS text) AS next_text FROM (
@@ -64,7 +65,7 @@ _LOOK = text(f"""
         LEFT JOIN study_expectations e
             ON e.source = '{_ARCHIVE}' AND e.source_uid = b.study_instance_uid || ' ' || d.expect_from
         WHERE d.expect_from IS NOT NULL AND d.removed_at IS NULL) w
-    ORDER BY w.ask_at, w.id
+    ORDER BY row_number() OVER (PARTITION BY w.expect_from, w.next <= {due.NOW} ORDER BY w.ask_at, w.id), w.ask_at, w.id
 """)
 
 # A row that has no count says nothing about the study.
@@ -139,7 +140,7 @@ def any_due(tx: Connection) -> bool:
 
 
 def claim(tx: Connection, limit: int) -> tuple[list[Question], bool]:
-    """Claim at most ``limit`` questions that are due, the longest due first; return them, and whether there may be more."""
+    """Claim at most ``limit`` questions that are due, the longest due first of each archive; return them, and whether there may be more."""
     claimed: dict[tuple[str, str], Question] = {}
     asked: list[int] = []
     later: dict[int, str] = {}

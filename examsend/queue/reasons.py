@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examsend import outcomes
 from examsend.db import due
@@ -13,7 +13,7 @@ from examsend.queue.waits import Waits
 from examsend.states import BatchState, OnIncomplete, Rule
 
 WAITS = f"""
-    {waits.COLUMNS},
+    {waits.COLUMNS}, d.removed_at IS NOT NULL AS removed,
     extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
     CASE WHEN b.status = 'READY' THEN {due.WAITS_FOR} END AS waits_for,
@@ -32,6 +32,8 @@ class StateFacts:
     instances: int
     stored: int
     enabled: bool
+    removed: bool
+    """Its destination is removed."""
     held_reason: str | None
     held_for: float | None
     waits: Waits
@@ -63,10 +65,14 @@ def state_reason(batch: StateFacts) -> str | None:
 
 
 def _never_came(batch: StateFacts) -> str:
-    """Return what is known to be missing of a study whose batch has left PENDING."""
+    """Return what is known to be missing of a study whose batch has left PENDING.
+
+    Without the series that the destination requires now: the study was complete by those that it required then, and
+    ``ready_reason`` says which of them were missing.
+    """
     if batch.status is BatchState.PENDING:
         return ""
-    return lacking(batch.evidence)
+    return lacking(replace(batch.evidence, required_missing=()))
 
 
 def _versions(batch: StateFacts) -> Iterator[str]:
@@ -94,6 +100,8 @@ def _reason(batch: StateFacts) -> str | None:
 
 def _pending(batch: StateFacts) -> str:
     found, times = batch.evidence, batch.waits
+    if batch.removed:
+        return "recorded and not sent: its destination is removed"
     if not found.deliverable:
         return f"recorded and not sent: the late policy is never; `examsend finalize --batch {batch.id}` sends it"
     if found.incomplete:
@@ -128,7 +136,7 @@ def _ended(found: Evidence) -> str:
 def _progress(found: Evidence) -> str:
     """Return how many of the announced instances are here, and what is missing or goes on."""
     parts = []
-    if found.announced:
+    if not found.by_number:
         here = f"{found.announced - found.missing_count} of {found.announced} announced instances here"
         parts.append(here + (f", missing {_of_series(found)}" if found.missing else ""))
     elif found.missing_count:
@@ -155,7 +163,7 @@ def _others(found: Evidence) -> Iterator[str]:
 def lacking(found: Evidence) -> str:
     """Return what is known to be missing of a study, or to go on; empty where nothing is."""
     parts = []
-    if found.announced and found.missing:
+    if found.missing and not found.by_number:
         parts.append(f"{found.missing_count} of {found.announced} announced instances missing: {_of_series(found)}")
     elif found.missing_count:
         parts.append(f"{found.missing_count} of {found.here + found.missing_count} announced instances missing")

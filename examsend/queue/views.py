@@ -207,7 +207,7 @@ def _batch(row: Any, found: Evidence) -> BatchStatus:
         row.ready_reason,
         row.follows_batch_id,
         row.versions,
-        found.announced or found.here + found.missing_count if found.sources else 0,
+        (found.here + found.missing_count if found.by_number else found.announced) if found.sources else 0,
         found.missing_count,
         found.open_steps,
     )
@@ -220,6 +220,7 @@ def _state_facts(row: Any, found: Evidence) -> StateFacts:
         instances=row.instances,
         stored=row.stored,
         enabled=row.enabled,
+        removed=row.removed,
         held_reason=row.held_reason,
         held_for=row.held_for,
         waits=Waits.of(row),

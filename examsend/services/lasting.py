@@ -26,7 +26,8 @@ log = logging.getLogger("examsend.listen")
 T = TypeVar("T")
 
 WAIT_SECONDS = 5.0
-"""How long a message waits for the database, at most (a last statement may take half a second more)."""
+"""How long a message waits for the database, at most (a last statement may take half a second more). One that stores much
+may take longer."""
 
 _OPEN_SECONDS = 10.0
 """How long one try to connect may take. An embedded server has its own time to start."""
@@ -58,17 +59,19 @@ class LastingDatabase:
         self._ending = False
         self._ration = Ration()
 
-    def run(self, work: Callable[[engine.Connection], T]) -> T:
-        """Run ``work`` in one transaction and return its result, as ``engine.Database.run`` does, within WAIT_SECONDS.
+    def run(self, work: Callable[[engine.Connection], T], *, wait: float | None = None) -> T:
+        """Run ``work`` in one transaction and return its result, as ``engine.Database.run`` does, within WAIT_SECONDS; within
+        ``wait`` seconds where the database is open in WAIT_SECONDS.
 
         Logs and raises DatabaseUnavailable (CommitUnknown where the commit's fate is unknown), ConfigError where the database
         has no schema or another one.
         """
-        deadline = time.monotonic() + WAIT_SECONDS
+        began = time.monotonic()
+        over = began + (WAIT_SECONDS if wait is None else wait)
         try:
-            with self._borrowed(deadline) as database:
+            with self._borrowed(began + WAIT_SECONDS) as database:
                 try:
-                    return database.run(work, until=lambda: deadline)
+                    return database.run(work, until=lambda: over)
                 except ExamsendError:
                     raise
                 except Exception:

@@ -10,6 +10,7 @@ first message is refused often sends no second one.
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -44,14 +45,31 @@ NO_LONGER_UPDATED = 0xA710
 
 _OPEN = ExpectationState.IN_PROGRESS
 
+_LARGE = 1 << 20
+"""Bytes of a data set that is read and stored alone: one of 8 MiB may name 350,000 instances, which take 200 MB meanwhile. Side
+by side they would also slow each other down until none is stored in time."""
+
+_LARGE_SECONDS = 20.0
+"""How long such a message waits for others, at most."""
+
+_MANY = 10_000
+"""A list of more UIDs is given more time than other messages have."""
+
+_INSTANCES_A_SECOND = 2_000
+"""How fast the database must store a long list. Measured on a busy machine: 7,000."""
+
+_LONGEST_SECONDS = 30.0
+"""How long it may take for the longest list. Modalities wait that long for an answer, most of them longer."""
+
 T = TypeVar("T")
 
 
 class Storage(Protocol):
     """Where steps are stored."""
 
-    def run(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` in one transaction. Raises DatabaseUnavailable, ConfigError."""
+    def run(self, work: Callable[[Connection], T], *, wait: float | None = None) -> T:
+        """Run ``work`` in one transaction, within ``wait`` seconds (None: what is usual). Raises DatabaseUnavailable,
+        ConfigError."""
 
 
 class PerformedSteps:
@@ -63,6 +81,7 @@ class PerformedSteps:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._large = threading.Lock()
 
     def takes(self, context: ProposedContext) -> bool:
         """See ``Service``."""
@@ -76,6 +95,16 @@ class PerformedSteps:
         # A missing class is that of the presentation context: nothing else can be meant.
         if request.sop_class_uid not in {None, MODALITY_PERFORMED_PROCEDURE_STEP}:
             return Reply(NO_SUCH_CLASS, error_comment="not the SOP Class of the presentation context")
+        if len(request.data or b"") <= _LARGE:
+            return self._answer(act, request)
+        if not self._large.acquire(timeout=_LARGE_SECONDS):
+            return Reply(RESOURCE_LIMITATION, error_comment="too many large messages, try again later")
+        try:
+            return self._answer(act, request)
+        finally:
+            self._large.release()
+
+    def _answer(self, act: Callable[[Request], Reply], request: Request) -> Reply:
         try:
             return act(request)
         except Wrong as wrong:
@@ -101,7 +130,7 @@ class PerformedSteps:
         if not told.studies:
             raise step.empty(step.SCHEDULED)
         studies, series = told.studies, told.series or []
-        if not self._storage.run(lambda tx: announcements.create_step(tx, uid, studies, series)):
+        if not self._storage.run(lambda tx: announcements.create_step(tx, uid, studies, series), wait=_wait(told)):
             return Reply(DUPLICATE, error_comment="there is a step with this SOP Instance UID")
         log.info("MPPS: step %s is %s: %s", uid, _OPEN, _counted(told))
         return Reply(SUCCESS, sop_instance_uid=uid)
@@ -122,10 +151,16 @@ class PerformedSteps:
             announcements.change_step(tx, found, told.state or found.state, told.studies or [], told.series)
             return Reply(SUCCESS)
 
-        reply = self._storage.run(change)
+        reply = self._storage.run(change, wait=_wait(told))
         if reply.status == SUCCESS:
             log.info("MPPS: step %s is %s: %s", uid, told.state or _OPEN, _counted(told))
         return reply
+
+
+def _wait(told: Told) -> float | None:
+    """Return how long it may take to store what is told, in seconds; None: as long as any message."""
+    named = len(told.studies or ()) + sum(1 + len(s.instances) for s in told.series or ())
+    return min(named / _INSTANCES_A_SECOND, _LONGEST_SECONDS) if named > _MANY else None
 
 
 def _counted(told: Told) -> str:

@@ -53,6 +53,9 @@ _WHERE = {
 }
 """The sequences that are read: {where they are: tags}."""
 
+_DEEPEST = max(map(len, _UIDS))
+"""Levels below which nothing is read. Paths are not looked up there: a data set may have a million elements 500 levels deep."""
+
 _LONGEST = 66
 """Bytes of a UID or a status that are read: 64, and padding."""
 
@@ -117,6 +120,9 @@ class _Reader:
         self._source = source
         self._told = told
         self._path: tuple[int, ...] = ()
+        """Tags of what is open, down to _DEEPEST."""
+        self._below = 0
+        """Levels that are open below that."""
         self._items: list[_Item] = []
 
     def read(self, *, explicit: bool, little: bool) -> None:
@@ -135,12 +141,18 @@ class _Reader:
         elif not self._path and tag == PERFORMED:
             self._told.series = self._told.series or []
         # What is inside other sequences is walked only because it must be passed.
+        if len(self._path) == _DEEPEST:
+            self._below += 1
+            return
         self._path += (tag,)
         wanted = _UIDS.get(self._path)
         if wanted is not None:
             self._items.append(_Item(wanted))
 
     def _close(self) -> None:
+        if self._below:
+            self._below -= 1
+            return
         path, self._path = self._path, self._path[:-1]
         if path not in _UIDS:
             return
@@ -157,6 +169,8 @@ class _Reader:
             self._items[-1].instances.add(item.uid)
 
     def _value(self, tag: int, begin: int, length: int) -> None:
+        if self._below:
+            return
         if tag in _WHERE.get(self._path, ()):
             raise Wrong(PROCESSING_FAILURE, tag, f"{name(tag)} is not a sequence")
         if not self._path and tag == STATUS:

@@ -22,6 +22,7 @@ from examsend.db import due, engine
 from examsend.errors import UsageError
 from examsend.queue import questions
 from tests.helpers import add, cli, execute, one, rows
+from tests.passes.world import World, file
 
 STUDY = "1.2.3"
 
@@ -413,3 +414,15 @@ def test_many_waiting_batches_cost_nothing(settings: Settings, database: engine.
         began = time.monotonic()
         assert questions.claim(tx, 20) == ([], False)
         assert time.monotonic() - began < 0.1
+
+
+def test_an_archive_with_many_questions_delays_no_other(settings: Settings, database: engine.Database) -> None:
+    world = World(settings, database, expect_from="A@127.0.0.1:1")
+    other = world.add("other", expect_from="B@127.0.0.1:2")
+    world.arrive(*(file(f"1.{n}", study=f"1.2.{n}") for n in range(50)))
+    world.wait(10)
+    world.arrive(file("5.1", study="5.5"), to=[other])
+    world.wait(10)
+    claimed, _ = database.run(lambda tx: questions.claim(tx, 20))
+    assert len(claimed) == 20
+    assert [q.study_instance_uid for q in claimed if q.archive.startswith("B")] == ["5.5"]

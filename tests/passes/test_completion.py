@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from examsend.commands import destination, finalize, status
+from examsend.commands import destination, expect, finalize, status
+from examsend.completion import rules
 from examsend.config.settings import Settings
 from examsend.db import engine, probe
-from examsend.queue import announcements, keep_open
+from examsend.errors import Refused
+from examsend.queue import announcements, evidence, keep_open, pending, questions
 from examsend.queue.announcements import Series
 from examsend.states import ExpectationSource, ExpectationState
 from tests.helpers import cli, execute, one
@@ -476,3 +478,129 @@ def test_a_late_step_that_announces_more_than_was_sent_is_visible(world: World) 
     world.send()
     assert (world.why(1), world.why(2)) == ("", "")
     assert set(world.sent.values()) == {1}
+
+
+# --- two processes at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_ends_with_its_series_alone_is_looked_at_under_any_study(world: World) -> None:
+    world.arrive(file("1.1", study="5.5"))
+    world.create("9.1", studies=["8.8"], series=[Series("1.2.3.1")])
+    world.wait(120)
+    assert world.finalize() == []
+    world.set("9.1", "COMPLETED", Series("1.2.3.1"))
+    assert world.finalize() == ["QUIET: no new instance for 60 s"]
+
+
+@pytest.mark.parametrize("seen_due", [True, False])
+def test_a_change_between_look_and_write_is_not_lost(world: World, seen_due: bool) -> None:
+    """One finalize has read what is known of a batch; before it postpones it, another one learns of an announcement."""
+    world.arrive(file("1.1"))
+    world.create("9.1")
+    if seen_due:
+        world.wait(3)
+    else:
+        assert world.finalize() == []
+        execute(world.database, "UPDATE exam_batches SET check_at = now()")
+    [candidate] = world.database.run(lambda tx: pending.candidates(tx, 10))
+    world.set("9.1", "COMPLETED", Series("1.2.3.1", frozenset({"1.1"})))
+    world.database.run(lambda tx: evidence.look_at_changes(tx, 10))
+    assert world.database.run(lambda tx: pending.postpone(tx, [(candidate, 5000.0)])) == set()
+    world.wait(3)
+    assert world.finalize()[0].startswith("EXPECTED")
+
+
+def test_an_instance_between_look_and_write_is_not_lost(world: World) -> None:
+    world.arrive(file("1.1"))
+    world.wait(100)
+    [candidate] = world.database.run(lambda tx: pending.candidates(tx, 10))
+    world.arrive(file("1.2"))
+    assert world.database.run(lambda tx: pending.postpone(tx, [(candidate, None)])) == set()
+    assert world.finalize() == []
+    world.wait(60)
+    assert len(world.finalize()) == 1
+
+
+# --- what is looked at, and what is said ----------------------------------------------------------------------------------
+
+
+def test_what_an_operator_finalizes_may_be_what_another_study_waits_for(world: World) -> None:
+    world.step("9.1", "1.1", "1.2", studies=("1.2.3", "1.2.4"))
+    world.arrive(file("1.1"))
+    world.wait(2)
+    assert world.finalize() == []
+    world.arrive(file("1.2", study="1.2.4"))
+    world.finalize(studies=["1.2.4"])
+    assert len(world.finalize()) == 1
+    assert world.states() == ["READY", "READY"]
+
+
+def test_a_record_for_a_removed_destination_cannot_be_sent(settings: Settings, world: World) -> None:
+    destination.change(settings, "pacs", None, {"late_policy": "never"})
+    world.arrive(file("1.1"))
+    world.wait(60)
+    world.finalize()
+    world.send()
+    world.arrive(file("1.2"))
+    destination.remove(settings, "pacs")
+    with pytest.raises(Refused, match="the destination of batch 2 is removed"):
+        world.finalize(batch_ids=[2])
+    with pytest.raises(Refused, match="is removed: nothing is sent to it"):
+        world.finalize(studies=["1.2.3"])
+    assert world.states() == ["SENT", "PENDING"]
+    assert world.why(2) == "recorded and not sent: its destination is removed"
+    other = world.add("other")
+    world.arrive(file("1.1"), to=[other])
+    assert len(world.finalize(studies=["1.2.3"])) == 1
+
+
+def test_a_count_does_not_give_way_to_an_archives_first_list(world: World) -> None:
+    _announce(world, ExpectationSource.COUNT, count=5)
+    first = Series("1.2.3.1", frozenset({"1.1", "1.2"}))
+    _announce(world, ExpectationSource.ARCHIVE, count=2, of="A@h:1", state=ExpectationState.IN_PROGRESS, series=[first])
+    world.arrive(file("1.1"), file("1.2"))
+    world.wait(100)
+    assert world.finalize() == []
+    assert world.why().startswith("2 of 5 announced instances here; goes anyway")
+
+
+def test_another_archive_is_asked_about_what_waits(settings: Settings, world: World) -> None:
+    destination.change(settings, "pacs", None, {"expect_from": "A@127.0.0.1:1"})
+    world.arrive(file("1.1"))
+    execute(world.database, "UPDATE exam_batches SET ask_at = 'infinity'")
+    destination.change(settings, "pacs", None, {"expect_from": "B@127.0.0.1:1"})
+    assert world.database.run(questions.any_due)
+
+
+def test_series_that_are_required_later_are_not_missing_of_what_was_sent(settings: Settings, world: World) -> None:
+    world.arrive(file("1.1"))
+    world.wait(60)
+    world.finalize()
+    world.send()
+    destination.change(settings, "pacs", None, {"required_series": "Scout*"})
+    assert world.why() == ""
+
+
+def test_the_end_of_an_ingest_while_finalize_looks_is_not_lost(world: World) -> None:
+    world.arrive(file("1.1"))
+    world.database.run(lambda tx: keep_open.renew(tx, [1], 30))
+    world.wait(2)
+    with world.database.transaction() as tx:
+        found = pending.candidates(tx, 10)
+        world.database.run(lambda other: keep_open.let_go(other, [1]))
+        pending.postpone(tx, [(c, rules.decide(c).look_in) for c in found])
+    world.wait(61)
+    assert len(world.finalize()) == 1
+
+
+@pytest.mark.parametrize("instances", [frozenset(), frozenset({"1.1", "1.2"})])
+def test_a_step_that_names_another_study_is_withdrawn_for_the_study_under_which_its_images_arrive(
+    settings: Settings, world: World, instances: frozenset[str]
+) -> None:
+    world.create("9.1", ("1.2.9",), [Series("1.2.3.1" if not instances else "1.2.9.1", instances)])
+    world.arrive(file("1.1"))
+    assert world.why().startswith(("MPPS in progress", "1 of 2"))
+    [forgotten] = expect.run(settings, studies=["1.2.3"], forget=True).forgotten
+    assert forgotten.sources == ("MPPS",)
+    world.wait(60)
+    assert world.finalize() == ["QUIET: no new instance for 60 s"]

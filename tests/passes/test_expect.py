@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -389,3 +391,12 @@ def test_the_command_line(database_url: str, tmp_path: Path) -> None:
     assert "\x1b" not in bad.stderr
     forgotten = cli("expect", "--study", STUDY, "--forget", url=database_url)
     assert forgotten.stdout == "study 1.2.3: forgotten what is announced by COUNT\n"
+
+
+@pytest.mark.parametrize("options", [("--manifest", "-"), ("--study", "1.2", "--instances", "-")])
+def test_standard_input_that_is_closed_is_a_sentence(options: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "examsend", "expect", *options]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "examsend: standard input cannot be read: it is closed\n")

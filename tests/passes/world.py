@@ -6,15 +6,23 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from pydicom.dataset import Dataset
+from pynetdicom.dsutils import encode
+
 from examsend.commands import finalize
 from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.dicom.identity import DicomFile
-from examsend.queue import announcements, batches, registration, views
+from examsend.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN
+from examsend.dimse.inbound import Request
+from examsend.queue import batches, registration, views
 from examsend.queue.announcements import Series
 from examsend.queue.versions import Arrival
-from examsend.states import ExpectationState
+from examsend.services.mpps import PerformedSteps
+from examsend.services.service import N_CREATE_RQ, N_SET_RQ
 from tests.helpers import add, execute, one, rows
+from tests.services.process import MPPS
+from tests.services.test_step import item, references
 
 _CLOCKS = {
     "exam_batches": ("created_at", "last_instance_at", "check_at", "ingesting_until", "ready_at", "finished_at"),
@@ -48,6 +56,13 @@ def file(uid: str, study: str = "1.2.3", series: str = "1.2.3.1", content: str =
     return Arrival(f"/drop/{study}/{uid}{content}", DicomFile(**found))  # type: ignore[arg-type]
 
 
+def _performed(series: Iterable[Series]) -> list[Dataset]:
+    return [
+        item(SeriesInstanceUID=one.series_instance_uid, ReferencedImageSequence=references(*sorted(one.instances)))
+        for one in series
+    ]
+
+
 class World:
     """One database with destinations ``pacs`` and, if asked for, others."""
 
@@ -73,19 +88,30 @@ class World:
         self.database.run(lambda tx: registration.register(tx, files, to, gone=lambda _path: False))
 
     def create(self, step: str, studies: Iterable[str] = ("1.2.3",), series: Iterable[Series] = ()) -> bool:
-        """N-CREATE a performed procedure step."""
-        return self.database.run(lambda tx: announcements.create_step(tx, step, tuple(studies), tuple(series)))
+        """N-CREATE a performed procedure step; return whether it is a new one."""
+        scheduled = [item(StudyInstanceUID=study) for study in studies]
+        answer = self._say(
+            N_CREATE_RQ,
+            step,
+            PerformedProcedureStepStatus="IN PROGRESS",
+            ScheduledStepAttributesSequence=scheduled,
+            PerformedSeriesSequence=_performed(series),
+        )
+        assert answer in {0x0000, 0x0111}
+        return answer == 0
 
     def set(self, step: str, state: str = "COMPLETED", *series: Series) -> None:
         """N-SET a performed procedure step, with the series and instances that it has by now."""
+        answer = self._say(
+            N_SET_RQ, step, PerformedProcedureStepStatus=state, PerformedSeriesSequence=_performed(series)
+        )
+        assert answer in {0x0000, 0x0110}
 
-        def work(tx: Connection) -> None:
-            found = announcements.lock_step(tx, step)
-            assert found is not None
-            if found.state is ExpectationState.IN_PROGRESS:
-                announcements.change_step(tx, found, ExpectationState(state), (), series)
-
-        self.database.run(work)
+    def _say(self, command: int, step: str, **attributes: object) -> int:
+        """Let a new process of ``listen`` handle one message, as if the one before had died after its answer."""
+        data = encode(item(**attributes), True, True)
+        request = Request(1, MPPS, IMPLICIT_VR_LITTLE_ENDIAN, command, 1, MPPS, step, data)
+        return PerformedSteps(self.database).handle(request).status
 
     def step(self, uid: str, *instances: str, series: str = "1.2.3.1", studies: Iterable[str] = ("1.2.3",)) -> None:
         """A whole performed procedure step with one series."""

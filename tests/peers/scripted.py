@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 
 
-TALKS = {
+TALKS: dict[str, Callable[[bytes, int], list[bytes]]] = {
     "drip-empty": lambda _answer, _context_id: [pdu(P_DATA, b"")],
     "drip-values": lambda _answer, context_id: [data_pdu(context_id, b"", 1)],
     "drip-command": lambda _answer, context_id: [data_pdu(context_id, b"\0", 1)],

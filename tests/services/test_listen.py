@@ -126,7 +126,7 @@ def test_sockets_of_another_process_are_not_taken(settings: Settings) -> None:
     assert completed.stderr.startswith("examsend: there is nothing to listen on: give --port")
 
 
-@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd-socket-activate is not there")
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="needs systemd-socket-activate")
 def test_under_systemd_socket_activate(settings: Settings, tmp_path: Path, database: engine.Database) -> None:
     with _bound() as found:
         port = found.getsockname()[1]
@@ -141,7 +141,7 @@ def test_under_systemd_socket_activate(settings: Settings, tmp_path: Path, datab
     assert one(database, "SELECT count(*) FROM study_expectations") == 1
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not there")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 @pytest.mark.parametrize("kind", ["socket", "service"])
 def test_the_units_are_valid(kind: str) -> None:
     unit = Path(__file__).parents[2] / "systemd" / f"examsend-listen.{kind}"
