@@ -84,12 +84,18 @@ def change(
     address: Annotated[
         str | None, typer.Option("--address", metavar="AET@HOST:PORT", help="Called AE title, host and port.")
     ] = None,
+    unset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unset", metavar="OPTION", help="Take away the value of this option, as of expect-from (repeatable)."
+        ),
+    ] = None,
     **values: Any,
 ) -> object:
     """Change settings of a destination."""
     from examsend.commands import destination
 
-    return destination.change(session.settings, name, address, values)
+    return destination.change(session.settings, name, address, values, unset or ())
 
 
 @common.command(app, "list")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from examsend import senders
-from examsend.config.destination import check_lease, label, parse_address
+from examsend.config.destination import check_lease, label, optional_setting, parse_address
 from examsend.config.destination import warnings as destination_warnings
 from examsend.config.files import NotReadable
 from examsend.config.settings import Settings
@@ -85,11 +85,18 @@ def add(settings: Settings, name: str, address: str, values: Mapping[str, object
     return Changed(name, sentence, warnings)
 
 
-def change(settings: Settings, name: str, address: str | None, values: Mapping[str, object]) -> Changed:
-    """Change settings of a destination. Raises UsageError."""
+def change(
+    settings: Settings, name: str, address: str | None, values: Mapping[str, object], unset: Sequence[str] = ()
+) -> Changed:
+    """Change settings of a destination. ``unset``: options whose settings are to have no value any more. Raises UsageError."""
     wanted = {k: v for k, v in values.items() if v is not None}
     if address is not None:
         wanted |= parse_address(address)
+    for option in unset:
+        setting = optional_setting(option)
+        if setting in wanted:
+            raise UsageError(f"--unset {option} and a value for it contradict each other")
+        wanted[setting] = None
     check_lease(wanted, settings.lease)
     with access.opened(settings) as database:
         warnings = database.run(lambda tx: _inspect(change_destination(tx, name, _with_archive(tx, wanted)), wanted))

@@ -239,6 +239,18 @@ def label(name: str) -> str:
     return option_of(name).removeprefix("--")
 
 
+def optional_setting(option: str) -> str:
+    """Given an option, with or without its dashes, return the name of its field. Raises UsageError where there is none, or where
+    the setting always has a value."""
+    wanted = option.strip().removeprefix("--")
+    for setting in fields(DestinationSettings):
+        if DECLARED[setting.name].option is not None and label(setting.name) == wanted:
+            if type_of(setting)[1]:
+                return setting.name
+            raise UsageError(f"--{wanted} always has a value: give it another one")
+    raise UsageError(f"{option!r} is not an option of a destination")
+
+
 def check_settings(values: Mapping[str, object]) -> dict[str, Any]:
     """Given settings by field name, return them checked and in their types. None (not set) stays None.
 

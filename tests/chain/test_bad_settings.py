@@ -370,3 +370,32 @@ def test_an_unreadable_secret_is_not_a_peer_that_cannot_be_reached(
         end = _send(sender, receiver, item, user_identity=who(_unreadable(files)))
     assert (end.end, "cannot be read" in end.sentence) == (End.MISCONFIGURED, True)
     assert receiver.requests == 0
+
+
+def test_a_setting_that_needs_no_value_can_be_taken_away(settings: Settings, database_url: str) -> None:
+    add(settings, "PACS@127.0.0.1:104", required_series="CT=2", late_cutoff_hours=3.0, expect_from="PACS@127.0.0.1:104")
+    taken = cli(
+        "destination", "set", "pacs", "--unset", "required-series", "--unset", "--expect-from", url=database_url
+    )
+    assert "expect-from, required-series changed" in taken.stdout
+    shown = json.loads(cli("destination", "show", "pacs", "--json", url=database_url).stdout)["destination"]
+    assert (shown["required_series"], shown["expect_from"], shown["late_cutoff_hours"]) == (None, None, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--unset", "grace"), "--grace always has a value"),
+        (("--unset", "host"), "'host' is not an option of a destination"),
+        (("--unset", ""), "'' is not an option of a destination"),
+        (("--unset", "late-cutoff", "--late-cutoff", "3"), "contradict each other"),
+        (("--unset", "tls-key-file"), "a client certificate needs its key"),
+    ],
+)
+def test_what_cannot_be_taken_away_is_said(
+    settings: Settings, database_url: str, arguments: tuple[str, ...], sentence: str
+) -> None:
+    add(settings, "PACS@127.0.0.1:104", tls=True, tls_cert_file="/nowhere/cert", tls_key_file="/nowhere/key")
+    completed = cli("destination", "set", "pacs", *arguments, url=database_url)
+    assert completed.returncode == 2
+    assert sentence in completed.stderr
