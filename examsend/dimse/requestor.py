@@ -106,11 +106,12 @@ class Requestor:
             raise Ended(End.CLOSED, "the peer released the association before it had answered")
         raise protocol_error(f"an unexpected PDU of type {kind}", UNEXPECTED_PDU)
 
-    def release(self, seconds: float = _RELEASE_SECONDS) -> str:
-        """Do A-RELEASE (PS3.8 7.2) within ``seconds``; return "", or a sentence where it failed.
+    def release(self, seconds: float | None = None) -> str:
+        """Do A-RELEASE (PS3.8 7.2) within ``seconds`` (None: 10); return "", or a sentence where it failed.
 
         All requests are answered by now, so that a failure changes no outcome.
         """
+        seconds = _RELEASE_SECONDS if seconds is None else seconds
         deadline = time.monotonic() + seconds
         try:
             self.send([messages.RELEASE_RQ])
