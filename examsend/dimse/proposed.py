@@ -98,16 +98,6 @@ class Granted:
     """
 
 
-def grant(proposed: Proposed, supported: Mapping[str, tuple[str, ...]]) -> Granted:
-    """Given {abstract syntax: transfer syntaxes, the preferred one first}, return the contexts that can be accepted."""
-    contexts: dict[int, str] = {}
-    for context in proposed.contexts:
-        syntax = next((s for s in supported.get(context.abstract_syntax, ()) if s in context.transfer_syntaxes), None)
-        if syntax is not None:
-            contexts[context.context_id] = syntax
-    return Granted(contexts, frozenset(supported))
-
-
 def decode(body: bytes) -> Proposed:
     """Given an A-ASSOCIATE-RQ's body (PS3.8 Table 9-11), return what it says. Raises Ended where it is malformed.
 

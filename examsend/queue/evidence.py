@@ -64,12 +64,12 @@ _FACTS = text(f"""
         GROUP BY 1, 2
     ), bare AS (
         SELECT DISTINCT t.batch, x.series_instance_uid AS series, EXISTS (
-                   SELECT 1 FROM study_series r JOIN storage_backend_configs d ON d.id = r.destination_id
+                   SELECT 1 FROM study_series r
                    WHERE r.series_instance_uid = x.series_instance_uid AND r.destination_id = t.destination) AS here
         FROM touched t JOIN expected_series x ON x.expectation_id = t.id
         WHERE x.bare AND t.state = '{ExpectationState.COMPLETED}'
     ), steps AS (
-        SELECT e.batch, count(*) FILTER (WHERE {_STEP}) AS steps, count(*) FILTER (WHERE {_STEP} AND {_OPEN}) AS open_steps,
+        SELECT e.batch, count(*) FILTER (WHERE {_STEP} AND {_OPEN}) AS open_steps,
                max(e.updated_at) FILTER (WHERE {_SAYS}) AS at, max(e.updated_at) FILTER (WHERE {_STEP} AND NOT {_OPEN}) AS ended_at,
                string_agg(DISTINCT e.source, ', ') FILTER (WHERE {_SAYS}) AS sources,
                max(e.expected_count) FILTER (WHERE {_COUNTED} AND NOT {_OPEN} AND e.expected_count > 0) AS wanted,
@@ -77,7 +77,7 @@ _FACTS = text(f"""
                max(e.expected_count) FILTER (WHERE e.source = '{ExpectationSource.FILES}') AS hint
         FROM touched e GROUP BY e.batch
     )
-    SELECT c.id, s.steps, s.open_steps, s.sources, s.wanted, s.at_least, s.hint,
+    SELECT c.id, s.open_steps, s.sources, s.wanted, s.at_least, s.hint,
            extract(epoch FROM {NOW} - s.at)::float AS announced_ago, extract(epoch FROM {NOW} - s.ended_at)::float AS ended_ago,
            (SELECT count(*) FROM announced a WHERE a.batch = c.id) AS announced,
            (SELECT count(*) FROM announced a WHERE a.batch = c.id AND a.sure) AS sure,
@@ -111,10 +111,8 @@ class Evidence:
 
     deliverable: bool = True
     """Not all that the batch has is recorded and not sent (late policy ``never``)."""
-    steps: int = 0
-    """Performed procedure steps that touch the study."""
     open_steps: int = 0
-    """Those that are IN PROGRESS."""
+    """Performed procedure steps that touch the study and are IN PROGRESS."""
     announced: int = 0
     """Instances that are announced by their UIDs."""
     sure: int = 0
@@ -185,7 +183,6 @@ def _evidence(row: Any) -> Evidence:
     here = zip(row.modalities or (), row.descriptions or (), strict=True)
     return Evidence(
         deliverable=row.deliverable,
-        steps=row.steps or 0,
         open_steps=row.open_steps or 0,
         announced=row.announced,
         sure=row.sure,

@@ -20,7 +20,7 @@ from examsend.queue.announcements import Series
 from examsend.queue.versions import Arrival
 from examsend.services.mpps import PerformedSteps
 from examsend.services.service import N_CREATE_RQ, N_SET_RQ
-from tests.helpers import add, execute, one, rows
+from tests.helpers import add, execute, one, rows, states
 from tests.services.process import MPPS
 from tests.services.test_step import item, references
 
@@ -156,7 +156,7 @@ class World:
 
     def states(self) -> list[str]:
         """Return the states of the batches, ordered by id."""
-        return [row[0] for row in rows(self.database, "SELECT status FROM exam_batches ORDER BY id")]
+        return states(self.database)
 
     def why(self, batch: int = 1) -> str:
         """Return why a batch is in its state, as ``status`` says it."""

@@ -6,14 +6,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from examsend.dimse.acceptor import Acceptor, Limits
 from examsend.dimse.ended import Ended
 from examsend.dimse.inbound import Reply, Request
-from examsend.dimse.proposed import Granted, Proposed, Rejected, grant
+from examsend.dimse.proposed import Granted, Proposed, Rejected
 from tests.peers import scripted
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -24,6 +24,16 @@ SUPPORTED = {VERIFICATION: (EXPLICIT, IMPLICIT), MPPS: (EXPLICIT, IMPLICIT)}
 
 SHORT = Limits(first_seconds=0.8, idle_seconds=1.2, message_seconds=1.0, association_seconds=4.0)
 """So short that a test can wait for each."""
+
+
+def grant(proposed: Proposed, supported: Mapping[str, tuple[str, ...]]) -> Granted:
+    """Given {abstract syntax: transfer syntaxes, the preferred one first}, return the contexts that can be accepted."""
+    contexts: dict[int, str] = {}
+    for context in proposed.contexts:
+        syntax = next((s for s in supported.get(context.abstract_syntax, ()) if s in context.transfer_syntaxes), None)
+        if syntax is not None:
+            contexts[context.context_id] = syntax
+    return Granted(contexts, frozenset(supported))
 
 
 def judge(proposed: Proposed) -> Granted | Rejected:

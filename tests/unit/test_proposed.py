@@ -16,9 +16,10 @@ from pynetdicom.pdu_primitives import (
 
 from examsend.dimse import inbound, proposed
 from examsend.dimse.ended import Ended
-from examsend.dimse.proposed import Granted, Proposed, ProposedContext, Rejected, grant
+from examsend.dimse.proposed import Granted, Proposed, ProposedContext, Rejected
 from tests.peers.requesting import APPLICATION, FIXED, USER, associate, context, item
 from tests.peers.scripted import data_pdu
+from tests.services.accepting import grant
 
 VERIFICATION, MPPS, CT = "1.2.840.10008.1.1", "1.2.840.10008.3.1.2.3.3", "1.2.840.10008.5.1.4.1.1.2"
 IMPLICIT, EXPLICIT, JPEG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50"
