@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench import common
+from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dicom import identity
 from examsend.dimse import contexts, messages, negotiation
@@ -157,7 +158,7 @@ def main() -> None:
         for _ in range(repeats):
             least.append(minimal(port, items))
             watch = Silent()
-            end = NativeSender().send(Peer("127.0.0.1", port, "SINK", "LOOP"), items, watch)
+            end = NativeSender(Settings()).send(Peer("127.0.0.1", port, "SINK", "LOOP"), items, watch)
             assert (end.end, watch.count) == (End.RELEASED, count), end
             whole.append(end.seconds)
     process.terminate()

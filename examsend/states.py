@@ -65,6 +65,30 @@ class SenderName(StrEnum):
 
     NATIVE = "native"
     PYNETDICOM = "pynetdicom"
+    DCM4CHE = "dcm4che"
+    DCMTK = "dcmtk"
+
+
+class Transcode(StrEnum):
+    """When an instance is converted to another transfer syntax, for which its pixel data is decoded (PS3.5 8.2, annex A).
+
+    A change of byte order or of VR encoding decodes nothing, and depends on no policy. Only conversions without loss are made.
+    """
+
+    NEVER = "never"
+    FALLBACK = "fallback"
+    """A compressed instance goes uncompressed where the peer does not accept its own transfer syntax."""
+    ALWAYS_IMPLICIT = "always:1.2.840.10008.1.2"
+    ALWAYS_EXPLICIT = "always:1.2.840.10008.1.2.1"
+    ALWAYS_DEFLATED = "always:1.2.840.10008.1.2.1.99"
+    ALWAYS_RLE = "always:1.2.840.10008.1.2.5"
+    ALWAYS_JPEG_LS = "always:1.2.840.10008.1.2.4.80"
+    ALWAYS_JPEG_2000 = "always:1.2.840.10008.1.2.4.90"
+
+    @property
+    def target(self) -> str | None:
+        """The transfer syntax UID to which each instance is converted; None: there is none."""
+        return self.value.partition(":")[2] or None
 
 
 class LatePolicy(StrEnum):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from examsend.states import Transcode
+
 
 @dataclass(frozen=True, slots=True)
 class Tls:
@@ -21,6 +23,8 @@ class Tls:
     """The host name in the peer's certificate; None: the host that is connected to."""
     pin_sha256: str | None = None
     """SHA-256 of the peer's certificate (DER), in hex. Where given, it is checked instead of chain and name."""
+    check_name: bool = True
+    """The name in the peer's certificate must be ``server_name``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Peer:
     """Priority (0000,0700): 0 medium, 1 high, 2 low (PS3.7 9.3.1.1)."""
     tls: Tls | None = None
     user_identity: UserIdentity | None = None
+    transcode: Transcode = Transcode.NEVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ import typer
 
 from examsend.cli import common
 from examsend.config.destination import DECLARED, DestinationSettings, type_of
-from examsend.states import LatePolicy, OnIncomplete, SenderName
+from examsend.states import LatePolicy, OnIncomplete, SenderName, Transcode
 
 app = typer.Typer(help="Manage the destinations of batches.", no_args_is_help=True, rich_markup_mode=None)
 
 _NAME = Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.")]
 
 _TYPES: dict[str, Any] = {
-    "str": str, "SenderName": SenderName, "LatePolicy": LatePolicy, "OnIncomplete": OnIncomplete,
+    "str": str, "SenderName": SenderName, "Transcode": Transcode, "LatePolicy": LatePolicy, "OnIncomplete": OnIncomplete,
     "float": float, "int": int, "bool": bool,
 }  # fmt: skip
 

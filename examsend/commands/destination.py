@@ -173,7 +173,7 @@ def show(settings: Settings, name: str) -> Shown:
     """Return one destination. Raises UsageError."""
     with access.opened(settings) as database:
         found = database.run(lambda tx: get_destination(tx, name))
-    return Shown(found, senders.get(found.sender).capabilities)
+    return Shown(found, senders.get(found.sender, settings).capabilities)
 
 
 def echo(settings: Settings, name: str) -> Echoed:

@@ -13,7 +13,7 @@ from typing import Any
 
 from examsend.config import checks
 from examsend.errors import UsageError
-from examsend.states import LatePolicy, OnIncomplete, SenderName
+from examsend.states import LatePolicy, OnIncomplete, SenderName, Transcode
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,24 @@ class DestinationSettings:
     calling_aet: str = _setting("EXAMSEND", checks.ae_title, "Calling AE title.", "--calling-aet", "AET")
     sender: SenderName = _setting(
         SenderName.NATIVE, checks.member(SenderName), f"Sender to use: {', '.join(SenderName)}.", "--sender", "NAME"
+    )
+    fallback_sender: SenderName | None = _setting(
+        None,
+        checks.member(SenderName),
+        "Sender to use once --fallback-after associations in a row have ended in protocol errors.",
+        "--fallback-sender",
+        "NAME",
+    )
+    fallback_after: int = _setting(
+        3, checks.whole(1, 1000), "Protocol errors in a row before --fallback-sender is used.", "--fallback-after", "N"
+    )
+    transcode: Transcode = _setting(
+        Transcode.NEVER,
+        checks.member(Transcode),
+        "Convert compressed instances, without loss: never, fallback (where the peer does not accept them as they are), or"
+        " always:UID.",
+        "--transcode",
+        "POLICY",
     )
     enabled: bool = _setting(True, checks.flag, "Whether files are routed to it and batches are sent.")
     is_default: bool = _setting(
@@ -203,6 +221,12 @@ class DestinationSettings:
         "--tls-pin",
         "HEX",
     )
+    tls_check_name: bool = _setting(
+        True,
+        checks.flag,
+        "The name in the peer's certificate must be right.",
+        "--tls-check-name/--no-tls-check-name",
+    )
     user_identity_kind: int | None = _setting(
         None,
         checks.one_of(1, 2, 5),
@@ -271,6 +295,8 @@ def check_together(settings: DestinationSettings) -> None:
         raise UsageError("--backoff-max cannot be less than --backoff")
     if settings.associations_per_study > settings.association_limit:
         raise UsageError("--associations-per-study cannot be more than --associations")
+    if settings.fallback_sender == settings.sender:
+        raise UsageError(f"--fallback-sender is to be another sender than --sender {settings.sender}")
     _check_identity(settings)
     certificates = (settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file, settings.tls_pin_sha256)
     if not settings.tls and any(certificates):

@@ -57,6 +57,12 @@ class Settings:
     )
     record_instances: int = _setting(200, checks.whole(1, 10_000), "Outcomes written in one group, at most.")
     record_seconds: float = _setting(0.25, checks.number(0.01, 60), "Seconds an outcome waits for its group, at most.")
+    dcm4che: Path | None = _setting(
+        None, checks.directory, "dcm4che's storescu, or the directory it is in. Not set: it is looked for on PATH."
+    )
+    dcmtk: Path | None = _setting(
+        None, checks.directory, "DCMTK's storescu, or the directory it is in. Not set: it is looked for on PATH."
+    )
     host_name: str = _setting(
         socket.gethostname() or "localhost", checks.text, "Name of this host in the records of attempts."
     )

@@ -17,6 +17,7 @@ NUMBERS = {
     "limits": f"{_within(1, 1000, 'association_limit')} AND {_within(1, 64, 'associations_per_study')}"
     f" AND {_within(0, 65535, 'async_window')}",
     "max_attempts": _within(1, 10000, "max_attempts"),
+    "fallback_after": _within(1, 1000, "fallback_after"),
     "priority": _within(0, 2, "priority"),
     "user_identity_kind": "user_identity_kind IN (1, 2, 5)",
     "waits": _within(0, "1e9", *_WAITS)

@@ -169,7 +169,7 @@ class Delivery:
         if (observer := self._observer) is not None:
             total = sum(u.item.file_size for u in unsent)
             self._display.begin(lambda: observer(self._claim, destination, len(unsent), total))
-        sender = senders.get(destination.sender)
+        sender = senders.get(destination.sender, self._settings)
         recorder = Recorder(lease, self._settings, self._stop)
         offering = Offering(destination, sender, recorder, self._stop, self._display)
         self._written, self._findings = recorder.written, offering.findings

@@ -54,14 +54,17 @@ class Offering:
             self.findings.unreachable_mount = mount
             return
         at_once = min(self._destination.associations_per_study, self._destination.association_limit)
-        for part in partition([u.item for u in unsent if not u.suspect]):
+        for part in self._partition([u.item for u in unsent if not u.suspect]):
             if not (self._send_in_parallel(part, at_once) if at_once > 1 else self._send_part(part)):
                 break
         # Those that were in flight when an association ended may be innocent. They go before those that were suspected before.
         unclear = [u.item for u in unsent if not u.suspect and self._is_unclear(u.item)]
-        for part in partition(unclear + [u.item for u in unsent if u.suspect]):
+        for part in self._partition(unclear + [u.item for u in unsent if u.suspect]):
             self._send_one_by_one(part)
         self.findings.judge(self._unsent, self._destination, self._recorder, asked=self._stop.asked())
+
+    def _partition(self, items: Sequence[Item]) -> list[list[Item]]:
+        return partition(items, self._destination.transcode, self._sender.capabilities.most_contexts)
 
     def _send_part(self, part: Sequence[Item]) -> bool:
         """Send instances over one association, or over more if it ends early; return whether others may follow.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from examsend.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, NATIVE
+from examsend.states import Transcode
 
 MAX_CONTEXTS = 128
 """Of one association: presentation context ids are the odd numbers from 1 to 255 (PS3.8 Table 9-18)."""
@@ -49,7 +50,7 @@ def _pairs(instance: HasSyntax) -> list[tuple[str, str]]:
     return pairs
 
 
-def propose(instances: Iterable[HasSyntax]) -> tuple[Proposal, ...]:
+def propose(instances: Iterable[HasSyntax], transcode: Transcode = Transcode.NEVER) -> tuple[Proposal, ...]:
     """Given instances, return the contexts they need, with ids 1, 3, 5, ... in order of first use.
 
     Raises ValueError where they need more than 128; see ``partition``.
@@ -60,8 +61,10 @@ def propose(instances: Iterable[HasSyntax]) -> tuple[Proposal, ...]:
     return tuple(Proposal(2 * n + 1, *pair) for n, pair in enumerate(pairs))
 
 
-def partition(instances: Sequence[T]) -> list[list[T]]:
-    """Given instances in order, return them as lists that each need at most 128 contexts.
+def partition(
+    instances: Sequence[T], transcode: Transcode = Transcode.NEVER, most: int = MAX_CONTEXTS
+) -> list[list[T]]:
+    """Given instances in order, return them as lists that each need at most ``most`` contexts.
 
     Usually one list. Order is kept within each list. Instances of one SOP class and transfer syntax share a list.
     """
@@ -71,7 +74,7 @@ def partition(instances: Sequence[T]) -> list[list[T]]:
         pairs = _pairs(instance)
         known = home.get(pairs[0])
         if known is None:
-            roomy = (g for g in groups if len(g[0]) + sum(pair not in g[0] for pair in pairs) <= MAX_CONTEXTS)
+            roomy = (g for g in groups if len(g[0]) + sum(pair not in g[0] for pair in pairs) <= most)
             group = next(roomy, None)
             if group is None:
                 group = ({}, [])

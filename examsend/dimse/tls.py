@@ -23,6 +23,7 @@ def context(tls: Tls) -> ssl.SSLContext:
         files.check_private(tls.key_file)
     made = _context(ssl.PROTOCOL_TLS_CLIENT)
     try:
+        made.check_hostname = tls.check_name
         if tls.pin_sha256 is not None:
             # The pinned certificate is checked after the handshake (check_pin), in place of chain and name.
             checks.sha256(tls.pin_sha256)

@@ -15,7 +15,7 @@ from examsend.config.destination import LONGEST_TIMEOUT, DestinationSettings, ch
 from examsend.db import due
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, back_off
-from examsend.states import NOT_COUNTED, BatchState, SenderName, sql_list
+from examsend.states import NOT_COUNTED, BatchState, SenderName, Transcode, sql_list
 from examsend.transfer import Peer, Tls, UserIdentity
 
 
@@ -36,7 +36,12 @@ class Destination(DestinationSettings):
         tls = None
         if self.tls:
             tls = Tls(
-                self.tls_ca_file, self.tls_cert_file, self.tls_key_file, self.tls_server_name, self.tls_pin_sha256
+                self.tls_ca_file,
+                self.tls_cert_file,
+                self.tls_key_file,
+                self.tls_server_name,
+                self.tls_pin_sha256,
+                self.tls_check_name,
             )
         identity = None
         if self.user_identity_kind is not None:
@@ -55,6 +60,7 @@ class Destination(DestinationSettings):
             priority=self.priority,
             tls=tls,
             user_identity=identity,
+            transcode=self.transcode,
         )
 
 
@@ -88,7 +94,15 @@ _REMOVE = text("""
 
 def _destination(row: Any) -> Destination:
     values = dict(zip(_NAMES, row, strict=True))
-    return Destination(**{**values, "sender": SenderName(values["sender"])})
+    second = values["fallback_sender"]
+    return Destination(
+        **{
+            **values,
+            "sender": SenderName(values["sender"]),
+            "fallback_sender": None if second is None else SenderName(second),
+            "transcode": Transcode(values["transcode"]),
+        }
+    )
 
 
 def get_destination(tx: Connection, name: str) -> Destination:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, cast
 
+from examsend.config.settings import Settings
 from examsend.states import SenderName
 
 if TYPE_CHECKING:
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
 _SENDERS = {
     SenderName.NATIVE: ("examsend.senders.native", "NativeSender"),
     SenderName.PYNETDICOM: ("examsend.senders.pynetdicom", "PynetdicomSender"),
+    SenderName.DCM4CHE: ("examsend.senders.dcm4che", "Dcm4cheSender"),
+    SenderName.DCMTK: ("examsend.senders.dcmtk", "DcmtkSender"),
 }
 """{name: (module, class)}. A module is imported only when its sender is used: importing pynetdicom is slow."""
 
 
-def get(name: SenderName) -> Sender:
-    """Given a name, return a new sender."""
+def get(name: SenderName, settings: Settings) -> Sender:
+    """Given a name and the settings of the pass, return a new sender."""
     module, kind = _SENDERS[name]
-    return cast("Sender", getattr(importlib.import_module(module), kind)())
+    return cast("Sender", getattr(importlib.import_module(module), kind)(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from examsend.config.settings import Settings
 from examsend.dimse import association
 from examsend.senders.base import Capabilities
 from examsend.states import SenderName
@@ -14,7 +15,13 @@ class NativeSender:
     """See ``base.Sender``."""
 
     name = SenderName.NATIVE.value
-    capabilities = Capabilities(async_window=True, user_identity=True, converts_byte_order=True)
+    capabilities = Capabilities(async_window=True, user_identity_kinds=(1, 2, 5), converts_byte_order=True)
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def check(self, peer: Peer) -> None:
+        """See ``base.Sender.check``: it can do all that can be set, and needs no program."""
 
     def send(self, peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
         """See ``base.Sender.send``."""

@@ -324,7 +324,7 @@ class _Watch:
 
 def _send(sender: SenderName, receiver: Receiver, item: Item, **values: Any) -> AssociationEnd:
     peer = Peer("127.0.0.1", receiver.port, "A", "B", accept_timeout=5, **values)
-    return senders.get(sender).send(peer, [item], _Watch())
+    return senders.get(sender, Settings()).send(peer, [item], _Watch())
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -365,7 +365,7 @@ def test_the_senders_that_the_help_offers_are_there() -> None:
     shown = " ".join(cli("destination", "add", "--help").stdout.split())
     assert f"Sender to use: {', '.join(SenderName)}." in shown
     for name in SenderName:
-        assert senders.get(name).name == name
+        assert senders.get(name, Settings()).name == name
 
 
 def test_retry_says_that_the_destination_is_held_or_disabled(

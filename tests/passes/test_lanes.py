@@ -220,7 +220,7 @@ def _fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, nth: int)
 
 
 def _break_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fail_once(monkeypatch, type(senders.get(senders.SenderName.NATIVE)), "send", 2)
+    _fail_once(monkeypatch, type(senders.get(senders.SenderName.NATIVE, Settings())), "send", 2)
 
 
 def _break_recorder_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_a_bug_that_comes_back_uses_the_attempts_up(
         def broken(*_positional: object) -> None:
             raise Bug
 
-        monkeypatch.setattr(type(senders.get(senders.SenderName.NATIVE)), "send", broken)
+        monkeypatch.setattr(type(senders.get(senders.SenderName.NATIVE, Settings())), "send", broken)
         codes = []
         for _ in range(2):
             codes.append(send.run(settings).exit_code)
@@ -345,7 +345,7 @@ def test_system_exit_ends_the_pass(
     def leave(*_positional: object) -> None:
         raise SystemExit(3)
 
-    monkeypatch.setattr(type(senders.get(senders.SenderName.NATIVE)), "send", leave)
+    monkeypatch.setattr(type(senders.get(senders.SenderName.NATIVE, Settings())), "send", leave)
     with scripted() as peer:
         add(settings, peer.address)
         prepare(settings, _studies(tmp_path / "drop", 3))

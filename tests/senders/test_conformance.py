@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from examsend import senders
+from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dicom import identity, uids
 from examsend.dimse import contexts
@@ -29,7 +30,7 @@ from tests.peers.scripted import Peer as Receiver
 @pytest.fixture(params=SenderName)
 def sender(request: pytest.FixtureRequest) -> Any:
     """One of the senders."""
-    return senders.get(request.param)
+    return senders.get(request.param, Settings())
 
 
 @dataclass
@@ -127,7 +128,9 @@ def no_thread_left(grace: float = 3.0) -> Iterator[None]:
 
 def test_every_sender_name_has_a_sender_of_that_name() -> None:
     assert set(senders._SENDERS) == set(SenderName)
-    assert {name: senders.get(name).name for name in SenderName} == {name: name.value for name in SenderName}
+    assert {name: senders.get(name, Settings()).name for name in SenderName} == {
+        name: name.value for name in SenderName
+    }
 
 
 def test_a_thread_that_is_left_behind_fails_a_test() -> None:

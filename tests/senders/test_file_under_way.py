@@ -16,6 +16,7 @@ import pydicom.data
 import pytest
 
 from examsend import senders
+from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dicom import uids
 from examsend.senders.native import NativeSender
@@ -31,7 +32,7 @@ DEFLATED = Path(pydicom.data.__file__).parent / "test_files" / "image_dfl.dcm"
 @pytest.fixture(params=SenderName)
 def sender(request: pytest.FixtureRequest) -> Any:
     """One of the senders."""
-    return senders.get(request.param)
+    return senders.get(request.param, Settings())
 
 
 @contextmanager

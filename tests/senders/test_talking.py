@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from examsend import senders
+from examsend.config.settings import Settings
 from examsend.states import SenderName
 from examsend.transfer import End
 from tests.peers.scripted import TALKS, Script, scripted
@@ -26,7 +27,7 @@ DRIPS = sorted(t for t in TALKS if t.startswith("drip") and t != "drip-answer")
 @pytest.fixture(params=SenderName)
 def sender(request: pytest.FixtureRequest) -> Any:
     """One of the senders."""
-    return senders.get(request.param)
+    return senders.get(request.param, Settings())
 
 
 @pytest.mark.parametrize("how", [*DRIPS, "drip-answer"])
@@ -88,6 +89,7 @@ def test_a_peer_that_talks_on_after_a_release_request(
 _RUN = """
 import dataclasses, resource, sys
 from examsend import senders
+from examsend.config.settings import Settings
 from examsend.states import SenderName
 from examsend.transfer import Item, Peer, Next
 class Watch:
@@ -95,7 +97,7 @@ class Watch:
     def not_offered(self, fact): return Next.GO_ON
     def progressed(self, sent): pass
     def stop_at(self): return None
-sender = senders.get(SenderName(sys.argv[1]))
+sender = senders.get(SenderName(sys.argv[1]), Settings())
 port, path, size, offset, digest = int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), bytes.fromhex(sys.argv[6])
 item = Item(1, path, "1.2.840.10008.5.1.4.1.1.2", sys.argv[7], "1.2.840.10008.1.2.1", size, 0, offset, digest)
 # The modules that are only imported when they are used are no part of what a peer costs.

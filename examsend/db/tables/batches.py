@@ -37,10 +37,11 @@ from examsend.states import (
     OnIncomplete,
     Outcome,
     SenderName,
+    Transcode,
 )
 
 _SQL_TYPES: dict[str, type[TypeEngine[Any]]] = {
-    "str": Text, "SenderName": Text, "LatePolicy": Text, "OnIncomplete": Text,
+    "str": Text, "SenderName": Text, "Transcode": Text, "LatePolicy": Text, "OnIncomplete": Text,
     "float": Double, "int": Integer, "bool": Boolean,
 }  # fmt: skip
 
@@ -69,8 +70,6 @@ class StorageBackendConfig(Base):
         Column("name", Text, nullable=False, unique=True),
         Column("kind", Text, nullable=False, server_default="dimse"),
         *_setting_columns(),
-        # For a planned feature; not a setting yet.
-        Column("transcode", Text, nullable=False, server_default="never"),
         # Its health.
         Column("held_until", DateTime(timezone=True)),
         Column("held_code", Text),
@@ -84,6 +83,9 @@ class StorageBackendConfig(Base):
         CheckConstraint("length(called_aet) BETWEEN 1 AND 16 AND length(calling_aet) BETWEEN 1 AND 16", name="aet"),
         CheckConstraint("length(name) BETWEEN 1 AND 64 OR removed_at IS NOT NULL", name="name"),
         CheckConstraint(one_of("sender", SenderName), name="sender"),
+        CheckConstraint(one_of("fallback_sender", SenderName), name="fallback_sender"),
+        CheckConstraint("fallback_sender <> sender", name="other_sender"),
+        CheckConstraint(one_of("transcode", Transcode), name="transcode"),
         CheckConstraint(one_of("late_policy", LatePolicy), name="late_policy"),
         CheckConstraint(one_of("late_policy_after", LatePolicy), name="late_policy_after"),
         CheckConstraint(one_of("on_incomplete", OnIncomplete), name="on_incomplete"),

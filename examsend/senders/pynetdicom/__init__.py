@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from examsend.config.settings import Settings
 from examsend.dimse import association
 from examsend.senders.base import Capabilities
 from examsend.senders.pynetdicom.primitives import CODEC
@@ -20,8 +21,16 @@ class PynetdicomSender:
 
     name = SenderName.PYNETDICOM.value
     capabilities = Capabilities(
-        user_identity=True, converts_byte_order=True, notes=("one C-STORE outstanding at a time; slower than native",)
+        user_identity_kinds=(1, 2, 5),
+        converts_byte_order=True,
+        notes=("one C-STORE outstanding at a time; slower than native",),
     )
+
+    def __init__(self, settings: Settings) -> None:
+        pass
+
+    def check(self, peer: Peer) -> None:
+        """See ``base.Sender.check``: it can do all that can be set, and needs no program."""
 
     def send(self, peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
         """See ``base.Sender.send``."""
