@@ -13,7 +13,7 @@ Endian for their classes, as far as there is room for them. With ``always:UID`` 
   its own is proposed too, for the files that turn out to be.
 - A native file goes as under ``never`` where the target is not accepted, or where there is nothing to convert: a report has no
   pixels to compress. Every receiver copes with native files.
-- A file that is always lossy, and one that is in the target syntax, goes as it is.
+- A file that is always lossy, that is in the target syntax, or in Implicit VR Little Endian, goes as it is.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _needed(syntax: str, transcode: Transcode) -> tuple[str, ...]:
     if syntax in NATIVE and syntax != IMPLICIT_VR_LITTLE_ENDIAN:
         own = (syntax, IMPLICIT_VR_LITTLE_ENDIAN)
     target = transcode.target
-    if target is None or target == syntax:
+    # Implicit VR does not say what VRs its elements have, so that it is never converted.
+    if target is None or target == syntax or syntax == IMPLICIT_VR_LITTLE_ENDIAN:
         return own
     if syntax in NATIVE:
         return tuple(dict.fromkeys((target, *own)))
@@ -92,9 +93,7 @@ def _fallbacks(syntax: str, transcode: Transcode) -> tuple[str, ...]:
 
 
 def _pairs(instance: HasSyntax, transcode: Transcode) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (instance.sop_class_uid, syntax) for syntax in _needed(instance.transfer_syntax_uid, transcode)
-    )
+    return tuple((instance.sop_class_uid, syntax) for syntax in _needed(instance.transfer_syntax_uid, transcode))
 
 
 def propose(
