@@ -55,8 +55,8 @@ def recode(data_set: Source, syntax: str, target: str) -> bytes:
     if syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         data_set = _inflated(data_set)
     little = syntax != EXPLICIT_VR_BIG_ENDIAN
-    writer = _Writer(data_set, swap=not little, implicit=target == IMPLICIT_VR_LITTLE_ENDIAN)
-    writer.write(_refusing(walk(data_set, explicit=True, little=little, descend=True)))
+    writer = Writer(data_set, swap=not little, implicit=target == IMPLICIT_VR_LITTLE_ENDIAN)
+    writer.write(refusing(walk(data_set, explicit=True, little=little, descend=True)))
     return bytes(writer.output)
 
 
@@ -65,19 +65,20 @@ def _inflated(data_set: Source) -> Source:
     try:
         return InflatedSource(lambda length, offset: deflated[offset : offset + length], 0, len(deflated))
     except FileProblem as problem:
-        raise _refusal(str(problem)) from None
+        raise refusal(str(problem)) from None
 
 
-def _refusal(why: str) -> Unacceptable:
+def refusal(why: str) -> Unacceptable:
+    """Return the exception that refuses a conversion."""
     return Unacceptable("UNCONVERTIBLE", f"the data set cannot be re-encoded: {why}")
 
 
-def _refusing(events: Iterator[Event]) -> Iterator[Event]:
+def refusing(events: Iterator[Event]) -> Iterator[Event]:
     """Yield the walker's events; what it raises about the file is raised as a refusal to convert."""
     try:
         yield from events
     except FileProblem as problem:
-        raise _refusal(str(problem)) from None
+        raise refusal(str(problem)) from None
 
 
 def _swapped(value: bytes, word: int) -> bytes:
@@ -104,10 +105,11 @@ class _Open:
     """Offset of its content in the output; its 32-bit length is before it."""
 
 
-class _Writer:
+class Writer:
     """Writes a data set from the events of its walk."""
 
     def __init__(self, source: Source, *, swap: bool, implicit: bool) -> None:
+        """Given the source of the values, whether their words change byte order, and whether the output is without VRs."""
         self._source = source
         self._swap = swap
         self._implicit = implicit
@@ -123,8 +125,8 @@ class _Writer:
             raw = bool(self._open) and self._open[-1].raw
             if kind == ENCAPSULATED or (kind == OPEN and tag == PIXEL_DATA):
                 if tag == PIXEL_DATA:
-                    raise _refusal("its pixel data is encapsulated, and its transfer syntax is a native one")
-                raise _refusal(f"{name(tag)} has an undefined length, which its VR cannot have")
+                    raise refusal("its pixel data is encapsulated, and its transfer syntax is a native one")
+                raise refusal(f"{name(tag)} has an undefined length, which its VR cannot have")
             if tag != ITEM and not raw:
                 self._check_vr(tag, vr, header=begin - start)
             if kind == OPEN:
@@ -136,21 +138,36 @@ class _Writer:
                 self._header(tag, vr, length, raw=raw)
                 self._value(begin, length, word)
 
+    def element(self, tag: int, vr: bytes, value: bytes) -> None:
+        """Write an element of this value, at the top level or in the item that is open."""
+        self._header(tag, vr, len(value), raw=False)
+        self.output += value
+
+    def header(self, tag: int, vr: bytes, length: int) -> None:
+        """Write the header of an element or of an item (no VR); the caller writes its value to the same place."""
+        self._header(tag, vr, length, raw=not vr)
+
+    def take(self) -> bytes:
+        """Return the output so far and leave it out from now on. No sequence may be open."""
+        taken = bytes(self.output)
+        self.output.clear()
+        return taken
+
     def _check_vr(self, tag: int, vr: bytes, *, header: int) -> None:
         """Raise Unacceptable where an element's header, of ``header`` bytes, has no VR or one that cannot be converted."""
         if not vr and not self._implicit:
-            raise _refusal(f"{name(tag)} has no VR")
+            raise refusal(f"{name(tag)} has no VR")
         # A VR of a later edition has the long form (PS3.5 7.1.2), of 12 bytes.
         if vr and vr not in vrs.KNOWN and header < 12:
-            raise _refusal(f"{name(tag)} has a VR that is not in the standard")
+            raise refusal(f"{name(tag)} has a VR that is not in the standard")
 
     def _word(self, tag: int, vr: bytes, length: int) -> int:
         """Return the bytes of a word of a VR (1 where it has no byte order). Raises Unacceptable where that is unknown."""
         if vr not in vrs.KNOWN:
-            raise _refusal(f"the byte order of {name(tag)} is not known, it has no VR of the standard")
+            raise refusal(f"the byte order of {name(tag)} is not known, it has no VR of the standard")
         word = vrs.WORD_BYTES.get(vr, 1)
         if length % word:
-            raise _refusal(f"{name(tag)} has {length} bytes, and its words have {word}")
+            raise refusal(f"{name(tag)} has {length} bytes, and its words have {word}")
         return word
 
     def _header(self, tag: int, vr: bytes, length: int, *, raw: bool) -> None:
@@ -167,7 +184,7 @@ class _Writer:
             count = min(_PIECE, length - done)
             piece = self._source.at(begin + done, count)
             if len(piece) < count:
-                raise _refusal("the file has become shorter while it was read")
+                raise refusal("the file has become shorter while it was read")
             self.output += _swapped(piece, word)
 
     def _end(self) -> None:

@@ -1,0 +1,72 @@
+"""Encapsulated pixel data (PS3.5 A.4): its fragments, and which of them make a frame."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+from examsend.dicom.elements import ITEM, SEQUENCE_END
+from examsend.dicom.pixels import Image
+from examsend.dicom.recode import refusal
+from examsend.dicom.source import Source
+
+
+class Fragments:
+    """The fragments of the pixel data that begins at an offset of a source, to be read once."""
+
+    def __init__(self, source: Source, begin: int, most: int) -> None:
+        """Given the source, the offset of the Basic Offset Table's item, and the most bytes that a frame may have."""
+        self._source = source
+        self._most = most
+        self.end = begin
+        """Offset of what is not yet read; after the last fragment, the offset after the delimiter."""
+
+    def frames(self, image: Image, begins: Callable[[bytes], bool]) -> Iterator[bytes]:
+        """Given the geometry and ``begins``, which says whether a fragment starts a frame, yield the encoded frames.
+
+        A single frame is all fragments. Offset tables are not used: they are often wrong, and every codestream says where
+        it starts. Raises Unacceptable where there are more or fewer frames than Number of Frames says; OSError.
+        """
+        count = 0
+        frame = bytearray()
+        for fragment in self._fragments():
+            if image.frames == 1:
+                first = not count
+            else:
+                first = begins(fragment)
+                if not (first or count):
+                    raise refusal("its first fragment is not the beginning of a frame")
+            if first:
+                if count:
+                    yield bytes(frame)
+                    frame.clear()
+                count += 1
+                if count > image.frames:
+                    raise refusal(f"it has more encoded frames than its Number of Frames ({image.frames})")
+            frame += fragment
+            if len(frame) > self._most:
+                raise refusal(f"frame {count} has more than {self._most} bytes encoded, far more than decoded")
+        if count != image.frames:
+            raise refusal(f"it has {count} encoded frames, and Number of Frames is {image.frames}")
+        yield bytes(frame)
+
+    def _fragments(self) -> Iterator[bytes]:
+        table = True
+        while True:
+            head = self._source.at(self.end, 8)
+            if len(head) < 8:
+                raise refusal("its pixel data ends without its delimiter")
+            group, element, length = struct.unpack("<HHL", head)
+            kind = group << 16 | element
+            self.end += 8
+            if kind == SEQUENCE_END:
+                return
+            if kind != ITEM or length > self._source.size - self.end:
+                raise refusal("its pixel data is not made of whole fragments")
+            # The Basic Offset Table is not read: it can be long where there are many frames.
+            if not table:
+                if length > self._most:
+                    raise refusal(f"a fragment has {length} bytes, far more than a decoded frame")
+                yield self._source.at(self.end, length)
+            table = False
+            self.end += length

@@ -1,0 +1,85 @@
+"""Links to the files that another program is to send, and whether those files stay what was ingested."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from examsend.dimse.payload import Payload, Unusable
+from examsend.transfer import Item, Problem
+
+_PIECE = 4 << 20
+"""Bytes of a file that are read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What changes when a file is written to, or when another file takes its place."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """An item whose file has the content that was ingested, and a link of which the program is given the name."""
+
+    item: Item
+    """Its path has no symbolic links, so that a link replaced later changes nothing."""
+    original: Item
+    version: Version
+
+
+def link(item: Item, name: Path, beat: Callable[[], None]) -> Linked:
+    """Given an item and the name of a link, check the item's file and make the link.
+
+    ``beat`` is called after each piece that is read, and may raise. Raises Unusable.
+    """
+    real = replace(item, path=os.path.realpath(item.path))
+    before = _version(real.path)
+    _read(real, beat)
+    if before is None or before != _version(real.path):
+        raise Unusable(Problem.CHANGED, "the file was changed while it was read")
+    name.symlink_to(real.path)
+    return Linked(real, item, before)
+
+
+def is_unchanged(linked: Linked, beat: Callable[[], None]) -> bool:
+    """Return whether the file is still the one that was linked. ``beat``: as for ``link``.
+
+    Where only its ctime is another one, its mode changed, or a hard link was made or removed, or its mtime was set back: the
+    content tells.
+    """
+    now = _version(linked.item.path)
+    if now is None or now == linked.version:
+        return now is not None
+    if replace(now, ctime_ns=linked.version.ctime_ns) != linked.version:
+        return False
+    try:
+        _read(linked.item, beat)
+    except Unusable:
+        return False
+    return now == _version(linked.item.path)
+
+
+def _version(path: str) -> Version | None:
+    """Return the version of a file; None: it does not exist, or is out of reach."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return Version(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _read(item: Item, beat: Callable[[], None]) -> None:
+    """Read a file, and raise Unusable unless it is what was ingested."""
+    with Payload(item, item.transfer_syntax_uid) as payload:
+        buffer = memoryview(bytearray(min(_PIECE, max(payload.length, 1))))
+        while payload.read_into(buffer):
+            beat()
+        payload.verify()
