@@ -27,7 +27,7 @@ def problem(name: SenderName, peer: Peer, settings: Settings) -> str | None:
     try:
         get(name, settings).check(peer)
     except ConfigError as error:
-        return f"sender {name}: {error}"
+        return str(error)
     return None
 
 

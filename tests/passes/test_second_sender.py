@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from examsend.queue.destination import get_destination
 from examsend.states import SenderName
 from examsend.transfer import End
 from tests.helpers import add, cli, execute, one, prepare, rows
+from tests.peers.dcmtk import needs, storescp
 from tests.peers.scripted import Script, scripted
 
 PROTOCOL = "PROTOCOL_ERROR"
@@ -173,16 +173,17 @@ def test_a_missing_program_is_said_when_the_destination_is_added_and_nothing_is_
 
 
 @pytest.mark.dcmtk
-@pytest.mark.skipif(shutil.which("storescu") is None, reason="needs DCMTK's storescu")
+@needs("storescu")
+@needs("storescp")
 def test_a_missing_program_is_said_by_echo_and_status_and_holds_the_destination(
     settings: Settings, database: engine.Database, database_url: str, tmp_path: Path
 ) -> None:
     without = _elsewhere(settings, tmp_path)
     samples.ct_study(tmp_path / "drop", 1, size=8)
-    with scripted() as peer:
-        add(settings, peer.address, sender=SenderName.DCMTK, tls=False)
+    with storescp(tmp_path / "received") as server:
+        add(settings, server.address, sender=SenderName.DCMTK, tls=False)
         prepare(settings, tmp_path / "drop")
-        with pytest.raises(ConfigError, match=r"sender dcmtk: .*it answers C-ECHO"):
+        with pytest.raises(ConfigError, match=r"sender dcmtk .*it answers C-ECHO"):
             destination.echo(without, "pacs")
         completed = cli("destination", "echo", "pacs", url=database_url, EXAMSEND_DCMTK=str(tmp_path / "empty"))
         assert completed.returncode == 78, completed.stderr
