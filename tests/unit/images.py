@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-
 import shutil
 import subprocess
 import warnings
@@ -16,7 +15,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from examsend.dicom.start import find_start
 
@@ -42,9 +41,9 @@ def made(
     shape = (frames, rows, columns, samples)
     ramp = np.linspace(low, high, rows * columns).astype("i8").reshape(1, rows, columns, 1)
     pixels = np.broadcast_to(ramp, shape).copy()
-    pixels[:, 3:9, 4:20] = random.integers(low, high, size=(frames, 6, 16, samples), endpoint=True)
-    pixels[:, 10, :] = low
-    pixels[:, 11, ::2] = high
+    pixels[:, 1:7, 2:] = random.integers(low, high, size=(frames, 6, columns - 2, samples), endpoint=True)
+    pixels[:, 7, :] = low
+    pixels[:, 8, ::2] = high
     pixels += np.arange(frames).reshape(-1, 1, 1, 1) + 3 * np.arange(samples)
     pixels = np.clip(pixels, low, high)
     if planar:

@@ -5,27 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import itertools
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
-from pydicom.data import get_testdata_files
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from examsend.dicom import transcode
 from examsend.dicom.uids import (
-    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
-    EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
-    IMPLICIT_VR_LITTLE_ENDIAN,
     JPEG_2000_LOSSLESS,
-    JPEG_LOSSLESS,
     JPEG_LS_LOSSLESS,
     RLE_LOSSLESS,
 )
