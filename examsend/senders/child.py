@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ _LONGEST_LINE = 1 << 16
 
 _PIECE = 1 << 16
 """Bytes of output that are read at once."""
+
+_MOST_LINES = 200
+"""Lines that are kept of a short command."""
 
 _LAST_OUTPUT_SECONDS = 2.0
 """How long the output of a process that is killed is read, at most."""
@@ -126,3 +130,20 @@ class Child:
 
 def _text(line: bytes) -> str:
     return line[:_LONGEST_LINE].decode(errors="replace").rstrip("\r")
+
+
+def output(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> list[str] | None:
+    """Run a short command, such as one that shows its version; return its lines, or None after ``seconds``. Raises OSError."""
+    deadline = time.monotonic() + seconds
+    found: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="examsend-") as place:
+        child = Child(command, environment, Path(place), Path(place))
+        try:
+            while (lines := child.lines(0.1)) is not None:
+                found = (found + lines)[:_MOST_LINES]
+                if time.monotonic() > deadline:
+                    return None
+            child.kill()
+            return found + child.last_lines()[:_MOST_LINES]
+        finally:
+            child.close()

@@ -1,29 +1,223 @@
-"""The sender that runs DCMTK's storescu."""
+"""The sender that runs DCMTK's storescu.
+
+Not dcmsend, with or without TLS: dcmsend has no TLS, tells what it did only at its end, and chooses its presentation contexts
+itself. storescu shows each response as it comes, and proposes exactly the contexts of a file.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+import re
+import ssl
 from collections.abc import Sequence
+from pathlib import Path
 
+from examsend.config import files
 from examsend.config.settings import Settings
+from examsend.dimse import tls
+from examsend.dimse.contexts import Proposal, propose
 from examsend.errors import ConfigError
+from examsend.senders import child, external
 from examsend.senders.base import Capabilities
-from examsend.states import SenderName
-from examsend.transfer import AssociationEnd, End, Item, Peer, Watcher
+from examsend.senders.dcmtk_output import StorescuReader
+from examsend.states import SenderName, Transcode
+from examsend.transfer import AssociationEnd, Item, Peer, Tls, UserIdentity, Watcher
+
+_OLDEST = (3, 6, 2)
+"""The first release with a time-out of the socket and the TLS profile of BCP 195."""
+
+_IP6 = (3, 6, 8)
+"""The first release that connects to IPv6 addresses."""
+
+_VERSION = re.compile(r"\$dcmtk: storescu v(\d+)\.(\d+)\.(\d+)\b.*\$")
+
+_VERSION_SECONDS = 8.0
+
+_PDU = (4096, 131072)
+"""Lengths that storescu takes for the longest P-DATA-TF that the peer may send."""
+
+_PROFILE = "Batch"
+
+_INSTALL = "install DCMTK 3.6.2 or later (Debian: dcmtk), or set EXAMSEND_DCMTK to its storescu"
 
 
 class DcmtkSender:
     """See ``base.Sender``."""
 
     name = SenderName.DCMTK.value
-    capabilities = Capabilities(keeps_order=False, live_progress=False, stops_after_instance=False)
+    capabilities = Capabilities(
+        checks_certificate_name=False,
+        pins_certificate=False,
+        user_identity_kinds=(1, 2, 5),
+        priority=False,
+        live_progress=False,
+        stops_after_instance=False,
+        converts_byte_order=True,
+        notes=(
+            "storescu encodes each data set anew: its elements are those of the file, its bytes need not be.",
+            "storescu does not show whether the peer aborted the association or closed the connection.",
+            "Told to stop, storescu is killed: the peer sees the connection close, without A-ABORT.",
+            "A client certificate is sent without intermediate certificates.",
+        ),
+    )
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._given = settings.dcmtk
 
     def check(self, peer: Peer) -> None:
         """See ``base.Sender.check``."""
-        raise ConfigError("not there yet")
+        _check(peer, _find(self._given)[1])
+        if peer.tls is not None:
+            tls.context(peer.tls)
 
     def send(self, peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
         """See ``base.Sender.send``."""
-        return AssociationEnd(End.MISCONFIGURED, "not there yet")
+        return external.run(_Storescu(self._given), peer, items, watcher)
+
+
+class _Storescu:
+    """See ``program_output.Program``."""
+
+    def __init__(self, given: Path | None) -> None:
+        self._given = given
+
+    def command(self, peer: Peer, items: Sequence[Item], files: Path, private: Path) -> list[str]:
+        """See ``program_output.Program``."""
+        program, version = _find(self._given)
+        _check(peer, version)
+        profile, arguments = private / "contexts.cfg", private / "files"
+        profile.write_text(_profile(propose(items)))
+        # Files in a file of arguments are sent in that order, and there may be more than a command line can hold.
+        arguments.write_text("".join(f"{os.path.relpath(name, private)}\n" for name in sorted(files.iterdir())))
+        pdu = min(max(peer.max_pdu or _PDU[1], _PDU[0]), _PDU[1])
+        return [
+            str(program), "-d", "-nh", "-aet", peer.calling_aet, "-aec", peer.called_aet,
+            "-to", _seconds(peer.connect_timeout), "-ta", _seconds(peer.accept_timeout),
+            "-ts", _seconds(peer.stall_timeout), "-td", _seconds(peer.answer_timeout),
+            "-pdu", str(pdu), "-xf", str(profile), _PROFILE,
+            *_tls(peer.tls), *_identity(peer.user_identity, private), peer.host, str(peer.port), f"@{arguments}",
+        ]  # fmt: skip
+
+    def environment(self, private: Path) -> dict[str, str]:
+        """See ``program_output.Program``."""
+        return {"LC_ALL": "C", "TMPDIR": str(private)}
+
+    def reader(self, items: Sequence[Item]) -> StorescuReader:
+        """See ``program_output.Program``."""
+        return StorescuReader(items, propose(items))
+
+
+def _find(given: Path | None) -> tuple[Path, tuple[int, ...]]:
+    """Given the setting, return DCMTK's storescu and its version. Raises ConfigError.
+
+    dcm4che has a program of the same name: on PATH, the first that is DCMTK's is taken.
+    """
+    if given is not None:
+        places = [given] if not given.is_dir() else [given / "storescu", given / "bin" / "storescu"]
+    else:
+        places = [Path(place) / "storescu" for place in os.get_exec_path() if Path(place).is_absolute()]
+    found: list[str] = []
+    for place in dict.fromkeys(places):
+        if not (place.is_file() and os.access(place, os.X_OK)):
+            continue
+        version = _version(place)
+        if version is None:
+            found.append(f"{place} is not DCMTK's")
+        elif version < _OLDEST:
+            found.append(f"{place} is of DCMTK {'.'.join(map(str, version))}, which is too old")
+        else:
+            return place, version
+    where = f"at {given}" if given is not None else "on PATH"
+    raise ConfigError(f"the sender dcmtk needs DCMTK's storescu, and there is none {where}"
+                      f"{''.join(f'; {sentence}' for sentence in found)}: {_INSTALL}")  # fmt: skip
+
+
+def _version(program: Path) -> tuple[int, ...] | None:
+    """Return the version of DCMTK's storescu; None: it is another program."""
+    environment = {**external.inherited(), "LC_ALL": "C"}
+    try:
+        lines = child.output([str(program), "--version"], environment, _VERSION_SECONDS)
+    except OSError as error:
+        raise ConfigError(f"{program} cannot be run: {error.strerror or error}") from None
+    found = _VERSION.match(lines[0]) if lines else None
+    return tuple(map(int, found.groups())) if found is not None else None
+
+
+def _check(peer: Peer, version: tuple[int, ...]) -> None:
+    """Raise ConfigError where storescu of a version cannot do what a setting asks for."""
+    if peer.priority != 0:
+        raise ConfigError("the sender dcmtk cannot set a priority: leave it at medium, or choose another sender")
+    if peer.transcode is not Transcode.NEVER:
+        raise ConfigError("the sender dcmtk cannot convert pixel data: set --transcode never, or choose another sender")
+    if ":" in peer.host and version < _IP6:
+        raise ConfigError("DCMTK before 3.6.8 cannot connect to an IPv6 address: choose another sender")
+    if peer.tls is not None and peer.tls.pin_sha256 is not None:
+        raise ConfigError("the sender dcmtk cannot pin a certificate: choose another sender")
+    if peer.tls is not None and peer.tls.check_name:
+        raise ConfigError(
+            "the sender dcmtk cannot check the name in the peer's certificate: use --tls-ca-file with a CA of your own "
+            "and --no-tls-check-name, or choose another sender"
+        )
+
+
+def _seconds(value: float) -> str:
+    """Return a time-out as storescu takes it: whole seconds, of which 0 would mean none."""
+    return str(max(1, math.ceil(value)))
+
+
+def _profile(proposals: Sequence[Proposal]) -> str:
+    """Return a file of association profiles with these contexts, in their order."""
+    syntaxes = {uid: f"Syntax{n}" for n, uid in enumerate(dict.fromkeys(p.transfer_syntax_uid for p in proposals), 1)}
+    lines = ["[[TransferSyntaxes]]"]
+    for uid, name in syntaxes.items():
+        lines += [f"[{name}]", f"TransferSyntax1 = {uid}"]
+    lines += ["[[PresentationContexts]]", "[Contexts]"]
+    for n, p in enumerate(proposals, 1):
+        lines.append(f"PresentationContext{n} = {p.sop_class_uid}\\{syntaxes[p.transfer_syntax_uid]}")
+    lines += ["[[Profiles]]", f"[{_PROFILE}]", "PresentationContexts = Contexts"]
+    return "\n".join(lines) + "\n"
+
+
+def _tls(settings: Tls | None) -> list[str]:
+    """Return the options for TLS. Raises ConfigError where a file cannot be used: storescu would ask for a pass phrase."""
+    if settings is None:
+        return []
+    tls.context(settings)
+    own = ["+tla"]
+    if settings.cert_file is not None:
+        own = ["+tls", settings.key_file or settings.cert_file, settings.cert_file, "-pw"]
+    trusted: list[str] = []
+    if settings.ca_file is not None:
+        trusted = ["+cf", settings.ca_file]
+    else:
+        system = ssl.get_default_verify_paths()
+        trusted += ["+cf", system.cafile] if system.cafile else []
+        trusted += ["+cd", system.capath] if system.capath else []
+    return [*own, *trusted, "-rc"]
+
+
+def _identity(settings: UserIdentity | None, private: Path) -> list[str]:
+    """Return the options for User Identity Negotiation. What is secret goes into a file of arguments."""
+    if settings is None:
+        return []
+    secret = files.read_secret(settings.secret_file) if settings.secret_file is not None else b""
+    if settings.kind == 1 and settings.name is not None:
+        return ["-usr", settings.name]
+    if settings.kind == 2 and settings.name is not None:
+        arguments = private / "identity"
+        arguments.write_bytes(b"-pwd\n" + _quoted(secret) + b"\n")
+        return ["-usr", settings.name, f"@{arguments}"]
+    if settings.kind == 5:
+        token = private / "token"
+        token.write_bytes(secret)
+        return ["--jwt", str(token)]
+    raise ConfigError(f"the sender dcmtk does not offer user identity kind {settings.kind}")
+
+
+def _quoted(secret: bytes) -> bytes:
+    """Return a passcode as one argument in a file of arguments, which knows quotes and no other escape."""
+    for quote in (b'"', b"'"):
+        if quote not in secret and b"\n" not in secret and b"\r" not in secret and b"\0" not in secret:
+            return quote + secret + quote
+    raise ConfigError("the sender dcmtk cannot send a passcode with both kinds of quotes, or with line ends")

@@ -32,7 +32,18 @@ from examsend.senders.program_output import (
 from examsend.states import Transcode
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
 
-__all__ = ["Accepted", "Event", "Finished", "NotSent", "Program", "Reader", "Requested", "Responded", "run"]
+__all__ = [
+    "Accepted",
+    "Event",
+    "Finished",
+    "NotSent",
+    "Program",
+    "Reader",
+    "Requested",
+    "Responded",
+    "inherited",
+    "run",
+]
 
 _TURN_SECONDS = 0.5
 """How long output is awaited before the watcher is asked again."""
@@ -68,6 +79,11 @@ def run(program: Program, peer: Peer, items: Sequence[Item], watcher: Watcher) -
         return _Run(program, peer, watcher, place, began).run(items)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def inherited() -> dict[str, str]:
+    """Return the environment of this process without what other programs need not know, such as a database's password."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("EXAMSEND_", "PG"))}
 
 
 class _Run:
@@ -148,9 +164,7 @@ class _Run:
             raise _Stopped
 
     def _environment(self, private: Path) -> dict[str, str]:
-        """Return the environment of the program: this process's, without what is nobody else's business."""
-        ours = {k: v for k, v in os.environ.items() if not k.startswith(("EXAMSEND_", "PG"))}
-        return {**ours, **self._program.environment(private)}
+        return {**inherited(), **self._program.environment(private)}
 
     # --- while it runs ---
 
@@ -172,10 +186,13 @@ class _Run:
                 self._stop(End.TIMED_OUT, f"{self._name} showed no progress for {now - self._last_event:.0f} s")
 
     def _read_until_ended(self, reader: Reader, lines: Sequence[str]) -> bool:
-        """Read lines up to one that is a reason to end the program; return whether there was one."""
+        """Read lines up to one that is a reason to end the program; return whether there was one.
+
+        An association that is not there any more is one: DCMTK's storescu then still reads all other files.
+        """
         for line in lines:
             self._read(reader, line)
-            if self._ended is not None:
+            if self._ended is not None or (self._finished is not None and self._finished.end is not End.RELEASED):
                 return True
         return False
 

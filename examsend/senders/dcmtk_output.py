@@ -1,0 +1,270 @@
+"""What DCMTK's storescu prints with ``-d`` (DCMTK 3.6.2 to 3.6.9), as facts.
+
+Every line begins with its level. Text of the peer, such as an Error Comment, is printed at level D, and each of its lines begins
+with "D: " as well. A step therefore begins only with a line of another level: D lines are read only where they are expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
+
+from examsend.dicom import uids
+from examsend.dimse import words
+from examsend.dimse.contexts import Proposal
+from examsend.senders.program_output import Accepted, Event, Finished, NotSent, Requested, Responded
+from examsend.transfer import End, Item
+
+_SYNTAXES = {
+    "Little Endian Implicit": uids.IMPLICIT_VR_LITTLE_ENDIAN,
+    "Little Endian Explicit": uids.EXPLICIT_VR_LITTLE_ENDIAN,
+    "Big Endian Explicit": uids.EXPLICIT_VR_BIG_ENDIAN,
+    "Deflated Explicit VR Little Endian": uids.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+}
+
+_ENDS = {
+    0x0207: (End.TIMED_OUT, "the peer did not answer in time"),
+    0x0317: (End.ABORTED, "the peer aborted the association or closed the connection; storescu does not show which"),
+    0x0319: (End.CLOSED, "the peer released the association before it had answered"),
+    0x031A: (End.TIMED_OUT, "the peer did not answer in time"),
+    0x031C: (End.UNREACHABLE, "no connection"),
+    0x031E: (End.CLOSED, "the connection was closed"),
+    0x0320: (End.UNREACHABLE, "no connection"),
+}
+"""Conditions of DCMTK's network module, by number. Others are errors of protocol."""
+
+_RESULTS = {"Rejected Permanent": 1, "Rejected Transient": 2}
+_SOURCES = {
+    "Service User": 1,
+    "Service Provider (ACSE Related)": 2,
+    "Service Provider (Presentation Related)": 3,
+}
+_REASONS = {
+    "No Reason": 1,
+    "Application Context Name Not Supported": 2,
+    "Calling AE Title Not Recognized": 3,
+    "Called AE Title Not Recognized": 7,
+    "Protocol Version Not Supported": 2,
+    "Temporary Congestion": 1,
+    "Local Limit Exceeded": 2,
+}
+
+_CONTEXT = re.compile(r"D:   Context ID: +(\d+) \((\w[\w ]*)\)")
+_CONDITION = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4} ")
+_NETWORK = re.compile(r"0006:([0-9a-f]{4}) (.*)")
+_TLS = re.compile(r"000b:[0-9a-f]{4} (?:TLS error: )?(.*)")
+_REJECTED = re.compile(r"F: Result: (.*), Source: (.*)")
+_STATUS = re.compile(r"0x([0-9a-f]{4})\b")
+_COMMENT = re.compile(r"\(0000,0902\) LO \[(.*?) *(?:\] +#.*)?")
+_OFFENDING = re.compile(r"\(0000,0901\) AT ([^#]*)#.*")
+_TAG = re.compile(r"\(([0-9a-f]{4}),([0-9a-f]{4})\)")
+
+_LONGEST_COMMENT = 1024
+
+
+class StorescuReader:
+    """See ``program_output.Reader``."""
+
+    def __init__(self, items: Sequence[Item], proposals: Sequence[Proposal]) -> None:
+        self._by_number = dict(enumerate(items))
+        self._proposals = {p.context_id: (p.sop_class_uid, p.transfer_syntax_uid) for p in proposals}
+        self._contexts: set[tuple[str, str]] = set()
+        self._implementation = ""
+        self._block = ""
+        """The part of the output that is being read; it says how D lines are understood."""
+        self._file: str | None = None
+        """Name of the file that is being sent."""
+        self._syntax: str | None = None
+        self._requested: str | None = None
+        """SOP Instance UID of the C-STORE-RQ that is not answered."""
+        self._response: dict[str, str] = {}
+        self._answer: Responded | None = None
+        """The response whose status detail may follow."""
+        self._failure: list[str] = []
+        """The lines about an error, the innermost condition last; the first one says what failed."""
+        self._result: tuple[int, int] | None = None
+        self._releasing = False
+        self._over = False
+
+    def feed(self, line: str) -> Iterable[Event]:
+        """See ``program_output.Reader``."""
+        if self._over:
+            return
+        level, text = line[:3], line[3:]
+        if self._failure and level == "E: " and _CONDITION.match(text):
+            self._failure.append(text)
+            return
+        if level == "D: ":
+            yield from self._detail(line)
+            return
+        yield from self._complete()
+        if level == "I: ":
+            self._step(text)
+            if text.startswith("Association Accepted"):
+                yield Accepted(frozenset(self._contexts), 1, self._implementation)
+        elif level == "E: ":
+            yield from self._error(text)
+        elif level == "F: ":
+            yield from self._fatal(line)
+        elif level == "W: " and text.startswith("cannot access file: "):
+            name = text.removeprefix("cannot access file: ").rpartition(",")[0]
+            yield NotSent(PurePath(name).name, "storescu cannot read the file")
+
+    def close(self) -> Iterable[Event]:
+        """See ``program_output.Reader``."""
+        if not self._over:
+            yield from self._complete()
+        if not self._over and self._result is not None:
+            yield from self._reject("")
+        if not self._over and self._releasing:
+            yield Finished(End.RELEASED)
+
+    # --- steps ---
+
+    def _step(self, text: str) -> None:
+        """Given a line of level I, which begins what follows it."""
+        self._block = ""
+        if text.startswith("Sending file: "):
+            self._file = PurePath(text.removeprefix("Sending file: ")).name
+            self._syntax = self._requested = None
+        elif text.startswith("Converting transfer syntax: ") and self._file is not None:
+            before, _, after = text.removeprefix("Converting transfer syntax: ").partition(" -> ")
+            self._syntax = None if before == after else _SYNTAXES.get(after)
+        elif text.startswith("Requesting Association"):
+            self._block = "association"
+        elif text.startswith("Sending Store Request") and self._file is not None:
+            self._block = "request"
+        elif text.startswith("Received Store Response") and self._requested is not None:
+            self._block, self._response = "response", {}
+        elif text.startswith("Releasing Association"):
+            self._releasing = True
+            self._file = self._requested = None
+
+    def _detail(self, line: str) -> Iterator[Event]:
+        """Given a line of level D, read it as its step says."""
+        text = line[3:]
+        if self._block == "association":
+            self._negotiated(line, text)
+        elif self._block == "request":
+            name, value = _field(text)
+            if name == "Affected SOP Instance UID" and self._file is not None:
+                self._requested, self._block = value, ""
+                yield Requested(value, self._syntax)
+        elif self._block == "response":
+            if "END DIMSE MESSAGE" in text:
+                yield from self._responded()
+            else:
+                name, value = _field(text)
+                self._response.setdefault(name, value)
+        elif self._block == "status" and self._answer is not None:
+            self._status_detail(text, self._answer)
+
+    def _negotiated(self, line: str, text: str) -> None:
+        if "BEGIN A-ASSOCIATE-AC" in text:
+            self._contexts.clear()
+        context = _CONTEXT.fullmatch(line)
+        if context is not None and context[2] == "Accepted":
+            pair = self._proposals.get(int(context[1]))
+            if pair is not None:
+                self._contexts.add(pair)
+        name, value = _field(text)
+        if name in {"Their Implementation Class UID", "Their Implementation Version Name"} and value:
+            self._implementation = value
+
+    def _responded(self) -> Iterator[Event]:
+        self._block = ""
+        uid, found = self._requested, self._response
+        self._requested = None
+        status = _STATUS.match(found.get("DIMSE Status", ""))
+        if uid is None or status is None:
+            yield self._finish(Finished(End.PROTOCOL_ERROR, "protocol error by the peer: a C-STORE-RSP without status"))
+        elif found.get("Affected SOP Instance UID", "") not in {"", "none", uid}:
+            sentence = "protocol error by the peer: a C-STORE-RSP with another SOP Instance UID"
+            yield self._finish(Finished(End.PROTOCOL_ERROR, sentence))
+        else:
+            self._block = "status"
+            self._answer = Responded(uid, int(status[1], 16))
+            if self._answer.status == 0:
+                yield from self._complete()
+
+    def _status_detail(self, text: str, answer: Responded) -> None:
+        comment, offending = _COMMENT.fullmatch(text), _OFFENDING.fullmatch(text)
+        if comment is not None and answer.error_comment is None:
+            self._answer = Responded(
+                answer.sop_instance_uid, answer.status, comment[1][:_LONGEST_COMMENT], answer.offending_elements
+            )
+        elif offending is not None and not answer.offending_elements:
+            tags = tuple(int(a + b, 16) for a, b in _TAG.findall(offending[1]))
+            self._answer = Responded(answer.sop_instance_uid, answer.status, answer.error_comment, tags)
+
+    # --- errors ---
+
+    def _error(self, text: str) -> Iterator[Event]:
+        if text.startswith(("Store Failed, file: ", "Association Release Failed: ")):
+            self._failure = [text]
+        elif self._file is not None and self._requested is None:
+            sentence = re.sub(r"\S*" + re.escape(self._file), "it", text)
+            yield NotSent(self._file, f"storescu: {sentence}")
+
+    def _fatal(self, line: str) -> Iterator[Event]:
+        text = line[3:]
+        rejected = _REJECTED.fullmatch(line)
+        if rejected is not None:
+            self._result = (_RESULTS.get(rejected[1], 0), _SOURCES.get(rejected[2], 0))
+        elif self._result is not None:
+            yield from self._reject(text.removeprefix("Reason: "))
+        elif text.startswith("Association Request Failed: "):
+            self._failure = [text, text.removeprefix("Association Request Failed: ")]
+        elif text.startswith("No Acceptable Presentation Contexts"):
+            yield Accepted(frozenset(), 1, self._implementation)
+            yield self._finish(Finished(End.NO_CONTEXT, "the peer accepted no presentation context"))
+        elif not text.startswith("Association Rejected"):
+            yield self._finish(Finished(End.MISCONFIGURED, f"storescu: {_shown(text)}"))
+
+    def _reject(self, reason: str) -> Iterator[Event]:
+        assert self._result is not None
+        result, source = self._result
+        code = _REASONS.get(reason, 0)
+        yield self._finish(
+            Finished(End.REJECTED, words.rejection(result, source, code), result or None, source or None, code or None)
+        )
+
+    def _complete(self) -> Iterator[Event]:
+        """Return what is known once a line of another level follows: a response with its status detail, or an error."""
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            self._file = None
+            yield answer
+        if self._failure:
+            failure, self._failure = self._failure, []
+            yield self._finish(_failed(failure))
+
+    def _finish(self, finished: Finished) -> Finished:
+        self._over = True
+        return finished
+
+
+def _field(text: str) -> tuple[str, str]:
+    name, _, value = text.partition(":")
+    return name.strip(), value.strip()
+
+
+def _failed(lines: Sequence[str]) -> Finished:
+    """Given the lines about an error, return how the association ended."""
+    what, *conditions = lines
+    if what.startswith("Association Release Failed"):
+        return Finished(End.RELEASED, f"no answer to A-RELEASE-RQ: storescu: {_shown(what)}")
+    innermost = conditions[-1] if conditions else what
+    tls = _TLS.fullmatch(innermost)
+    if tls is not None:
+        return Finished(End.TLS_FAILED, f"TLS: {_shown(tls[1])}")
+    found = _NETWORK.fullmatch(innermost)
+    if found is None:
+        return Finished(End.PROTOCOL_ERROR, f"storescu: {_shown(innermost)}")
+    end, sentence = _ENDS.get(int(found[1], 16), (End.PROTOCOL_ERROR, "protocol error"))
+    return Finished(end, f"{sentence} (storescu: {_shown(found[2])})")
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]
