@@ -53,6 +53,7 @@ class DcmtkSender:
         priority=False,
         live_progress=False,
         stops_after_instance=False,
+        keeps_bytes=False,
         converts_byte_order=True,
         notes=(
             "storescu encodes each data set anew: its elements are those of the file, its bytes need not be.",

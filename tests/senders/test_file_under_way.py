@@ -15,24 +15,15 @@ from typing import Any
 import pydicom.data
 import pytest
 
-from examsend import senders
-from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dicom import uids
 from examsend.senders.native import NativeSender
-from examsend.states import SenderName
 from examsend.transfer import End, Peer, Problem
 from tests.peers import dcmtk, orthanc
 from tests.peers.scripted import Script, scripted
-from tests.senders.test_conformance import Watch, items_of, sent
+from tests.senders.harness import Watch, items_of, sent
 
 DEFLATED = Path(pydicom.data.__file__).parent / "test_files" / "image_dfl.dcm"
-
-
-@pytest.fixture(params=SenderName)
-def sender(request: pytest.FixtureRequest) -> Any:
-    """One of the senders."""
-    return senders.get(request.param, Settings())
 
 
 @contextmanager

@@ -9,19 +9,10 @@ from typing import Any
 
 import pytest
 
-from examsend import senders
-from examsend.config.settings import Settings
-from examsend.states import SenderName
 from examsend.transfer import End, Tls, UserIdentity
 from tests.peers.scripted import Script, scripted
-from tests.senders.test_conformance import sent, study
+from tests.senders.harness import sent, study
 from tests.senders.test_native import _server
-
-
-@pytest.fixture(params=SenderName)
-def sender(request: pytest.FixtureRequest) -> Any:
-    """One of the senders."""
-    return senders.get(request.param, Settings())
 
 
 @pytest.mark.parametrize(("name", "expected"), [("server", End.RELEASED), ("stranger", End.TLS_FAILED)])

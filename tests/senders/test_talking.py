@@ -11,23 +11,14 @@ from typing import Any
 
 import pytest
 
-from examsend import senders
-from examsend.config.settings import Settings
-from examsend.states import SenderName
 from examsend.transfer import End
 from tests.peers.scripted import TALKS, Script, scripted
-from tests.senders.test_conformance import Watch, sent, study
+from tests.senders.harness import Watch, sent, study
 
 WAITS = {"accept_timeout": 1.5, "answer_timeout": 1.5, "stall_timeout": 4.0}
 
 DRIPS = sorted(t for t in TALKS if t.startswith("drip") and t != "drip-answer")
 """What goes on after the association is accepted, without ever being an answer."""
-
-
-@pytest.fixture(params=SenderName)
-def sender(request: pytest.FixtureRequest) -> Any:
-    """One of the senders."""
-    return senders.get(request.param, Settings())
 
 
 @pytest.mark.parametrize("how", [*DRIPS, "drip-answer"])
