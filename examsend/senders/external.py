@@ -175,7 +175,7 @@ class _Run:
             lines = child.lines(_TURN_SECONDS)
             if lines is None:
                 return
-            if self._read_until_ended(reader, lines):
+            if self._read_all(reader, lines):
                 return
             now = time.monotonic()
             if stop_at is not None and now >= stop_at:
@@ -185,16 +185,15 @@ class _Run:
             elif now > self._deadline():
                 self._stop(End.TIMED_OUT, f"{self._name} showed no progress for {now - self._last_event:.0f} s")
 
-    def _read_until_ended(self, reader: Reader, lines: Sequence[str]) -> bool:
-        """Read lines up to one that is a reason to end the program; return whether there was one.
+    def _read_all(self, reader: Reader, lines: Sequence[str]) -> bool:
+        """Read lines, and return whether one of them is a reason to end the program. The lines behind it count as well: they may
+        say that a further request was sent.
 
         An association that is not there any more is one: DCMTK's storescu then still reads all other files.
         """
         for line in lines:
             self._read(reader, line)
-            if self._ended is not None or (self._finished is not None and self._finished.end is not End.RELEASED):
-                return True
-        return False
+        return self._ended is not None or (self._finished is not None and self._finished.end is not End.RELEASED)
 
     def _deadline(self) -> float:
         peer = self._peer

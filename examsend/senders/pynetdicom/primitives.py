@@ -248,13 +248,12 @@ class ResponseReader:
 
 
 def _take_comment(message: DIMSEMessage) -> str | None:
-    """Remove Error Comment (0000,0902) from a message; return its text."""
-    element = message.command_set.get(0x00000902)
-    if element is None:
+    """Remove Error Comment (0000,0902) from a message; return its text, which is taken as it is."""
+    if 0x00000902 not in message.command_set:
         return None
+    value = message.command_set.get_item(0x00000902).value
     del message.command_set[0x00000902]
-    value = element.value
-    return "\\".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value or "")
+    return value.decode("latin-1").strip("\0 ") if isinstance(value, bytes) else str(value or "")
 
 
 def _response(context_id: int, found: Any, comment: str | None) -> Response:
