@@ -146,6 +146,9 @@ def _version(program: Path) -> tuple[int, ...] | None:
 
 def _check(peer: Peer, version: tuple[int, ...]) -> None:
     """Raise ConfigError where storescu of a version cannot do what a setting asks for."""
+    name = peer.user_identity.name if peer.user_identity is not None else None
+    if any(value.startswith("@") for value in (peer.calling_aet, peer.called_aet, name or "", peer.host)):
+        raise ConfigError("the sender dcmtk takes no AE title or user name that begins with @: choose another sender")
     if peer.priority != 0:
         raise ConfigError("the sender dcmtk cannot set a priority: leave it at medium, or choose another sender")
     if peer.transcode is not Transcode.NEVER:

@@ -205,7 +205,8 @@ class _Run:
         return self._last_event + peer.stall_timeout + peer.answer_timeout + largest / _SLOWEST
 
     def _read(self, reader: Reader, line: str) -> None:
-        if line.strip():
+        # DCMTK's details show the passcode of User Identity Negotiation.
+        if line.strip() and not line.startswith("D: "):
             self._last_line = line.strip()[:_LONGEST_QUOTE]
         for event in reader.feed(line):
             self._handle(event)
