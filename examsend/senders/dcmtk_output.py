@@ -82,6 +82,8 @@ class StorescuReader:
         self._syntax: str | None = None
         self._impossible = False
         """It is said to be converted as storescu cannot, having no codecs: no request is sent, although it shows one."""
+        self._trouble = ""
+        """The last error about that file."""
         self._requested: str | None = None
         """SOP Instance UID of the C-STORE-RQ that is not answered."""
         self._response: dict[str, str] = {}
@@ -108,12 +110,12 @@ class StorescuReader:
             return
         yield from self._complete()
         if level == "I: ":
-            self._step(text)
+            yield from self._step(text)
             if text.startswith("Association Accepted"):
                 self._accepted = True
                 yield Accepted(frozenset(self._contexts), 1, self._implementation)
         elif level == "E: ":
-            yield from self._error(text)
+            self._error(text)
         elif level == "F: ":
             yield from self._fatal(line)
         elif level == "W: " and text.startswith("cannot access file: "):
@@ -131,9 +133,11 @@ class StorescuReader:
 
     # --- steps ---
 
-    def _step(self, text: str) -> None:
+    def _step(self, text: str) -> Iterator[Event]:
         """Given a line of level I, which begins what follows it."""
         self._block = ""
+        if text.startswith(("Sending file: ", "Releasing Association")):
+            yield from self._left_out()
         if text.startswith("Sending file: "):
             self._file = PurePath(text.removeprefix("Sending file: ")).name
             self._syntax = self._requested = None
@@ -151,6 +155,12 @@ class StorescuReader:
         elif text.startswith("Releasing Association"):
             self._releasing = True
             self._file = self._requested = None
+
+    def _left_out(self) -> Iterator[Event]:
+        """Once storescu has gone on: say why it did not send a file. An error alone does not mean that it did not."""
+        if self._file is not None and self._requested is None and self._trouble:
+            yield NotSent(self._file, f"storescu: {self._trouble}")
+        self._file, self._trouble = None, ""
 
     def _detail(self, line: str) -> Iterator[Event]:
         """Given a line of level D, read it as its step says."""
@@ -211,6 +221,7 @@ class StorescuReader:
         return item is None or (pair in self._contexts and pair is not None and pair[0] == item.sop_class_uid)
 
     def _status_detail(self, text: str, answer: Responded) -> None:
+        text = text[:_LONGEST_COMMENT]
         comment, offending = _COMMENT.fullmatch(text), _OFFENDING.fullmatch(text)
         if comment is not None and answer.error_comment is None:
             self._answer = Responded(
@@ -222,15 +233,13 @@ class StorescuReader:
 
     # --- errors ---
 
-    def _error(self, text: str) -> Iterator[Event]:
-        if self._impossible and self._file is not None:
-            yield NotSent(self._file, "storescu found no presentation context for it, and cannot convert its pixel data")
-            self._file = None
+    def _error(self, text: str) -> None:
+        if self._impossible:
+            self._trouble = "found no presentation context for it, and cannot convert its pixel data"
         elif text.startswith(("Store Failed, file: ", "Association Release Failed: ")):
             self._failure = [text]
         elif self._file is not None and self._requested is None:
-            sentence = re.sub(r"\S*" + re.escape(self._file), "it", text)
-            yield NotSent(self._file, f"storescu: {sentence}")
+            self._trouble = _shown(re.sub(r"\S*" + re.escape(self._file), "it", text))
 
     def _fatal(self, line: str) -> Iterator[Event]:
         text = line[3:]
