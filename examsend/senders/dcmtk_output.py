@@ -225,7 +225,7 @@ class StorescuReader:
         comment, offending = _COMMENT.fullmatch(text), _OFFENDING.fullmatch(text)
         if comment is not None and answer.error_comment is None:
             self._answer = Responded(
-                answer.sop_instance_uid, answer.status, comment[1][:_LONGEST_COMMENT], answer.offending_elements
+                answer.sop_instance_uid, answer.status, comment[1].rstrip(" \0"), answer.offending_elements
             )
         elif offending is not None and not answer.offending_elements:
             tags = tuple(int(a + b, 16) for a, b in _TAG.findall(offending[1]))

@@ -254,6 +254,8 @@ def same(sent: pydicom.Dataset, received: pydicom.Dataset) -> bool:
         if element.VR == "SQ":
             if not all(same(a, b) for a, b in zip(element.value, other.value, strict=True)):
                 return False
+        elif element.tag.is_private and element.VR != other.VR and element.value == other.value:
+            continue
         elif element.tag.is_private and other.VR == "UN" != element.VR:
             values = element.value if element.VM > 1 else [element.value]
             if isinstance(element.value, bytes) and element.value != other.value:
