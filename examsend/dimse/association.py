@@ -7,9 +7,8 @@ sends, waits and reads the next files.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +16,11 @@ from examsend.dimse import contexts, messages, negotiation
 from examsend.dimse.codec import NATIVE, Codec
 from examsend.dimse.connection import CHECK_SECONDS
 from examsend.dimse.ended import Ended, protocol_error
-from examsend.dimse.payload import Payload, Unusable
+from examsend.dimse.payload import Unusable
 from examsend.dimse.requestor import LONGEST_PDU, Requestor
+from examsend.dimse.upcoming import Ready, Upcoming
 from examsend.outcomes import is_stored
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
-
-_BUFFER = 4 << 20
-"""Bytes of a file that are held in memory at once. Most instances are shorter."""
-
-_AHEAD = 3
-"""Files that are read, and their digests computed, before it is their turn."""
-
-_DIGEST_IN_THREAD = 1 << 16
-"""From this many bytes on the digest is computed in the second thread; for fewer the hand-over takes longer."""
 
 _PIECES = 512
 """Headers and values that are listed at once. A peer may accept PDUs of 8 bytes only."""
@@ -52,20 +43,6 @@ class _Outstanding:
     """Bytes received when the request was sent wholly."""
 
 
-@dataclass(slots=True)
-class _Ready:
-    """The next item to send, or one of those after it: its file is open and its first bytes are read."""
-
-    item: Item
-    context_id: int
-    payload: Payload
-    buffer: memoryview
-    count: int
-    """Bytes of the data set in ``buffer``."""
-    digest: Future[None] | None
-    """Done when those bytes are in the digest; None where they already are."""
-
-
 class Association:
     """One association, from connect to release or abort. Used once."""
 
@@ -80,7 +57,7 @@ class Association:
         self._bytes_sent = 0
         self._next_step = Next.GO_ON
         self._answer_timer = 0.0
-        self._buffers: list[memoryview] = []
+        self._proposed: set[tuple[str, str]] = set()
         self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
     def run(self, items: Sequence[Item]) -> AssociationEnd:
@@ -103,7 +80,6 @@ class Association:
                 end = self._end(Ended(End.RELEASED, sentence), began)
         finally:
             self._requestor.close(last_pdu)
-            self._buffers.clear()
             self._digests.shutdown(cancel_futures=True)
         return end
 
@@ -135,7 +111,9 @@ class Association:
         return ended
 
     def _open(self, items: Sequence[Item]) -> None:
-        self._requestor.open(contexts.propose(items))
+        proposals = contexts.propose(items, self._peer.transcode)
+        self._proposed = {(p.sop_class_uid, p.transfer_syntax_uid) for p in proposals}
+        self._requestor.open(proposals)
         if not self._requestor.accepted.contexts:
             for item in items:
                 self._report_refused(item)
@@ -145,68 +123,38 @@ class Association:
 
     def _store(self, items: Sequence[Item]) -> None:
         window = self._requestor.accepted.window or negotiation.MAX_WINDOW
-        waiting = iter(items)
-        ahead: deque[_Ready] = deque()
-        try:
-            self._read_ahead(waiting, ahead)
-            while ahead and self._next_step is Next.GO_ON and self._watcher.stop_at() is None:
-                current = ahead.popleft()
+        accepted, transcode = self._requestor.accepted.contexts, self._peer.transcode
+        with Upcoming(items, accepted, transcode, self._digests, self._not_offered) as upcoming:
+            while self._next_step is Next.GO_ON and self._watcher.stop_at() is None:
+                current = upcoming.next()
+                if current is None:
+                    if not upcoming.is_converting:
+                        break
+                    # The peer may abort, or answer what is outstanding, while a worker converts.
+                    upcoming.wait(self._requestor.wire, CHECK_SECONDS)
+                    self._read_responses(block=False)
+                    continue
                 with current.payload:
                     self._offer(current)
-                self._buffers.append(current.buffer)
                 # The next files are read while the peer stores this instance.
-                self._read_ahead(waiting, ahead)
+                upcoming.read_ahead(current.buffer)
                 while len(self._outstanding) >= window:
                     self._read_responses(block=True)
                 if window > 1:
                     self._read_responses(block=False)
-        finally:
-            for ready in ahead:
-                if ready.digest is not None:
-                    ready.digest.cancel()
-                    wait([ready.digest])
-                ready.payload.close()
         while self._outstanding:
             self._read_responses(block=True)
 
-    def _read_ahead(self, waiting: Iterator[Item], ahead: deque[_Ready]) -> None:
-        while len(ahead) < _AHEAD:
-            ready = self._next(waiting)
-            if ready is None:
-                return
-            ahead.append(ready)
-
-    def _next(self, waiting: Iterator[Item]) -> _Ready | None:
-        """Return the next item that can be sent, or None. Report those before it that cannot."""
-        for item in waiting:
-            carrier = contexts.choose(item, self._requestor.accepted.contexts)
-            if carrier is None:
-                self._obey(self._report_refused(item))
-                continue
-            try:
-                return self._prepare(item, carrier)
-            except Unusable as unusable:
-                self._obey(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
-        return None
-
-    def _prepare(self, item: Item, carrier: contexts.Carrier) -> _Ready:
-        payload = Payload(item, carrier.transfer_syntax_uid)
-        buffer = self._buffers.pop() if self._buffers else memoryview(bytearray(_BUFFER))
-        try:
-            count = payload.fill(buffer)
-        except BaseException:
-            payload.close()
-            raise
-        digest = None
-        if count >= _DIGEST_IN_THREAD:
-            digest = self._digests.submit(payload.digest, buffer[:count])
-        else:
-            payload.digest(buffer[:count])
-        return _Ready(item, carrier.context_id, payload, buffer, count, digest)
-
     def _report_refused(self, item: Item) -> Next:
-        sentence = f"the peer accepts no presentation context for {item.sop_class_uid} in {item.transfer_syntax_uid}"
+        sentence = contexts.refusal(item, self._peer.transcode, self._proposed)
         return self._watcher.not_offered(NotOffered(item, Problem.CONTEXT_REJECTED, sentence))
+
+    def _not_offered(self, item: Item, unusable: Unusable | None) -> None:
+        """Report an item that cannot be sent; None: no context was accepted for it."""
+        if unusable is None:
+            self._obey(self._report_refused(item))
+        else:
+            self._obey(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
 
     def _obey(self, next_step: Next) -> None:
         """Given what the watcher returned, remember whether to release."""
@@ -220,7 +168,7 @@ class Association:
             if self._message_id not in self._outstanding:
                 return self._message_id
 
-    def _offer(self, ready: _Ready) -> None:
+    def _offer(self, ready: Ready) -> None:
         """Send one C-STORE-RQ. The command set and the first bytes go in one write.
 
         The last bytes are sent only once the digest is known to be right, so that the peer never has the whole of a file
@@ -233,7 +181,7 @@ class Association:
             if count == payload.length:
                 payload.verify()
         except Unusable as unusable:
-            self._obey(self._watcher.not_offered(NotOffered(item, unusable.problem, str(unusable))))
+            self._not_offered(item, unusable)
             return
         room = self._room()
         message_id = self._new_id()

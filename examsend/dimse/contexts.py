@@ -4,16 +4,32 @@ Each pair of SOP class and transfer syntax of the files gets one context with ju
 unchanged. For classes with files in a native (uncompressed) syntax, a separate context proposes Implicit VR Little Endian,
 which every receiver must support (PS3.5 10.1). It is used only where the file's own syntax is not accepted; the data set is
 then re-encoded.
+
+Where compressed files may be converted (``Transcode.FALLBACK``), further contexts propose Explicit and Implicit VR Little
+Endian for their classes, as far as there is room for them. With ``always:UID`` the contexts are those of the target:
+
+- A compressed file that can be converted goes in the target syntax or not at all. Whoever sets this has a receiver that does
+  not cope with the file's own syntax, even where it accepts it. Where the syntax alone does not tell whether a file is lossy,
+  its own is proposed too, for the files that turn out to be.
+- A native file goes as under ``never`` where the target is not accepted, or where there is nothing to convert: a report has no
+  pixels to compress. Every receiver copes with native files.
+- A file that is always lossy, that is in the target syntax, or in Implicit VR Little Endian, goes as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from examsend.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, NATIVE
+from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, NATIVE
 from examsend.states import Transcode
+
+_UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+
+_MAY_BE_LOSSY = frozenset({"1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.203"})
+"""JPEG-LS near-lossless, JPEG 2000 and HTJ2K: their files are lossy or not (PS3.5 A.4.3, A.4.4)."""
 
 MAX_CONTEXTS = 128
 """Of one association: presentation context ids are the odd numbers from 1 to 255 (PS3.8 Table 9-18)."""
@@ -43,36 +59,77 @@ class Proposal:
     transfer_syntax_uid: str
 
 
-def _pairs(instance: HasSyntax) -> list[tuple[str, str]]:
-    pairs = [(instance.sop_class_uid, instance.transfer_syntax_uid)]
-    if instance.transfer_syntax_uid in NATIVE and instance.transfer_syntax_uid != IMPLICIT_VR_LITTLE_ENDIAN:
-        pairs.append((instance.sop_class_uid, IMPLICIT_VR_LITTLE_ENDIAN))
-    return pairs
+def is_convertible(syntax: str) -> bool:
+    """Return whether files in a compressed transfer syntax can be decoded without loss, as far as the syntax alone says."""
+    # Imported where a policy or a refusal asks for it: most associations convert nothing.
+    from examsend.dicom.transcode import targets
+
+    return bool(targets(syntax))
 
 
-def propose(instances: Iterable[HasSyntax], transcode: Transcode = Transcode.NEVER) -> tuple[Proposal, ...]:
-    """Given instances, return the contexts they need, with ids 1, 3, 5, ... in order of first use.
+@functools.lru_cache(256)
+def _needed(syntax: str, transcode: Transcode) -> tuple[str, ...]:
+    """Return the transfer syntaxes to propose in any case for a file in ``syntax``, the preferred one first."""
+    own: tuple[str, ...] = (syntax,)
+    if syntax in NATIVE and syntax != IMPLICIT_VR_LITTLE_ENDIAN:
+        own = (syntax, IMPLICIT_VR_LITTLE_ENDIAN)
+    target = transcode.target
+    # Implicit VR does not say what VRs its elements have, so that it is never converted.
+    if target is None or target == syntax or syntax == IMPLICIT_VR_LITTLE_ENDIAN:
+        return own
+    if syntax in NATIVE:
+        return tuple(dict.fromkeys((target, *own)))
+    if not is_convertible(syntax):
+        return own
+    return (target, *own) if syntax in _MAY_BE_LOSSY else (target,)
 
-    Raises ValueError where they need more than 128; see ``partition``.
+
+@functools.lru_cache(256)
+def _fallbacks(syntax: str, transcode: Transcode) -> tuple[str, ...]:
+    """Return the transfer syntaxes to propose for a file in ``syntax`` where there is room for them, the preferred one first."""
+    if transcode is not Transcode.FALLBACK or syntax in NATIVE or not is_convertible(syntax):
+        return ()
+    return _UNCOMPRESSED
+
+
+def _pairs(instance: HasSyntax, transcode: Transcode) -> tuple[tuple[str, str], ...]:
+    return tuple((instance.sop_class_uid, syntax) for syntax in _needed(instance.transfer_syntax_uid, transcode))
+
+
+def propose(
+    instances: Iterable[HasSyntax], transcode: Transcode = Transcode.NEVER, most: int = MAX_CONTEXTS
+) -> tuple[Proposal, ...]:
+    """Given instances, return the contexts they need, with ids 1, 3, 5, ... in order of first use, then their fall-backs.
+
+    Fall-backs are left out where they would be more than ``most`` contexts: first Explicit VR Little Endian, since a receiver
+    need not accept it. Raises ValueError where more than ``most`` are needed; see ``partition``.
     """
-    pairs = dict.fromkeys(pair for instance in instances for pair in _pairs(instance))
-    if len(pairs) > MAX_CONTEXTS:
-        raise ValueError(f"{len(pairs)} presentation contexts do not fit into one association (at most 128)")
+    kinds = dict.fromkeys((i.sop_class_uid, i.transfer_syntax_uid) for i in instances)
+    pairs = dict.fromkeys((kind, needed) for kind, own in kinds for needed in _needed(own, transcode))
+    if len(pairs) > most:
+        raise ValueError(f"{len(pairs)} presentation contexts do not fit into one association (at most {most})")
+    wanted = [(kind, syntax) for kind, own in kinds for syntax in _fallbacks(own, transcode)]
+    # The default syntax first, which every receiver must accept (PS3.5 10.1).
+    wanted.sort(key=lambda pair: pair[1] != IMPLICIT_VR_LITTLE_ENDIAN)
+    for pair in wanted:
+        if len(pairs) < most:
+            pairs[pair] = None
     return tuple(Proposal(2 * n + 1, *pair) for n, pair in enumerate(pairs))
 
 
 def partition(
     instances: Sequence[T], transcode: Transcode = Transcode.NEVER, most: int = MAX_CONTEXTS
 ) -> list[list[T]]:
-    """Given instances in order, return them as lists that each need at most ``most`` contexts.
+    """Given instances in order, return them as lists that each need at most ``most`` contexts, fall-backs not counted.
 
     Usually one list. Order is kept within each list. Instances of one SOP class and transfer syntax share a list.
     """
     groups: list[tuple[dict[tuple[str, str], None], list[T]]] = []
     home: dict[tuple[str, str], list[T]] = {}
     for instance in instances:
-        pairs = _pairs(instance)
-        known = home.get(pairs[0])
+        pairs = _pairs(instance, transcode)
+        kind = (instance.sop_class_uid, instance.transfer_syntax_uid)
+        known = home.get(kind)
         if known is None:
             roomy = (g for g in groups if len(g[0]) + sum(pair not in g[0] for pair in pairs) <= most)
             group = next(roomy, None)
@@ -80,7 +137,7 @@ def partition(
                 group = ({}, [])
                 groups.append(group)
             group[0].update(dict.fromkeys(pairs))
-            known = home[pairs[0]] = group[1]
+            known = home[kind] = group[1]
         known.append(instance)
     return [members for _, members in groups]
 
@@ -91,14 +148,51 @@ class Carrier:
 
     context_id: int
     transfer_syntax_uid: str
-    """The syntax of the data set as sent: the file's own, or Implicit VR Little Endian where that was not accepted."""
+    """The syntax of the data set as sent: the file's own, or another one to which it is converted."""
 
 
-def choose(instance: HasSyntax, accepted: dict[tuple[str, str], int]) -> Carrier | None:
-    """Given an instance and the accepted {(SOP class, transfer syntax): context id}, return the context to
-    send it in, or None where none was accepted."""
-    for sop_class_uid, syntax in _pairs(instance):
-        context_id = accepted.get((sop_class_uid, syntax))
-        if context_id is not None:
-            return Carrier(context_id, syntax)
-    return None
+def choose(
+    instance: HasSyntax, accepted: Mapping[tuple[str, str], int], transcode: Transcode = Transcode.NEVER
+) -> tuple[Carrier, ...]:
+    """Given an instance and the accepted {(SOP class, transfer syntax): context id}, return the context to send it in.
+
+    A second one is for the case that the instance cannot be converted for the first. Empty where none was accepted. Without a
+    target in ``transcode`` the file's own syntax comes first: what the peer accepts as it is, is not converted.
+    """
+    own = instance.transfer_syntax_uid
+    syntaxes = (*_needed(own, transcode), *_fallbacks(own, transcode))
+    found = [
+        Carrier(context_id, syntax)
+        for syntax in syntaxes
+        if (context_id := accepted.get((instance.sop_class_uid, syntax))) is not None
+    ]
+    if transcode.target is None:
+        return tuple(found[:1])
+    if own not in NATIVE and found and found[0].transfer_syntax_uid != syntaxes[0]:
+        return ()
+    return tuple(found[:2])
+
+
+def refusal(instance: HasSyntax, transcode: Transcode, proposed: Container[tuple[str, str]]) -> str:
+    """Return a sentence about an instance for which no context was accepted, with the reason why it is not converted.
+
+    ``proposed`` has the (SOP class, transfer syntax) of the proposed contexts.
+    """
+    own, target = instance.transfer_syntax_uid, transcode.target
+    sentence = f"the peer accepts no presentation context for {instance.sop_class_uid} in {own}"
+    if own in NATIVE:
+        return sentence
+    if not is_convertible(own):
+        return f"{sentence}, which cannot be converted without loss" if transcode is not Transcode.NEVER else sentence
+    if transcode is Transcode.NEVER:
+        return f"{sentence}, and the destination's setting transcode is never"
+    if target is None:
+        if (instance.sop_class_uid, IMPLICIT_VR_LITTLE_ENDIAN) not in proposed:
+            return f"{sentence}, and there was no room for one in which it would be uncompressed"
+        return f"{sentence}, nor uncompressed"
+    if target == own:
+        return sentence
+    return (
+        f"the peer accepts no presentation context for {instance.sop_class_uid} in {target}, to which all that is in {own} is"
+        f" converted (transcode = {transcode})"
+    )

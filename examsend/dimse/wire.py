@@ -77,6 +77,10 @@ class Wire:
         """Bytes that were received."""
         made.setblocking(False)
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to wait for what arrives together with something else."""
+        return self._fd
+
     # --- sending ---
 
     def send(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:

@@ -142,5 +142,5 @@ def test_receivers_take_a_deflated_stream_of_odd_length(
     items = items_of([DEFLATED])
     for port, aet in ((storescp("+xd").port, "STORESCP"), (orthanc_server().port, "ORTHANC")):
         watch = Watch()
-        end = NativeSender().send(Peer("127.0.0.1", port, aet, "X", answer_timeout=20), items, watch)
+        end = NativeSender(Settings()).send(Peer("127.0.0.1", port, aet, "X", answer_timeout=20), items, watch)
         assert (end.end, watch.statuses) == (End.RELEASED, [0x0000]), aet

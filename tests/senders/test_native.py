@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dimse import messages
 from examsend.senders.native import NativeSender
@@ -28,7 +29,7 @@ from tests.peers import dcmtk, scripted
 from tests.peers.scripted import Script
 from tests.senders.test_conformance import Watch, items_of, sent, study
 
-SENDER = NativeSender()
+SENDER = NativeSender(Settings())
 
 
 @pytest.mark.parametrize(
@@ -261,6 +262,7 @@ def test_storescp_as_a_fault_injector(
 
 SEND_ONE = """
 import resource, sys
+from examsend.config.settings import Settings
 from examsend.transfer import Item, Peer, Next
 from examsend.senders.native import NativeSender
 class Watch:
@@ -271,7 +273,7 @@ class Watch:
 port, path, size, digest = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), bytes.fromhex(sys.argv[4])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 item = Item(1, path, "1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", size, 0, 0, digest)
-end = NativeSender().send(Peer("127.0.0.1", port, "A", "B"), [item], Watch())
+end = NativeSender(Settings()).send(Peer("127.0.0.1", port, "A", "B"), [item], Watch())
 print(end.end, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -405,7 +407,7 @@ def test_the_same_sender_sends_to_the_same_peer_after_any_failure(tmp_path: Path
     before_accept = {"close": End.CLOSED, "half": End.TIMED_OUT, "garbage": End.PROTOCOL_ERROR}
     items = study(tmp_path, 3)
     waits = {"accept_timeout": 0.5, "answer_timeout": 0.5, "stall_timeout": 0.5}
-    sender = NativeSender()
+    sender = NativeSender(Settings())
     with scripted.scripted() as receiver:
         for how, expected in after_accept.items():
             receiver.script.at = {len(receiver.offered) + 2: how}

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dimse import association, connection, wire
 from examsend.dimse.echo import echo
@@ -41,7 +42,7 @@ from tests.peers.talking import (
 from tests.senders.test_conformance import Watch, items_of, no_thread_left, sent, study
 from tests.senders.test_native import SEND_ONE, _server
 
-SENDER = NativeSender()
+SENDER = NativeSender(Settings())
 CT = b"1.2.840.10008.5.1.4.1.1.2\0"
 
 

@@ -1,9 +1,8 @@
-"""Settings, addresses, paths, presentation contexts and text for terminals."""
+"""Settings, addresses, paths and text for terminals."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 from examsend.config.destination import parse_address
 from examsend.config.settings import load
-from examsend.dicom import uids
-from examsend.dimse import contexts, words
+from examsend.dimse import words
 from examsend.errors import ConfigError, UsageError
 from examsend.queue import files
 from examsend.report import terminal
@@ -90,49 +88,6 @@ def test_any_path_survives_conversion_to_text_and_back(name: bytes) -> None:
     text = files.to_text(path)
     text.encode()
     assert files.from_text(text) == path
-
-
-@dataclass(frozen=True)
-class _Instance:
-    sop_class_uid: str
-    transfer_syntax_uid: str
-
-
-def test_contexts_are_proposed_per_class_and_syntax_with_implicit_vr_for_native_ones() -> None:
-    made = contexts.propose(
-        [
-            _Instance("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN),
-            _Instance("ct", "jpeg"),
-            _Instance("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN),
-            _Instance("mr", uids.IMPLICIT_VR_LITTLE_ENDIAN),
-        ]
-    )
-    assert [(p.context_id, p.sop_class_uid, p.transfer_syntax_uid) for p in made] == [
-        (1, "ct", uids.EXPLICIT_VR_LITTLE_ENDIAN),
-        (3, "ct", uids.IMPLICIT_VR_LITTLE_ENDIAN),
-        (5, "ct", "jpeg"),
-        (7, "mr", uids.IMPLICIT_VR_LITTLE_ENDIAN),
-    ]
-
-
-def test_a_files_own_syntax_is_used_unless_it_is_refused() -> None:
-    explicit = _Instance("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN)
-    both = {("ct", uids.EXPLICIT_VR_LITTLE_ENDIAN): 1, ("ct", uids.IMPLICIT_VR_LITTLE_ENDIAN): 3}
-    assert contexts.choose(explicit, both) == contexts.Carrier(1, uids.EXPLICIT_VR_LITTLE_ENDIAN)
-    del both["ct", uids.EXPLICIT_VR_LITTLE_ENDIAN]
-    assert contexts.choose(explicit, both) == contexts.Carrier(3, uids.IMPLICIT_VR_LITTLE_ENDIAN)
-    assert contexts.choose(_Instance("ct", "jpeg"), both) is None
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["jpeg", uids.EXPLICIT_VR_LITTLE_ENDIAN])), max_size=600)
-)
-def test_partition_keeps_every_instance_and_needs_at_most_128_contexts_per_part(pairs: list[tuple[int, str]]) -> None:
-    instances = [_Instance(str(n), syntax) for n, syntax in pairs]
-    parts = contexts.partition(instances)
-    assert sorted(map(repr, (i for part in parts for i in part))) == sorted(map(repr, instances))
-    for part in parts:
-        assert len(contexts.propose(part)) <= 128
 
 
 @pytest.mark.parametrize("evil", ["\x1b[31mred", "a\nb", "bell\x07", "\u202eevil", "\udcff", "\x9b2J", "\u2028"])

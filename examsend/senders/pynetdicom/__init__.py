@@ -12,7 +12,7 @@ from examsend.config.settings import Settings
 from examsend.dimse import association
 from examsend.senders.base import Capabilities
 from examsend.senders.pynetdicom.primitives import CODEC
-from examsend.states import SenderName
+from examsend.states import SenderName, Transcode
 from examsend.transfer import AssociationEnd, Item, Peer, Watcher
 
 
@@ -23,6 +23,7 @@ class PynetdicomSender:
     capabilities = Capabilities(
         user_identity_kinds=(1, 2, 5),
         converts_byte_order=True,
+        transcodes=True,
         notes=("one C-STORE outstanding at a time; slower than native",),
     )
 
@@ -30,7 +31,11 @@ class PynetdicomSender:
         pass
 
     def check(self, peer: Peer) -> None:
-        """See ``base.Sender.check``: it can do all that can be set, and needs no program."""
+        """See ``base.Sender.check``: it needs no program, and only to convert pixel data an extra."""
+        if peer.transcode is not Transcode.NEVER:
+            from examsend.dimse.conversion import check_plugins
+
+            check_plugins(peer)
 
     def send(self, peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
         """See ``base.Sender.send``."""
