@@ -233,7 +233,7 @@ class _Run:
             return
         accepted = dict.fromkeys(event.contexts, 1)
         for linked in list(self._open.values()):
-            if choose(linked.item, accepted) is None:
+            if not choose(linked.item, accepted):
                 self._give_up(linked, Problem.CONTEXT_REJECTED, _no_context(linked.item))
 
     def _request(self, event: Requested) -> None:
