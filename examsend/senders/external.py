@@ -28,6 +28,7 @@ from examsend.senders.program_output import (
     Reader,
     Requested,
     Responded,
+    Unsent,
 )
 from examsend.states import Transcode
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
@@ -41,6 +42,7 @@ __all__ = [
     "Reader",
     "Requested",
     "Responded",
+    "Unsent",
     "inherited",
     "run",
 ]
@@ -224,6 +226,9 @@ class _Run:
                 linked = self._by_name.get(event.file_name)
                 if linked is not None and linked.item.sop_instance_uid in self._open:
                     self._give_up(linked, Problem.UNREADABLE, event.sentence)
+            case Unsent():
+                if event.sop_instance_uid in self._open:
+                    self._give_up(self._open[event.sop_instance_uid], event.problem, event.sentence)
             case Finished():
                 self._finished = self._finished or event
 
