@@ -74,7 +74,8 @@ DECODED = frozenset(_DECODERS)
 """Transfer syntaxes whose pixel data can be decoded, if it is lossless."""
 
 _ENCODERS = {
-    RLE_LOSSLESS: ("gdcm", _GDCM),
+    # GDCM has an encoder too, which crashes on rows of an odd number of bytes.
+    RLE_LOSSLESS: ("pydicom", _PYTHON),
     JPEG_LS_LOSSLESS: ("pyjpegls", _CHARLS),
     JPEG_2000_LOSSLESS: ("pylibjpeg", _OPENJPEG),
 }
@@ -118,9 +119,9 @@ def decode(frame: bytes, syntax: str, image: Image) -> bytes | bytearray:
             frame = codestream.bare(frame)
         stream = decoder.header(frame)
         _check(stream, image, either=decoder.either)
-    pixels, planar = _decoded(frame, syntax, decoder.plugin, image)
     samples = image.rows * image.columns * image.samples
     held = _container(stream.precision) if decoder.header is not None else image.sample_bytes
+    pixels, planar = _decoded(frame, syntax, decoder.plugin, image, stream, held)
     if len(pixels) != samples * held:
         raise refusal(f"a frame decodes to {len(pixels)} bytes, and its geometry needs {samples * held}")
     if planar and image.samples > 1:
@@ -158,8 +159,13 @@ def _check(stream: Stream, image: Image, *, either: bool) -> None:
         )
 
 
-def _decoded(frame: bytes, syntax: str, plugin: str, image: Image) -> tuple[bytes | bytearray, bool]:
-    """Return a frame as a plug-in gives it, and whether it is plane by plane."""
+def _decoded(
+    frame: bytes, syntax: str, plugin: str, image: Image, stream: Stream, held: int
+) -> tuple[bytes | bytearray, bool]:
+    """Return a frame as a plug-in gives it, with samples of ``held`` bytes, and whether it is plane by plane.
+
+    The plug-in is told what the stream says, not what the data set says: they may differ in precision and sign.
+    """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
@@ -178,10 +184,10 @@ def _decoded(frame: bytes, syntax: str, plugin: str, image: Image) -> tuple[byte
                 columns=image.columns,
                 samples_per_pixel=image.samples,
                 number_of_frames=1,
-                bits_allocated=image.allocated,
-                bits_stored=image.stored,
+                bits_allocated=8 * held,
+                bits_stored=stream.precision,
                 photometric_interpretation=image.photometric,
-                pixel_representation=int(image.signed),
+                pixel_representation=int(stream.signed),
                 planar_configuration=0,
                 pixel_keyword="PixelData",
             )
