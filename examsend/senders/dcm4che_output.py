@@ -31,6 +31,7 @@ _COMMENT = re.compile(
     r", errorComment=(.*?)(?:\t  tags=\[[^\t]*\])?(?:\t  cuid=[^\t]*)?(?:\t  iuid=[^\t]*)?\t  tsuid=[^\t]*$"
 )
 _TAGS = re.compile(r"\t  tags=\[([^\t]*)\](?:\t  cuid=[^\t]*)?(?:\t  iuid=[^\t]*)?\t  tsuid=[^\t]*$")
+_ANSWERED = re.compile(r"\t  iuid=([0-9.]+)[^\t]*\t  tsuid=[^\t]*$")
 _TAG = re.compile(r"\(([0-9A-Fa-f]{4}),([0-9A-Fa-f]{4})\)")
 _REJECTION = re.compile(r"A-ASSOCIATE-RJ\[result: (\d+)[^,]*, source: (\d+)[^,]*, reason: (\d+)")
 _ABORT = re.compile(r"A-ABORT\[source: (\d+)[^,]*, reason: (\d+)")
@@ -211,6 +212,10 @@ class Dcm4cheReader:
         response = _RESPONSE.match(text)
         if response is not None:
             uid = self._requests.pop(response[1], None)
+            answered = _ANSWERED.search(response[3])
+            if uid is not None and answered is not None and answered[1] != uid:
+                # dcm4che compares the message ids only. This is no answer to the request: it is reported for what it says.
+                uid = answered[1]
             comment, tags = _COMMENT.match(response[3]), _TAGS.search(response[3])
             yield Responded(
                 # dcm4che aborts where no such request is outstanding, so that this one is its text only.

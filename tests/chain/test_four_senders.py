@@ -136,7 +136,7 @@ def test_real_files_arrive_identical_at_storescp_and_orthanc(
         " JOIN storage_backend_configs d ON d.id = b.destination_id"
         " WHERE d.name = 'pacs' AND i.outcome NOT IN ('STORED', 'SUPERSEDED')",
     )
-    unsent = {uid: sentence for uid, sentence in others}
+    unsent = dict(others)
     assert all(unsent.values()), unsent
     refused_by_peer = {row[0] for row in wanted if row[2] not in {"STORED", "SUPERSEDED"}}
     mine = set(unsent) - refused_by_peer

@@ -267,7 +267,11 @@ def test_an_end_in_mid_study_leaves_only_the_outstanding_instance_unknown(
     assert end.end in UNKNOWN, end
     assert end.established
     assert end.sentence
-    assert [i.sop_instance_uid for i in end.in_flight] == receiver.offered[2:] == receiver.offered[2:3]
+    lost = [i.sop_instance_uid for i in end.in_flight]
+    # A program may have begun to send the next one when its output says that an answer was none.
+    assert lost[: None if on_the_wire(sender.capabilities) else 1] == receiver.offered[2:3]
+    assert set(receiver.offered[2:]) <= set(lost)
+    assert len(lost) <= 2
     assert [a.item.sop_instance_uid for a in watch.answers] == receiver.offered[:2]
     assert watch.problems == []
     assert watch.longest_gap < 5
@@ -508,7 +512,9 @@ def test_a_window_is_used_by_senders_that_can_and_proposed_by_no_other(sender: A
 
 
 def test_one_request_is_outstanding_where_none_more_is_asked_for(sender: Any, tmp_path: Path) -> None:
-    with scripted(Script(window=(0, 1), quiet=0.1)) as receiver:
+    # A peer that grants what was not proposed breaks PS3.7 D.3.3.3; senders on the wire stay with one.
+    window = (0, 1) if on_the_wire(sender.capabilities) else None
+    with scripted(Script(window=window, quiet=0.1)) as receiver:
         end, _ = sent(sender, receiver, study(tmp_path, 4))
     assert (end.end, end.window, receiver.max_outstanding) == (End.RELEASED, 1, 1)
 
