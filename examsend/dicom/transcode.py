@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import BinaryIO, Protocol
 
 from examsend.dicom import pixels, plugins
@@ -37,6 +38,7 @@ from examsend.dicom.uids import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     NATIVE,
 )
+from examsend.dicom.vrs import text
 from examsend.errors import FileProblem, Incomplete, Unacceptable
 
 _SIGNED = frozenset({0xFFFAFFFA, 0x4FFE0001})
@@ -44,6 +46,9 @@ _SIGNED = frozenset({0xFFFAFFFA, 0x4FFE0001})
 
 _OFFSET_TABLES = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
 """Extended Offset Table, its lengths, and the total length of the encapsulated value (PS3.3 C.7.6.3)."""
+
+_DECODED_COLOURS = {b"YBR_RCT": b"RGB ", b"YBR_ICT": b"RGB ", b"YBR_FULL_422": b"YBR_FULL"}
+"""Photometric Interpretation of decoded pixels, where it is not that of the encoded ones."""
 
 _FLOATS = frozenset({0x7FE00008, 0x7FE00009})
 
@@ -250,7 +255,7 @@ class _Conversion:
         if tag == pixels.PHOTOMETRIC:
             said = value.strip(b" \0")
             # The decoder undoes the colour transform (PS3.5 8.2.4), and gives every pixel its own chrominance.
-            value = {b"YBR_RCT": b"RGB ", b"YBR_ICT": b"RGB ", b"YBR_FULL_422": b"YBR_FULL"}.get(said, value)
+            value = _DECODED_COLOURS.get(said, value)
         elif tag == pixels.PLANAR and length == 2:
             value = b"\0\0"
         writer.element(tag, vr, value)
@@ -293,8 +298,10 @@ class _Conversion:
             writer.header(PIXEL_DATA, b"OB", UNDEFINED)
             writer.header(ITEM, b"", 0)
             self._output.write(writer.take())
+            colours = _DECODED_COLOURS.get(image.photometric.encode(), image.photometric.encode())
+            decoded = replace(image, photometric=text(colours), planar=0)
             for frame in frames:
-                encoded = plugins.encode(bytes(frame), self._target, image)
+                encoded = plugins.encode(bytes(frame), self._target, decoded)
                 self._output.write(struct.pack("<HHL", 0xFFFE, 0xE000, len(encoded)))
                 self._output.write(encoded)
             writer.header(SEQUENCE_END, b"", 0)
