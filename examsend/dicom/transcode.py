@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol
 
 from examsend.dicom import pixels, plugins
 from examsend.dicom.elements import (
+    CLOSE,
     ENCAPSULATED,
     ITEM,
     OPEN,
@@ -28,7 +29,7 @@ from examsend.dicom.elements import (
     name,
     walk,
 )
-from examsend.dicom.fragments import Fragments
+from examsend.dicom.fragments import Again, Fragments
 from examsend.dicom.pixels import Image
 from examsend.dicom.recode import Writer, recode, refusal, refusing
 from examsend.dicom.source import MemorySource, ReadOnce, Source
@@ -49,6 +50,9 @@ _OFFSET_TABLES = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
 
 _DECODED_COLOURS = {b"YBR_RCT": b"RGB ", b"YBR_ICT": b"RGB ", b"YBR_FULL_422": b"YBR_FULL"}
 """Photometric Interpretation of decoded pixels, where it is not that of the encoded ones."""
+
+_MAX_ICON = 1 << 24
+"""Bytes of an image inside a data set, such as an icon, that is decoded."""
 
 _FLOATS = frozenset({0x7FE00008, 0x7FE00009})
 
@@ -198,13 +202,15 @@ class _Conversion:
     """Converts one data set in Explicit VR Little Endian, with encapsulated or with native pixel data."""
 
     def __init__(self, source: Source, syntax: str, target: str, output: _Output) -> None:
-        self._source = source
+        self._source = Again(source)
         self._syntax = syntax
         self._target = target
         self._output = output
         self._implicit = target == IMPLICIT_VR_LITTLE_ENDIAN
         self._encoded = target in plugins.ENCODED
         self._module: dict[int, bytes] = {}
+        self._items: list[dict[int, bytes]] = []
+        """The Image Pixel module's elements in the items that are open."""
         self._pixels = False
 
     def run(self) -> None:
@@ -226,9 +232,10 @@ class _Conversion:
             if tag in _SIGNED and kind in {VALUE, OPEN}:
                 raise refusal(f"it has a digital signature ({name(tag)}), which another encoding would not keep")
             if kind == ENCAPSULATED and (depth or tag != PIXEL_DATA):
-                raise refusal(
-                    f"{name(tag)} is encapsulated inside another element, such as an icon, and is not decoded"
-                )
+                self._write_icon(source, writer, event)
+                continue
+            if depth:
+                self._note_in_item(source, event)
             if depth or kind not in {VALUE, ENCAPSULATED}:
                 yield event
                 continue
@@ -259,6 +266,34 @@ class _Conversion:
         elif tag == pixels.PLANAR and length == 2:
             value = b"\0\0"
         writer.element(tag, vr, value)
+
+    def _note_in_item(self, source: Source, event: Event) -> None:
+        """Keep an element of the Image Pixel module of an item."""
+        kind, _, tag, *_, begin, length = event
+        if tag == ITEM and kind == OPEN:
+            self._items.append({})
+        elif tag == ITEM and kind == CLOSE:
+            self._items.pop()
+        elif kind == VALUE and tag in pixels.MODULE and length <= 64:
+            self._items[-1].setdefault(tag, source.at(begin, length))
+
+    def _write_icon(self, source: Source, writer: Writer, event: Event) -> None:
+        """Write encapsulated pixel data of an item, such as an icon, in native form. It may always be native (PS3.5 A.4)."""
+        _, _, tag, *_, begin, _ = event
+        if tag != PIXEL_DATA or not self._items or source is not self._source or self._syntax in NATIVE:
+            raise refusal(f"{name(tag)} is encapsulated inside another element, and is not decoded")
+        try:
+            image = pixels.image(self._items[-1])
+            if image.planar or image.photometric.startswith("YBR") or image.native_bytes > _MAX_ICON:
+                raise refusal("its colours would have to be changed, or it is large")
+            # The walk reads the fragments too, to find their end.
+            self._source.keep(begin, 2 * _MAX_ICON)
+            encoded = Fragments(source, begin, _MAX_ICON).frames(image, plugins.begins(self._syntax))
+            frames = b"".join(bytes(plugins.decode(frame, self._syntax, image)) for frame in encoded)
+            self._source.kept()
+        except Unacceptable as problem:
+            raise Unacceptable(problem.code, f"{problem} (of an image inside the data set, such as its icon)") from None
+        writer.element(PIXEL_DATA, b"OW" if image.allocated > 8 else b"OB", frames + b"\0" * (len(frames) % 2))
 
     def _write_pixels(self, source: Source, writer: Writer, event: Event) -> Source:
         """Write the pixel data; return what comes after it."""

@@ -360,3 +360,28 @@ def test_other_native_syntaxes_are_compressed_too(native: str) -> None:
         source = convert(raw(data), EXPLICIT_VR_LITTLE_ENDIAN, native)
     after = convert(source, native, JPEG_LS_LOSSLESS)
     assert parsed(convert(after, JPEG_LS_LOSSLESS)).PixelData == made(stored=12).PixelData
+
+
+def test_an_encapsulated_icon_becomes_a_native_one(tmp_path: Path) -> None:
+    icon = made(rows=40, columns=41, allocated=8)
+    data = compressed(RLE_LOSSLESS, allocated=8, frames=2)
+    item = Dataset()
+    for element in icon:
+        if element.tag.group == 0x28:
+            item.add(element)
+    (frame,) = frames_of(compressed(RLE_LOSSLESS, rows=40, columns=41, allocated=8))
+    item.PixelData = encapsulate([frame], has_bot=True)
+    item["PixelData"].VR = "OB"
+    item["PixelData"].is_undefined_length = True
+    data.IconImageSequence = Sequence([item])
+    (tmp_path / "a").write_bytes(raw(data))
+    output = io.BytesIO()
+    with (tmp_path / "a").open("rb") as file:
+        transcode.transcode(
+            (file.fileno(), 0, (tmp_path / "a").stat().st_size), RLE_LOSSLESS, EXPLICIT_VR_LITTLE_ENDIAN, output
+        )
+    after = parsed(output.getvalue())
+    assert after.IconImageSequence[0].PixelData == icon.PixelData
+    assert after.PixelData == made(allocated=8, frames=2).PixelData
+    item.Rows = 39
+    refused(data, RLE_LOSSLESS, "of an image inside the data set")
