@@ -35,7 +35,11 @@ STUDIES = {
     "dx": ("DX 20 x 20 MB", 20, 3200, 3200),
     "big": ("one object of 1 GB", 1, 512, 512),
 }
-SENDERS = ("examsend", "examsend-pynetdicom", "dcmsend", "storescu", "pynetdicom-storescu", "dcm4che-storescu")
+SENDERS = (
+    "examsend", "examsend-pynetdicom", "dcmsend", "storescu",
+    "examsend-dcm4che", "examsend-dcmtk", "pynetdicom-storescu", "dcm4che-storescu",
+)  # fmt: skip
+"""``examsend-X`` is examsend with the sender X; the last ones are other programs as they are."""
 
 
 def make(name: str, place: Path) -> Path:
@@ -195,8 +199,16 @@ def outside(sender: str, aet: str, port: int, drop: Path, ca: Path | None) -> li
             str(port),
             str(drop),
         ]
-    dcm4che = os.environ.get("EXAMSEND_DCM4CHE") or shutil.which("dcm4che-storescu")
+    dcm4che = dcm4che_storescu()
     return [dcm4che, "-c", f"{aet}@127.0.0.1:{port}", str(drop)] if dcm4che else None
+
+
+def dcm4che_storescu() -> str | None:
+    """Return dcm4che's storescu, as EXAMSEND_DCM4CHE (the program or its directory) or the PATH has it; None: there is none."""
+    named = Path(os.environ.get("EXAMSEND_DCM4CHE", ""))
+    if named.is_absolute():
+        return str(named / "storescu" if named.is_dir() else named)
+    return shutil.which("dcm4che-storescu")
 
 
 def ours(
@@ -204,7 +216,7 @@ def ours(
 ) -> tuple[float, float, int]:
     """Send with examsend; return (association seconds, whole process seconds, peak memory in MB)."""
     name = f"d{time.monotonic_ns()}"
-    kind = "pynetdicom" if sender.endswith("pynetdicom") else "native"
+    kind = sender.partition("-")[2] or "native"
     secure = ["--tls", "--tls-ca-file", str(ca)] if ca is not None else []
     added = common.examsend(
         "destination",
@@ -263,6 +275,8 @@ def main() -> None:
                 ca = place / "cert.pem" if name == "tls" else None
                 for sender in wanted.senders.split(","):
                     runs = []
+                    if sender == "examsend-dcm4che" and dcm4che_storescu() is None:
+                        continue
                     for _ in range(wanted.repeat):
                         # A new receiver for each run, so that it has no instances of the run before.
                         with receiver(name, place) as (aet, port), delayed(port, wanted.delay) as proxy:

@@ -200,6 +200,29 @@ def of_end(end: AssociationEnd, answered: int) -> DestinationAction:
     return _ENDS[end.end].if_silent
 
 
+_PROVIDER = 2
+"""Source of an A-ABORT: the DICOM UL service-provider (PS3.8 9.3.8)."""
+
+_PROTOCOL_REASONS = frozenset({1, 2, 4, 5, 6})
+"""Reasons of an A-ABORT by the provider that concern PDUs: unrecognised or unexpected PDU, and unrecognised, unexpected or
+invalid PDU parameter."""
+
+
+def is_protocol_error(end: End, source: int | None, reason: int | None) -> bool:
+    """Given how an association ended, with source and reason of an A-ABORT, return whether one side says that the other's PDUs
+    or messages are not valid.
+
+    That concerns the programs on both sides, so that another sender may get through.
+    """
+    if end is End.PROTOCOL_ERROR:
+        return True
+    return end is End.ABORTED and source == _PROVIDER and reason in _PROTOCOL_REASONS
+
+
+SAYS_NOTHING_OF_SENDER = frozenset({End.UNREACHABLE, End.TLS_FAILED, End.MISCONFIGURED, End.STOPPED})
+"""Ends that do not interrupt a row of protocol errors: nothing was exchanged, or the pass ended the association."""
+
+
 class Trouble(StrEnum):
     """What an instance did that the destination may have caused as well."""
 

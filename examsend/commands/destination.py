@@ -14,7 +14,7 @@ from examsend.config.files import NotReadable
 from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
-from examsend.errors import UsageError
+from examsend.errors import ConfigError, UsageError
 from examsend.queue.destination import (
     Destination,
     add_destination,
@@ -25,6 +25,7 @@ from examsend.queue.destination import (
     list_destinations,
     remove_destination,
 )
+from examsend.queue.second_sender import Choice, choose
 from examsend.senders.base import Capabilities
 
 log = logging.getLogger("examsend.destination")
@@ -39,10 +40,15 @@ class Destinations:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One destination with its settings, and the capabilities of its sender."""
+    """One destination with its settings, and the capabilities of its senders."""
 
     destination: Destination
-    capabilities: Capabilities
+    senders: Mapping[str, Capabilities]
+    """By name: the sender, and the second one where there is one."""
+    next_sender: str
+    """Of the next attempt."""
+    next_sender_reason: str
+    """Why it is the second one; empty where it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ def add(settings: Settings, name: str, address: str, values: Mapping[str, object
 
     def work(tx: Connection) -> tuple[Destination, tuple[str, ...]]:
         made = add_destination(tx, name, _with_archive(tx, wanted))
-        return made, _inspect(made, wanted)
+        return made, _inspect(settings, made, wanted)
 
     with access.opened(settings) as database:
         made, warnings = database.run(work)
@@ -99,7 +105,9 @@ def change(
         wanted[setting] = None
     check_lease(wanted, settings.lease)
     with access.opened(settings) as database:
-        warnings = database.run(lambda tx: _inspect(change_destination(tx, name, _with_archive(tx, wanted)), wanted))
+        warnings = database.run(
+            lambda tx: _inspect(settings, change_destination(tx, name, _with_archive(tx, wanted)), wanted)
+        )
     return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed", warnings)
 
 
@@ -117,13 +125,28 @@ def _with_archive(tx: Connection, wanted: Mapping[str, object]) -> Mapping[str, 
         raise UsageError(f"--expect-from is AET@HOST:PORT or a destination: {error}") from None
 
 
-def _inspect(destination: Destination, wanted: Mapping[str, object]) -> tuple[str, ...]:
-    """Look at the files that the settings name, if one of these settings is to be changed; return warnings.
+_FOR_SENDERS = (
+    "host",
+    "called_aet",
+    "calling_aet",
+    "sender",
+    "fallback_sender",
+    "transcode",
+    "priority",
+    "tls",
+    "user_identity",
+)
+"""How the names of the settings begin that a sender may not be able to honour."""
 
-    Raises ConfigError for a file that is here and cannot be used. A file that is not here, or that this user may not read, is a
-    warning: another host, or another user, may be the one that sends.
+
+def _inspect(settings: Settings, destination: Destination, wanted: Mapping[str, object]) -> tuple[str, ...]:
+    """Check that the senders can do what the settings ask for, and look at the files that these name, if one of these settings is
+    to be changed; return warnings.
+
+    Raises ConfigError for a sender that cannot, or whose program is missing, and for a file that is here and cannot be used. A
+    file that is not here, or that this user may not read, is a warning: another host, or another user, may be the one that sends.
     """
-    if not any(value is not None and key.startswith(("tls", "user_identity")) for key, value in wanted.items()):
+    if not any(key.startswith(_FOR_SENDERS) for key in wanted):
         return ()
     from examsend.dimse import negotiation, tls
 
@@ -132,6 +155,7 @@ def _inspect(destination: Destination, wanted: Mapping[str, object]) -> tuple[st
     uses: list[Callable[[], object]] = [lambda: negotiation.request(peer, ())]
     if peer.tls is not None:
         uses.append(partial(tls.context, peer.tls))
+    uses += [partial(senders.get(name, settings).check, peer) for name in destination.senders]
     for use in uses:
         try:
             use()
@@ -171,17 +195,31 @@ def show_all(settings: Settings) -> Destinations:
 
 def show(settings: Settings, name: str) -> Shown:
     """Return one destination. Raises UsageError."""
+
+    def read(tx: Connection) -> tuple[Destination, Choice]:
+        found = get_destination(tx, name)
+        return found, choose(tx, found)
+
     with access.opened(settings) as database:
-        found = database.run(lambda tx: get_destination(tx, name))
-    return Shown(found, senders.get(found.sender, settings).capabilities)
+        found, choice = database.run(read)
+    capabilities = {n.value: senders.get(n, settings).capabilities for n in found.senders}
+    return Shown(found, capabilities, choice.name, choice.reason)
 
 
 def echo(settings: Settings, name: str) -> Echoed:
-    """Send a C-ECHO to a destination. Raises UsageError if there is no such destination."""
+    """Send a C-ECHO to a destination, and check that its senders can send to it.
+
+    Raises UsageError if there is no such destination, ConfigError for a sender that cannot do what the settings ask for, or whose
+    program is missing.
+    """
     from examsend.dimse import echo as wire
 
     with access.opened(settings) as database:
         found = database.run(lambda tx: get_destination(tx, name))
     answer = wire.echo(found.peer())
+    problems = list(filter(None, (senders.problem(n, found.peer(), settings) for n in found.senders)))
+    if problems:
+        echoed = "it answers C-ECHO" if answer.ok else f"C-ECHO: {answer.sentence}"
+        raise ConfigError(f"destination {name}: {'; '.join(problems)} ({echoed})")
     address = f"{found.called_aet}@{found.host}:{found.port}"
     return Echoed(name, address, answer.ok, answer.milliseconds, answer.sentence)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from examsend import senders
 from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
-from examsend.errors import UsageError
+from examsend.errors import ConfigError, UsageError
 from examsend.queue import evidence, views
 from examsend.queue import rejected as rejected_files
-from examsend.queue.destination import get_destination
+from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.queue.evidence import Announcement
 from examsend.queue.rejected import RejectedFile
+from examsend.queue.second_sender import Choice, choose
 from examsend.queue.views import AttemptStatus, BatchStatus, DestinationStatus, InstanceGroup
 from examsend.states import BatchState
 
@@ -31,6 +33,8 @@ class StatusResult:
     rejected_count: int = 0
     announcements: tuple[Announcement, ...] = ()
     """Of one study, if it was asked for."""
+    notes: tuple[str, ...] = ()
+    """What deserves a look at a destination's senders, as sentences."""
     asked: str = ""
     """"study", "rejected" or "failed" if only these were asked for."""
 
@@ -71,7 +75,22 @@ def run(
         return StatusResult(shown, tuple(found[:limit]), more, rejected_count=count, announcements=said, asked=asked)
 
     with access.opened(settings) as database:
-        return database.run(read)
+        result = database.run(read)
+        if not result.destinations:
+            return result
+        names = {d.name for d in result.destinations if d.enabled}
+        found = database.run(lambda tx: [(d, choose(tx, d)) for d in list_destinations(tx) if d.name in names])
+    return replace(result, notes=tuple(note for d, choice in found for note in _notes(settings, d, choice)))
+
+
+def _notes(settings: Settings, destination: Destination, choice: Choice) -> list[str]:
+    """Return what deserves a look at the senders of a destination: why the second one is used, and what keeps one from sending."""
+    try:
+        peer = destination.peer()
+        problems = [senders.problem(name, peer, settings) for name in destination.senders]
+    except ConfigError as error:
+        problems = [str(error)]
+    return [f"{destination.name}: {note}" for note in (choice.reason, *problems) if note]
 
 
 def _one(tx: Connection, batch_id: int, rejected_count: int) -> StatusResult:

@@ -26,6 +26,7 @@ from examsend.errors import DatabaseUnavailable, LostClaim
 from examsend.queue import contents, instances
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
+from examsend.queue.second_sender import Choice, choose
 from examsend.states import UNDELIVERABLE, BatchState, Outcome
 
 log = logging.getLogger("examsend.delivery")
@@ -161,15 +162,23 @@ class Delivery:
 
     def _attempt(self) -> Delivered:
         lease = self._lease
-        destination, unsent, unread = lease.write(self._read)
+        destination, choice, unsent, unread = lease.write(self._read)
         if unread:
             identify(lease, unread)
-            destination, unsent, _ = lease.write(self._read)
+            destination, choice, unsent, _ = lease.write(self._read)
         unsent = present(unsent)
         if (observer := self._observer) is not None:
             total = sum(u.item.file_size for u in unsent)
             self._display.begin(lambda: observer(self._claim, destination, len(unsent), total))
-        sender = senders.get(destination.sender, self._settings)
+        if choice.reason:
+            log.warning(
+                "batch=%d destination=%s sender=%s: %s",
+                self._claim.batch_id,
+                destination.name,
+                choice.name,
+                choice.reason,
+            )
+        sender = senders.get(choice.name, self._settings)
         recorder = Recorder(lease, self._settings, self._stop)
         offering = Offering(destination, sender, recorder, self._stop, self._display)
         self._written, self._findings = recorder.written, offering.findings
@@ -209,12 +218,13 @@ class Delivery:
             reason=state.reason,
         )
 
-    def _read(self, tx: Connection) -> tuple[Destination, list[instances.Unsent], list[instances.Unread]]:
+    def _read(self, tx: Connection) -> tuple[Destination, Choice, list[instances.Unsent], list[instances.Unread]]:
         superseded = contents.compare(tx, self._claim)
         if superseded:
             log.warning("batch=%d superseded=%d reason='newer versions are stored'", self._claim.batch_id, superseded)
         unsent, unread = instances.to_send(tx, self._claim.batch_id)
-        return get_destination_by_id(tx, self._claim.destination_id), unsent, unread
+        destination = get_destination_by_id(tx, self._claim.destination_id)
+        return destination, choose(tx, destination), unsent, unread
 
 
 def _log(delivered: Delivered) -> None:

@@ -31,6 +31,11 @@ class Destination(DestinationSettings):
     consecutive_failures: int
     last_success_at: datetime | None
 
+    @property
+    def senders(self) -> tuple[SenderName, ...]:
+        """Its sender, and its second one where there is one."""
+        return (self.sender,) if self.fallback_sender is None else (self.sender, self.fallback_sender)
+
     def peer(self, *, async_window: int | None = None) -> Peer:
         """Return the destination as the peer of a sender. ``async_window``: None is the destination's own setting."""
         tls = None

@@ -221,6 +221,7 @@ def _status(result: StatusResult) -> list[Any]:
         for d in result.destinations
         if d.versions
     ]
+    lines += result.notes
     if result.rejected_count:
         lines.append(f"{plural(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
     if result.announcements and not result.batches:
@@ -368,13 +369,17 @@ def _destination_list(result: Destinations) -> list[Any]:
 @rendered.register
 def _destination_shown(result: Shown) -> list[Any]:
     rows = [(label(f.name), getattr(result.destination, f.name)) for f in dataclasses.fields(Destination)]
-    can = [
-        f.name.replace("_", " ")
-        for f in dataclasses.fields(Capabilities)
-        if getattr(result.capabilities, f.name) is True
-    ]
-    rows.append(("sender can", ", ".join(can)))
-    rows += [("sender note", note) for note in result.capabilities.notes]
+    if result.next_sender_reason:
+        rows.append(("next attempt", result.next_sender_reason))
+    for name, can in result.senders.items():
+        flags = [f.name for f in dataclasses.fields(Capabilities) if isinstance(getattr(can, f.name), bool)]
+        rows += [
+            (f"{name} can", ", ".join(f.replace("_", " ") for f in flags if getattr(can, f))),
+            (f"{name} cannot", ", ".join(f.replace("_", " ") for f in flags if not getattr(can, f))),
+            (f"{name} user identity kinds", ", ".join(map(str, can.user_identity_kinds)) or "none"),
+            (f"{name} presentation contexts", can.most_contexts),
+            *((f"{name} note", note) for note in can.notes),
+        ]
     return [table(("setting", "value"), ((name, "" if value is None else value) for name, value in rows))]
 
 

@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, cast
 
 from examsend.config.settings import Settings
+from examsend.errors import ConfigError
 from examsend.states import SenderName
+from examsend.transfer import Peer
 
 if TYPE_CHECKING:
     from examsend.senders.base import Sender
@@ -18,6 +20,15 @@ _SENDERS = {
     SenderName.DCMTK: ("examsend.senders.dcmtk", "DcmtkSender"),
 }
 """{name: (module, class)}. A module is imported only when its sender is used: importing pynetdicom is slow."""
+
+
+def problem(name: SenderName, peer: Peer, settings: Settings) -> str | None:
+    """Return why a sender cannot send to a peer from this host, as a sentence; None: it can. See ``base.Sender.check``."""
+    try:
+        get(name, settings).check(peer)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def get(name: SenderName, settings: Settings) -> Sender:

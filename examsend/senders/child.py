@@ -31,7 +31,7 @@ _LONGEST_LINE = 1 << 16
 _PIECE = 1 << 16
 """Bytes of output that are read at once."""
 
-_MOST_LINES = 200
+_MOST_LINES = 1000
 """Lines that are kept of a short command."""
 
 _LAST_OUTPUT_SECONDS = 2.0

@@ -55,7 +55,10 @@ class DcmtkSender:
         stops_after_instance=False,
         converts_byte_order=True,
         notes=(
-            "storescu encodes each data set anew: its elements are those of the file, its bytes need not be.",
+            (
+                "storescu encodes each data set anew: other bytes, the same elements, but no Data Set Trailing Padding "
+                "(FFFC,FFFC), and other group lengths (gggg,0000)."
+            ),
             "storescu does not show whether the peer aborted the association or closed the connection.",
             "Told to stop, storescu is killed: the peer sees the connection close, without A-ABORT.",
             "A client certificate is sent without intermediate certificates.",
@@ -100,8 +103,8 @@ class _Storescu:
         ]  # fmt: skip
 
     def environment(self, private: Path) -> dict[str, str]:
-        """See ``program_output.Program``."""
-        return {"LC_ALL": "C", "TMPDIR": str(private)}
+        """See ``program_output.Program``. Without TCP_NODELAY each request waits for the acknowledgement of its first part."""
+        return {"LC_ALL": "C", "TMPDIR": str(private), "TCP_NODELAY": "1"}
 
     def reader(self, items: Sequence[Item]) -> StorescuReader:
         """See ``program_output.Program``."""
@@ -146,6 +149,9 @@ def _version(program: Path) -> tuple[int, ...] | None:
 
 def _check(peer: Peer, version: tuple[int, ...]) -> None:
     """Raise ConfigError where storescu of a version cannot do what a setting asks for."""
+    name = peer.user_identity.name if peer.user_identity is not None else None
+    if any(value.startswith("@") for value in (peer.calling_aet, peer.called_aet, name or "", peer.host)):
+        raise ConfigError("the sender dcmtk takes no AE title or user name that begins with @: choose another sender")
     if peer.priority != 0:
         raise ConfigError("the sender dcmtk cannot set a priority: leave it at medium, or choose another sender")
     if peer.transcode is not Transcode.NEVER:

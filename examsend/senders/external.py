@@ -28,6 +28,7 @@ from examsend.senders.program_output import (
     Reader,
     Requested,
     Responded,
+    Unsent,
 )
 from examsend.states import Transcode
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
@@ -41,6 +42,7 @@ __all__ = [
     "Reader",
     "Requested",
     "Responded",
+    "Unsent",
     "inherited",
     "run",
 ]
@@ -205,7 +207,8 @@ class _Run:
         return self._last_event + peer.stall_timeout + peer.answer_timeout + largest / _SLOWEST
 
     def _read(self, reader: Reader, line: str) -> None:
-        if line.strip():
+        # DCMTK's details show the passcode of User Identity Negotiation.
+        if line.strip() and not line.startswith("D: "):
             self._last_line = line.strip()[:_LONGEST_QUOTE]
         for event in reader.feed(line):
             self._handle(event)
@@ -223,6 +226,9 @@ class _Run:
                 linked = self._by_name.get(event.file_name)
                 if linked is not None and linked.item.sop_instance_uid in self._open:
                     self._give_up(linked, Problem.UNREADABLE, event.sentence)
+            case Unsent():
+                if event.sop_instance_uid in self._open:
+                    self._give_up(self._open[event.sop_instance_uid], event.problem, event.sentence)
             case Finished():
                 self._finished = self._finished or event
 
@@ -232,7 +238,7 @@ class _Run:
             return
         accepted = dict.fromkeys(event.contexts, 1)
         for linked in list(self._open.values()):
-            if choose(linked.item, accepted) is None:
+            if not choose(linked.item, accepted):
                 self._give_up(linked, Problem.CONTEXT_REJECTED, _no_context(linked.item))
 
     def _request(self, event: Requested) -> None:

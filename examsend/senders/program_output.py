@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from examsend.transfer import End, Item, Peer
+from examsend.transfer import End, Item, Peer, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,15 @@ class NotSent:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsent:
+    """The output shows that an instance was not sent, and why. It counts only where no C-STORE-RQ was shown."""
+
+    sop_instance_uid: str
+    problem: Problem
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The association was released, or did not come about, or ended early; the last event that counts."""
 
@@ -61,7 +70,7 @@ class Finished:
     reason: int | None = None
 
 
-Event: TypeAlias = Accepted | Requested | Responded | NotSent | Finished
+Event: TypeAlias = Accepted | Requested | Responded | NotSent | Unsent | Finished
 
 
 class Reader(Protocol):
