@@ -33,6 +33,11 @@ _MOST_WORKERS = 4
 LONGEST_MESSAGE = 1 << 16
 """Bytes of a job or a result. A path has at most 4096 bytes."""
 
+READY = b"ready"
+"""What a worker sends first."""
+
+_START_SECONDS = 60.0
+
 _SHORTEST_LIMIT = 60.0
 """Seconds that a conversion may take at least. Longer files may take longer."""
 
@@ -218,6 +223,7 @@ class _Worker:
         """Raises OSError where it cannot be started."""
         self.is_over = False
         """It has ended, or is to be ended: it takes no further job."""
+        self._has_started = False
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # They stay blocked in the new process: a signal to all processes of a terminal or a service is for this one, which
         # ends its workers.
@@ -243,6 +249,7 @@ class _Worker:
         item = {**asdict(job.item), "content_sha256": job.item.content_sha256.hex()}
         message = json.dumps({"item": item, "target": job.target}).encode()
         limit = max(_SHORTEST_LIMIT, job.item.file_size / _SLOWEST)
+        self._await_start()
         try:
             self._socket.settimeout(limit)
             socket.send_fds(self._socket, [message], [job.fd])
@@ -262,6 +269,19 @@ class _Worker:
         if length != job.bytes_waiting():
             raise Unusable(Problem.UNREADABLE, "the converted data set is not as long as the process that made it says")
         return length
+
+    def _await_start(self) -> None:
+        """Wait until the process takes jobs. Raises Unusable (UNREADABLE: another attempt may do better)."""
+        if self._has_started:
+            return
+        try:
+            self._socket.settimeout(_START_SECONDS)
+            self._has_started = self._socket.recv(LONGEST_MESSAGE) == READY
+        except OSError:
+            self._has_started = False
+        if not self._has_started:
+            self.is_over = True
+            raise Unusable(Problem.UNREADABLE, "the process that converts data sets did not start")
 
     def _ended(self, job: Job) -> Unusable:
         """Return what the end of the process means for its job."""
