@@ -39,7 +39,6 @@ REFUSED = {
     "emri_small_jpeg_2k_lossless_too_short.dcm": "ends without its delimiter",
     "jpeg_2000.dcm": LOSSY,
     "jpeg_ls.dcm": LOSSY,
-    "slicethickness_empty_string.dcm": "such as an icon",
 }
 """File name: part of the sentence. Of a truncated file nothing is converted."""
 
