@@ -71,9 +71,9 @@ def unconvertible(item: Item, target: str, why: str) -> str:
     return f"the data set cannot be converted from transfer syntax {item.transfer_syntax_uid} to {target}: {why}"
 
 
-def unwritable(error: OSError) -> str:
-    """Return the sentence about a converted data set that cannot be stored."""
-    return f"the converted data set cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
+def unwritable(error: OSError, directory: str) -> str:
+    """Return the sentence about a converted data set that cannot be written to a directory."""
+    return f"the converted data set cannot be written to {directory}: {error.strerror or error}"
 
 
 class Converted:
@@ -130,11 +130,13 @@ class Job:
         """Raises Unusable (UNREADABLE) where there is no room for the result."""
         self.item = item
         self.target = target
+        self.directory = "the directory for temporary files"
         try:
-            with tempfile.TemporaryFile(buffering=0) as file:
+            self.directory = tempfile.gettempdir()
+            with tempfile.TemporaryFile(buffering=0, dir=self.directory) as file:
                 self.fd = os.dup(file.fileno())
         except OSError as error:
-            raise Unusable(Problem.UNREADABLE, unwritable(error)) from None
+            raise Unusable(Problem.UNREADABLE, unwritable(error, self.directory)) from None
         self.future: Future[int] = Future()
 
     def bytes_waiting(self) -> int:
@@ -247,7 +249,7 @@ class _Worker:
     def convert(self, job: Job) -> int:
         """Convert, and return the length of the result in bytes. Raises Unusable."""
         item = {**asdict(job.item), "content_sha256": job.item.content_sha256.hex()}
-        message = json.dumps({"item": item, "target": job.target}).encode()
+        message = json.dumps({"item": item, "target": job.target, "directory": job.directory}).encode()
         limit = max(_SHORTEST_LIMIT, job.item.file_size / _SLOWEST)
         self._await_start()
         try:

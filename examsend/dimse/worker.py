@@ -78,7 +78,7 @@ def _result(job: dict[str, Any], output: io.FileIO) -> dict[str, Any]:
     except OSError as error:
         if error.errno in _NO_ROOM:
             # It is tried again: there may be room then.
-            return {"problem": Problem.UNREADABLE, "sentence": unwritable(error)}
+            return {"problem": Problem.UNREADABLE, "sentence": unwritable(error, job["directory"])}
         why = f"the decoder failed ({error.strerror or type(error).__name__})"
     except MemoryError:
         why = "it needs more memory than one conversion may use"

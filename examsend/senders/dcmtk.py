@@ -37,6 +37,9 @@ _VERSION_SECONDS = 8.0
 _PDU = (4096, 131072)
 """Lengths that storescu takes for the longest P-DATA-TF that the peer may send."""
 
+_UNDER_WAY = 1 << 20
+"""Bytes that the buffers of both ends may hold of a data set that is written wholly."""
+
 _PROFILE = "Batch"
 
 _INSTALL = "install DCMTK 3.6.2 or later (Debian: dcmtk), or set EXAMSEND_DCMTK to its storescu"
@@ -97,7 +100,7 @@ class _Storescu:
         return [
             str(program), "-d", "-nh", "-aet", peer.calling_aet, "-aec", peer.called_aet,
             "-to", _seconds(peer.connect_timeout), "-ta", _seconds(peer.accept_timeout),
-            "-ts", _seconds(peer.stall_timeout), "-td", _seconds(peer.answer_timeout),
+            "-ts", _seconds(peer.stall_timeout), "-td", _seconds(_answer_time(peer, items)),
             "-pdu", str(pdu), "-xf", str(profile), _PROFILE,
             *_tls(peer.tls), *_identity(peer.user_identity, private), peer.host, str(peer.port), f"@{arguments}",
         ]  # fmt: skip
@@ -170,6 +173,12 @@ def _check(peer: Peer, version: tuple[int, ...]) -> None:
 def _seconds(value: float) -> str:
     """Return a time-out as storescu takes it: whole seconds, of which 0 would mean none."""
     return str(max(1, math.ceil(value)))
+
+
+def _answer_time(peer: Peer, items: Sequence[Item]) -> float:
+    """Return the time-out for a response. storescu counts from the last byte that it wrote, when much of it is still under way."""
+    largest = max(item.file_size - item.dataset_offset for item in items)
+    return peer.answer_timeout + peer.stall_timeout + min(largest, _UNDER_WAY) / external.SLOWEST
 
 
 def _profile(proposals: Sequence[Proposal]) -> str:

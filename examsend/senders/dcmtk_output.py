@@ -25,7 +25,7 @@ _SYNTAXES = {
 
 _ENDS = {
     0x0207: (End.TIMED_OUT, "the peer did not answer in time"),
-    0x0310: (End.CLOSED, "the peer closed the connection"),
+    0x0310: (End.CLOSED, "the peer closed the connection, or stopped in the middle of a PDU"),
     0x0317: (End.ABORTED, "the peer aborted the association or closed the connection; storescu does not show which"),
     0x0319: (End.CLOSED, "the peer released the association before it had answered"),
     0x031A: (End.TIMED_OUT, "the peer did not answer in time"),
@@ -43,7 +43,7 @@ _SOURCES = {
 }
 _REASONS = {
     "No Reason": 1,
-    "Application Context Name Not Supported": 2,
+    "App Context Name Not Supported": 2,
     "Calling AE Title Not Recognized": 3,
     "Called AE Title Not Recognized": 7,
     "Protocol Version Not Supported": 2,

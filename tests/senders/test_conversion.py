@@ -26,6 +26,7 @@ from examsend.dimse import conversion
 from examsend.errors import ConfigError, LostClaim
 from examsend.states import SenderName, Transcode
 from examsend.transfer import End, Item, Peer, Problem
+from tests.peers import dcmtk
 from tests.peers.scripted import Script, scripted
 from tests.senders.test_conformance import Watch, items_of, sent, study
 
@@ -129,7 +130,7 @@ def test_a_decoder_that_crashes_costs_one_instance(sender: Any, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("name", "problem", "why"),
     [
-        ("full", Problem.UNREADABLE, "No space left on device"),
+        ("full", Problem.UNREADABLE, "/converted: No space left on device"),
         ("hungry", Problem.UNCONVERTIBLE, "needs more memory"),
         ("error", Problem.UNCONVERTIBLE, "the decoder failed (RuntimeError)"),
         ("crash-SIGKILL", Problem.UNREADABLE, "was ended (SIGKILL)"),
@@ -158,14 +159,34 @@ def test_a_conversion_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: 
     assert [a.item for a in watch.answers] == items[1:]
 
 
+@pytest.mark.storescp
+@dcmtk.needs("storescp")
 @pytest.mark.usefixtures("planted")
-def test_an_abort_of_the_peer_is_noticed_during_a_conversion(sender: Any, tmp_path: Path) -> None:
+def test_a_peer_that_goes_away_is_noticed_during_a_conversion(sender: Any, tmp_path: Path) -> None:
+    """storescp takes uncompressed syntaxes only, unless it is told otherwise."""
     items = [*study(tmp_path, 1), *compressed(tmp_path, "hang")]
-    end, watch, _ = _convert(sender, items, dataclasses.replace(UNCOMPRESSED, at={1: "answer-close"}))
-    assert end.end is End.CLOSED
+    port, stored = dcmtk.free_port(), tmp_path / "stored"
+    stored.mkdir()
+    receiver = subprocess.Popen(["storescp", "-od", str(stored), str(port)])
+
+    def end() -> None:
+        _wait_for(tmp_path / "hang.pid")
+        time.sleep(0.5)  # the sender waits by then
+        receiver.kill()
+
+    thread = threading.Thread(target=end)
+    watch = Watch()
+    try:
+        dcmtk.wait_until_listening(port, receiver)
+        thread.start()
+        peer = Peer("127.0.0.1", port, "STORESCP", "EXAMSEND", transcode=Transcode.FALLBACK)
+        ended = sender.send(peer, items, watch)
+        thread.join()
+    finally:
+        dcmtk.stop(receiver)
+    assert (ended.end, ended.in_flight) == (End.CLOSED, ())
     assert [a.item for a in watch.answers] == items[:1]
     assert watch.problems == []
-    assert end.in_flight == ()
 
 
 class _Lost(Watch):

@@ -24,7 +24,7 @@ from examsend.errors import LostClaim
 from examsend.senders import external
 from examsend.senders.external import Accepted, Event, Finished, NotSent, Requested, Responded
 from examsend.states import Transcode
-from examsend.transfer import AssociationEnd, End, Item, Peer, Problem
+from examsend.transfer import Answer, AssociationEnd, End, Item, Next, Peer, Problem
 from tests.senders.test_conformance import Watch, study
 
 PEER = Peer(
@@ -323,23 +323,26 @@ def test_a_lost_claim_kills_it(tmp_path: Path) -> None:
     _wait_until_gone(marker)
 
 
-def test_a_stop_lets_it_go_on_until_its_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_stop_waits_for_what_is_in_flight(tmp_path: Path, answer: bool) -> None:
     items = study(tmp_path, 3)
     watch = Watch(stop_seconds=1.0)
-
-    class Stopping(Script):
-        def reader(self, items: Sequence[Item]) -> Reader:
-            watch.stop.set()
-            return super().reader(items)
-
     text = """
 say("accepted")
-for uid in uids[:2]:
-    say("request", uid); time.sleep(0.1); say("response", uid, "0000")
-say("request", uids[2]); time.sleep(60)
-"""
-    end, _ = ran(Stopping(text), items, watch)
-    assert (end.end, end.in_flight, watch.statuses) == (End.STOPPED, (items[2],), [0, 0])
+say("request", uids[0]); say("request", uids[1]); say("response", uids[0], "0000"); time.sleep(0.7)
+""" + ("say('response', uids[1], '0000'); time.sleep(0.5); say('request', uids[2])\n" if answer else "")
+
+    class Stopping(Watch):
+        def answered(self, answer: Answer) -> Next:
+            watch.stop.set()
+            return super().answered(answer)
+
+    seen = Stopping(stop=watch.stop, stop_seconds=1.0)
+    end, _ = ran(Script(text + "time.sleep(60)"), items, seen)
+    if answer:
+        assert (end.end, end.in_flight, seen.statuses) == (End.RELEASED, (), [0, 0])
+    else:
+        assert (end.end, end.in_flight, seen.statuses) == (End.STOPPED, (items[1],), [0])
     # Asked to stop before that, it is not even started.
     end, _ = ran(Script(EACH), items, watch)
     assert (end.end, end.established) == (End.STOPPED, False)
@@ -355,6 +358,13 @@ time.sleep(60)
 """
     end, watch = ran(Script(text), items, Watch(release_after=2))
     assert (end.end, len(watch.answers), watch.problems) == (End.RELEASED, 2, [])
+
+
+def test_a_line_that_is_cut_off_says_nothing(tmp_path: Path) -> None:
+    text = "say('accepted'); say('request', uids[0]); print('response', uids[0], '0000', end='')"
+    end, watch = ran(Script(text), study(tmp_path, 1))
+    assert (end.end, len(end.in_flight), watch.answers) == (End.PROTOCOL_ERROR, 1, [])
+    assert "0000" in end.sentence
 
 
 def test_output_without_end_is_bounded(tmp_path: Path) -> None:
