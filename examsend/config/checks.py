@@ -47,9 +47,17 @@ def short_text(maximum: int) -> Callable[[object], str]:
     return check
 
 
+CREDENTIALS = "$CREDENTIALS_DIRECTORY/"
+"""How the path of a credential begins that systemd hands to a service (LoadCredential=)."""
+
+
 def file(value: object) -> str:
-    """The absolute path of a file, as text."""
-    if not Path(text(value)).is_absolute():
+    """The absolute path of a file, as text, or ``$CREDENTIALS_DIRECTORY/`` and the name of a credential of systemd."""
+    if text(value).startswith(CREDENTIALS):
+        name = str(value).removeprefix(CREDENTIALS)
+        if "/" in name or name in {"", ".", ".."}:
+            raise ValueError(f"must be {CREDENTIALS} and the name of a credential, not {value!r}")
+    elif not Path(text(value)).is_absolute():
         raise ValueError(f"must be an absolute path, not {value!r}")
     return short_text(4096)(value)
 

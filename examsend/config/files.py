@@ -6,6 +6,7 @@ import os
 import stat
 from typing import IO
 
+from examsend.config.checks import CREDENTIALS
 from examsend.errors import ConfigError
 
 _LONGEST = 1 << 17
@@ -14,6 +15,17 @@ _LONGEST = 1 << 17
 
 class NotReadable(ConfigError):
     """The file is missing, or this user may not read it. It may be another host or another user that sends."""
+
+
+def located(path: str | None) -> str | None:
+    """Given the path of a setting, return it with the directory in which systemd has put this service's credentials.
+
+    It is left as it is where there is none; using it then says so.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if path is None or not path.startswith(CREDENTIALS) or not directory:
+        return path
+    return f"{directory}/{path.removeprefix(CREDENTIALS)}"
 
 
 def check_regular(path: str) -> None:
@@ -43,6 +55,8 @@ def read_secret(path: str) -> bytes:
 
 def _opened(path: str) -> IO[bytes]:
     """Return a regular file, open for reading. Opening a named pipe would otherwise wait for its writer."""
+    if path.startswith(CREDENTIALS):
+        raise NotReadable(f"{path} cannot be read: this process has no credentials of systemd (LoadCredential=)")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:

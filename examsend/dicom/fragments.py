@@ -70,3 +70,39 @@ class Fragments:
                 yield self._source.at(self.end, length)
             table = False
             self.end += length
+
+
+class Again:
+    """A source of which a part can be read twice: fragments are decoded, and then the walk of the data set reads them."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._begin = 0
+        self._kept: bytearray | None = None
+        self._most = 0
+        self.size = source.size
+
+    def keep(self, offset: int, most: int) -> None:
+        """Keep all bytes from an offset on until ``kept``, at most so many."""
+        self._begin = offset
+        self._kept = bytearray()
+        self._most = most
+
+    def kept(self) -> None:
+        """Keep no more. What was kept can be read again, once."""
+        self._most = 0
+
+    def at(self, offset: int, length: int) -> bytes:
+        """See ``Source``. Raises Unacceptable where more would have to be kept than is allowed."""
+        if self._kept is None:
+            return self._source.at(offset, length)
+        start = offset - self._begin
+        more = start + length - len(self._kept)
+        if more > 0:
+            if not self._most and start >= len(self._kept):
+                self._kept = None
+                return self._source.at(offset, length)
+            if self._most and start + length > self._most:
+                raise refusal(f"it has more than {self._most} bytes encoded")
+            self._kept += self._source.at(self._begin + len(self._kept), more)
+        return bytes(self._kept[start : start + length])

@@ -1,6 +1,6 @@
 """The plug-ins that decode and encode frames: which one serves which transfer syntax, and what it gives.
 
-They are pydicom's, each named in one table. They are imported when they are used: examsend works without them, and only
+They are pydicom's, each named in one table; RLE needs none. They are imported when they are used: examsend works without them, and only
 conversion of pixel data needs them.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from examsend.dicom import codestream
+from examsend.dicom import codestream, packbits
 from examsend.dicom.codestream import Stream
 from examsend.dicom.pixels import Image, interleave
 from examsend.dicom.recode import refusal
@@ -46,7 +46,6 @@ class _Decoder:
     """Frames of the syntax may be lossless or lossy."""
 
 
-_PYTHON = ("pydicom",)
 _GDCM = ("pydicom", "numpy", "gdcm")
 _CHARLS = ("pydicom", "numpy", "jpeg_ls")
 _OPENJPEG = ("pydicom", "numpy", "pylibjpeg", "openjpeg")
@@ -58,7 +57,7 @@ _J2K = _Decoder("pylibjpeg", _OPENJPEG, codestream.begins_jpeg_2000, codestream.
 _J2K_EITHER = _Decoder("pylibjpeg", _OPENJPEG, codestream.begins_jpeg_2000, codestream.jpeg_2000, either=True)
 
 _DECODERS = {
-    RLE_LOSSLESS: _Decoder("pydicom", _PYTHON, codestream.begins_rle, None),
+    RLE_LOSSLESS: _Decoder("", (), codestream.begins_rle, None),
     JPEG_LOSSLESS: _JPEG,
     JPEG_LOSSLESS_SV1: _JPEG,
     JPEG_LS_LOSSLESS: _JPEG_LS,
@@ -74,8 +73,7 @@ DECODED = frozenset(_DECODERS)
 """Transfer syntaxes whose pixel data can be decoded, if it is lossless."""
 
 _ENCODERS = {
-    # GDCM has an encoder too, which crashes on rows of an odd number of bytes.
-    RLE_LOSSLESS: ("pydicom", _PYTHON),
+    RLE_LOSSLESS: ("", ()),
     JPEG_LS_LOSSLESS: ("pyjpegls", _CHARLS),
     JPEG_2000_LOSSLESS: ("pylibjpeg", _OPENJPEG),
 }
@@ -113,20 +111,20 @@ def decode(frame: bytes, syntax: str, image: Image) -> bytes | bytearray:
     """
     decoder = _DECODERS[syntax]
     if decoder.header is None:
-        stream = Stream(image.rows, image.columns, image.samples, image.allocated, image.signed, True)
-    else:
-        if decoder.begins is codestream.begins_jpeg_2000:
-            frame = codestream.bare(frame)
-        stream = decoder.header(frame)
-        _check(stream, image, either=decoder.either)
+        pixels = packbits.decode(frame, image)
+        return interleave(pixels, image.samples, image.sample_bytes) if image.samples > 1 else pixels
+    if decoder.begins is codestream.begins_jpeg_2000:
+        frame = codestream.bare(frame)
+    stream = decoder.header(frame)
+    _check(stream, image, either=decoder.either)
     samples = image.rows * image.columns * image.samples
-    held = _container(stream.precision) if decoder.header is not None else image.sample_bytes
-    pixels, planar = _decoded(frame, syntax, decoder.plugin, image, stream, held)
-    if len(pixels) != samples * held:
-        raise refusal(f"a frame decodes to {len(pixels)} bytes, and its geometry needs {samples * held}")
+    held = _container(stream.precision)
+    decoded, planar = _decoded(frame, syntax, decoder.plugin, image, stream, held)
+    if len(decoded) != samples * held:
+        raise refusal(f"a frame decodes to {len(decoded)} bytes, and its geometry needs {samples * held}")
     if planar and image.samples > 1:
-        pixels = interleave(pixels, image.samples, held)
-    return pixels if decoder.header is None else _fitted(pixels, held, stream, image)
+        decoded = interleave(decoded, image.samples, held)
+    return _fitted(decoded, held, stream, image)
 
 
 def _container(precision: int) -> int:
@@ -257,6 +255,8 @@ def encode(frame: bytes, syntax: str, image: Image) -> bytes:
 
 
 def _encoded(frame: bytes, syntax: str, image: Image) -> bytes:
+    if syntax == RLE_LOSSLESS:
+        return packbits.encode(frame, image)
     from pydicom.pixels.encoders.base import get_encoder
     from pydicom.uid import UID
 

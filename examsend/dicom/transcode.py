@@ -12,10 +12,12 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import BinaryIO, Protocol
 
 from examsend.dicom import pixels, plugins
 from examsend.dicom.elements import (
+    CLOSE,
     ENCAPSULATED,
     ITEM,
     OPEN,
@@ -27,7 +29,7 @@ from examsend.dicom.elements import (
     name,
     walk,
 )
-from examsend.dicom.fragments import Fragments
+from examsend.dicom.fragments import Again, Fragments
 from examsend.dicom.pixels import Image
 from examsend.dicom.recode import Writer, recode, refusal, refusing
 from examsend.dicom.source import MemorySource, ReadOnce, Source
@@ -37,6 +39,7 @@ from examsend.dicom.uids import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     NATIVE,
 )
+from examsend.dicom.vrs import text
 from examsend.errors import FileProblem, Incomplete, Unacceptable
 
 _SIGNED = frozenset({0xFFFAFFFA, 0x4FFE0001})
@@ -44,6 +47,12 @@ _SIGNED = frozenset({0xFFFAFFFA, 0x4FFE0001})
 
 _OFFSET_TABLES = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003})
 """Extended Offset Table, its lengths, and the total length of the encapsulated value (PS3.3 C.7.6.3)."""
+
+_DECODED_COLOURS = {b"YBR_RCT": b"RGB ", b"YBR_ICT": b"RGB ", b"YBR_FULL_422": b"YBR_FULL"}
+"""Photometric Interpretation of decoded pixels, where it is not that of the encoded ones."""
+
+_MAX_ICON = 1 << 24
+"""Bytes of an image inside a data set, such as an icon, that is decoded."""
 
 _FLOATS = frozenset({0x7FE00008, 0x7FE00009})
 
@@ -193,13 +202,15 @@ class _Conversion:
     """Converts one data set in Explicit VR Little Endian, with encapsulated or with native pixel data."""
 
     def __init__(self, source: Source, syntax: str, target: str, output: _Output) -> None:
-        self._source = source
+        self._source = Again(source)
         self._syntax = syntax
         self._target = target
         self._output = output
         self._implicit = target == IMPLICIT_VR_LITTLE_ENDIAN
         self._encoded = target in plugins.ENCODED
         self._module: dict[int, bytes] = {}
+        self._items: list[dict[int, bytes]] = []
+        """The Image Pixel module's elements in the items that are open."""
         self._pixels = False
 
     def run(self) -> None:
@@ -221,9 +232,10 @@ class _Conversion:
             if tag in _SIGNED and kind in {VALUE, OPEN}:
                 raise refusal(f"it has a digital signature ({name(tag)}), which another encoding would not keep")
             if kind == ENCAPSULATED and (depth or tag != PIXEL_DATA):
-                raise refusal(
-                    f"{name(tag)} is encapsulated inside another element, such as an icon, and is not decoded"
-                )
+                self._write_icon(source, writer, event)
+                continue
+            if depth:
+                self._note_in_item(source, event)
             if depth or kind not in {VALUE, ENCAPSULATED}:
                 yield event
                 continue
@@ -250,10 +262,38 @@ class _Conversion:
         if tag == pixels.PHOTOMETRIC:
             said = value.strip(b" \0")
             # The decoder undoes the colour transform (PS3.5 8.2.4), and gives every pixel its own chrominance.
-            value = {b"YBR_RCT": b"RGB ", b"YBR_ICT": b"RGB ", b"YBR_FULL_422": b"YBR_FULL"}.get(said, value)
+            value = _DECODED_COLOURS.get(said, value)
         elif tag == pixels.PLANAR and length == 2:
             value = b"\0\0"
         writer.element(tag, vr, value)
+
+    def _note_in_item(self, source: Source, event: Event) -> None:
+        """Keep an element of the Image Pixel module of an item."""
+        kind, _, tag, *_, begin, length = event
+        if tag == ITEM and kind == OPEN:
+            self._items.append({})
+        elif tag == ITEM and kind == CLOSE:
+            self._items.pop()
+        elif kind == VALUE and tag in pixels.MODULE and length <= 64:
+            self._items[-1].setdefault(tag, source.at(begin, length))
+
+    def _write_icon(self, source: Source, writer: Writer, event: Event) -> None:
+        """Write encapsulated pixel data of an item, such as an icon, in native form. It may always be native (PS3.5 A.4)."""
+        _, _, tag, *_, begin, _ = event
+        if tag != PIXEL_DATA or not self._items or source is not self._source or self._syntax in NATIVE:
+            raise refusal(f"{name(tag)} is encapsulated inside another element, and is not decoded")
+        try:
+            image = pixels.image(self._items[-1])
+            if image.planar or image.photometric.startswith("YBR") or image.native_bytes > _MAX_ICON:
+                raise refusal("its colours would have to be changed, or it is large")
+            # The walk reads the fragments too, to find their end.
+            self._source.keep(begin, 2 * _MAX_ICON)
+            encoded = Fragments(source, begin, _MAX_ICON).frames(image, plugins.begins(self._syntax))
+            frames = b"".join(bytes(plugins.decode(frame, self._syntax, image)) for frame in encoded)
+            self._source.kept()
+        except Unacceptable as problem:
+            raise Unacceptable(problem.code, f"{problem} (of an image inside the data set, such as its icon)") from None
+        writer.element(PIXEL_DATA, b"OW" if image.allocated > 8 else b"OB", frames + b"\0" * (len(frames) % 2))
 
     def _write_pixels(self, source: Source, writer: Writer, event: Event) -> Source:
         """Write the pixel data; return what comes after it."""
@@ -293,8 +333,10 @@ class _Conversion:
             writer.header(PIXEL_DATA, b"OB", UNDEFINED)
             writer.header(ITEM, b"", 0)
             self._output.write(writer.take())
+            colours = _DECODED_COLOURS.get(image.photometric.encode(), image.photometric.encode())
+            decoded = replace(image, photometric=text(colours), planar=0)
             for frame in frames:
-                encoded = plugins.encode(bytes(frame), self._target, image)
+                encoded = plugins.encode(bytes(frame), self._target, decoded)
                 self._output.write(struct.pack("<HHL", 0xFFFE, 0xE000, len(encoded)))
                 self._output.write(encoded)
             writer.header(SEQUENCE_END, b"", 0)

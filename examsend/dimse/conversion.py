@@ -33,6 +33,11 @@ _MOST_WORKERS = 4
 LONGEST_MESSAGE = 1 << 16
 """Bytes of a job or a result. A path has at most 4096 bytes."""
 
+READY = b"ready"
+"""What a worker sends first."""
+
+_START_SECONDS = 60.0
+
 _SHORTEST_LIMIT = 60.0
 """Seconds that a conversion may take at least. Longer files may take longer."""
 
@@ -66,9 +71,9 @@ def unconvertible(item: Item, target: str, why: str) -> str:
     return f"the data set cannot be converted from transfer syntax {item.transfer_syntax_uid} to {target}: {why}"
 
 
-def unwritable(error: OSError) -> str:
-    """Return the sentence about a converted data set that cannot be stored."""
-    return f"the converted data set cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
+def unwritable(error: OSError, directory: str) -> str:
+    """Return the sentence about a converted data set that cannot be written to a directory."""
+    return f"the converted data set cannot be written to {directory}: {error.strerror or error}"
 
 
 class Converted:
@@ -125,11 +130,13 @@ class Job:
         """Raises Unusable (UNREADABLE) where there is no room for the result."""
         self.item = item
         self.target = target
+        self.directory = "the directory for temporary files"
         try:
-            with tempfile.TemporaryFile(buffering=0) as file:
+            self.directory = tempfile.gettempdir()
+            with tempfile.TemporaryFile(buffering=0, dir=self.directory) as file:
                 self.fd = os.dup(file.fileno())
         except OSError as error:
-            raise Unusable(Problem.UNREADABLE, unwritable(error)) from None
+            raise Unusable(Problem.UNREADABLE, unwritable(error, self.directory)) from None
         self.future: Future[int] = Future()
 
     def bytes_waiting(self) -> int:
@@ -218,6 +225,7 @@ class _Worker:
         """Raises OSError where it cannot be started."""
         self.is_over = False
         """It has ended, or is to be ended: it takes no further job."""
+        self._has_started = False
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # They stay blocked in the new process: a signal to all processes of a terminal or a service is for this one, which
         # ends its workers.
@@ -241,8 +249,9 @@ class _Worker:
     def convert(self, job: Job) -> int:
         """Convert, and return the length of the result in bytes. Raises Unusable."""
         item = {**asdict(job.item), "content_sha256": job.item.content_sha256.hex()}
-        message = json.dumps({"item": item, "target": job.target}).encode()
+        message = json.dumps({"item": item, "target": job.target, "directory": job.directory}).encode()
         limit = max(_SHORTEST_LIMIT, job.item.file_size / _SLOWEST)
+        self._await_start()
         try:
             self._socket.settimeout(limit)
             socket.send_fds(self._socket, [message], [job.fd])
@@ -262,6 +271,19 @@ class _Worker:
         if length != job.bytes_waiting():
             raise Unusable(Problem.UNREADABLE, "the converted data set is not as long as the process that made it says")
         return length
+
+    def _await_start(self) -> None:
+        """Wait until the process takes jobs. Raises Unusable (UNREADABLE: another attempt may do better)."""
+        if self._has_started:
+            return
+        try:
+            self._socket.settimeout(_START_SECONDS)
+            self._has_started = self._socket.recv(LONGEST_MESSAGE) == READY
+        except OSError:
+            self._has_started = False
+        if not self._has_started:
+            self.is_over = True
+            raise Unusable(Problem.UNREADABLE, "the process that converts data sets did not start")
 
     def _ended(self, job: Job) -> Unusable:
         """Return what the end of the process means for its job."""

@@ -51,6 +51,8 @@ def server_context(certificate: str, key: str, client_ca: str | None) -> ssl.SSL
     ``client_ca``: the file of the authorities of which a peer must show a certificate; None: none is asked for. Raises
     ConfigError where a file cannot be used.
     """
+    certificate, key = files.located(certificate) or certificate, files.located(key) or key
+    client_ca = files.located(client_ca)
     for path in filter(None, (certificate, client_ca)):
         files.check_regular(path)
     files.check_private(key)

@@ -20,7 +20,7 @@ from typing import Any
 
 from examsend.dicom.source import ReadOnce
 from examsend.dicom.transcode import transcode
-from examsend.dimse.conversion import LONGEST_MESSAGE, unconvertible, unwritable
+from examsend.dimse.conversion import LONGEST_MESSAGE, READY, unconvertible, unwritable
 from examsend.dimse.payload import Payload, Unusable
 from examsend.errors import FileProblem
 from examsend.transfer import Item, Problem
@@ -49,6 +49,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     with socket.socket(fileno=descriptor) as jobs:
+        jobs.send(READY)
         while True:
             message, descriptors, _, _ = socket.recv_fds(jobs, LONGEST_MESSAGE, 1)
             if not message:
@@ -77,7 +78,7 @@ def _result(job: dict[str, Any], output: io.FileIO) -> dict[str, Any]:
     except OSError as error:
         if error.errno in _NO_ROOM:
             # It is tried again: there may be room then.
-            return {"problem": Problem.UNREADABLE, "sentence": unwritable(error)}
+            return {"problem": Problem.UNREADABLE, "sentence": unwritable(error, job["directory"])}
         why = f"the decoder failed ({error.strerror or type(error).__name__})"
     except MemoryError:
         why = "it needs more memory than one conversion may use"

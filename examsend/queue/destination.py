@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, exc, text
 
+from examsend.config import files
 from examsend.config.destination import LONGEST_TIMEOUT, DestinationSettings, check_name, check_settings, check_together
 from examsend.db import due
 from examsend.errors import Refused, UsageError
@@ -41,16 +42,18 @@ class Destination(DestinationSettings):
         tls = None
         if self.tls:
             tls = Tls(
-                self.tls_ca_file,
-                self.tls_cert_file,
-                self.tls_key_file,
+                files.located(self.tls_ca_file),
+                files.located(self.tls_cert_file),
+                files.located(self.tls_key_file),
                 self.tls_server_name,
                 self.tls_pin_sha256,
                 self.tls_check_name,
             )
         identity = None
         if self.user_identity_kind is not None:
-            identity = UserIdentity(self.user_identity_kind, self.user_identity_name, self.user_identity_file)
+            identity = UserIdentity(
+                self.user_identity_kind, self.user_identity_name, files.located(self.user_identity_file)
+            )
         return Peer(
             self.host,
             self.port,

@@ -34,6 +34,8 @@ class Capabilities:
     """``Watcher.progressed`` is called while a data set is sent."""
     stops_after_instance: bool = True
     """Told to stop, it sends no further instance and releases the association. If not, the association is cut."""
+    keeps_bytes: bool = True
+    """A data set that is not converted is sent byte for byte as it is in the file. If not, element by element."""
     converts_byte_order: bool = False
     """Re-encodes native transfer syntaxes to Implicit VR Little Endian where only that is accepted."""
     transcodes: bool = False

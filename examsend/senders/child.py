@@ -71,7 +71,7 @@ class Child:
     def lines(self, seconds: float) -> list[str] | None:
         """Wait for output, ``seconds`` at most; return the lines that are complete, or None once there will be no further ones.
 
-        A line without its end is returned only at the end of the output.
+        A line without its end is in ``rest``.
         """
         ended = self._has_ended()
         self._poll.poll(0 if ended else seconds * 1000)
@@ -90,10 +90,12 @@ class Child:
         deadline = time.monotonic() + _LAST_OUTPUT_SECONDS
         while time.monotonic() < deadline and (more := self.lines(0.05)) is not None:
             found += more
-        if self._rest:
-            found.append(_text(self._rest))
-            self._rest = b""
         return found
+
+    @property
+    def rest(self) -> str:
+        """The last line, where it has no end. It may be cut off anywhere."""
+        return _text(self._rest)
 
     def kill(self) -> None:
         """Kill the program with all that it started. May be called more than once, until ``close``."""

@@ -31,6 +31,7 @@ _RESPONSE = re.compile(r"(\d+):C-STORE-RSP\[pcid=\d+, status=([0-9a-f]{1,4})H(.*
 _COMMENT = re.compile(
     r", errorComment=(.*?)(?:\t  tags=\[[^\t]*\])?(?:\t  cuid=[^\t]*)?(?:\t  iuid=[^\t]*)?\t  tsuid=[^\t]*$"
 )
+_ANSWERED = re.compile(r"\t  iuid=([0-9.]+)[^\t]*\t  tsuid=[^\t]*$")
 _OFFENDING = re.compile(r"\(0000,0901\) AT \[([0-9A-Fa-f\\]+)")
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _REJECTION = re.compile(r"A-ASSOCIATE-RJ\[result: (\d+)[^,]*, source: (\d+)[^,]*, reason: (\d+)")
@@ -222,6 +223,10 @@ class Dcm4cheReader:
         response = _RESPONSE.match(text)
         if response is not None:
             uid = self._requests.pop(response[1], None)
+            answered = _ANSWERED.search(response[3])
+            if uid is not None and answered is not None and answered[1] != uid:
+                # dcm4che compares the message ids only. This is no answer to the request: it is reported for what it says.
+                uid = answered[1]
             comment = _COMMENT.match(response[3])
             self._held = Responded(
                 # dcm4che aborts where no such request is outstanding: then there is no such UID either.

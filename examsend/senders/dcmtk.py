@@ -37,6 +37,9 @@ _VERSION_SECONDS = 8.0
 _PDU = (4096, 131072)
 """Lengths that storescu takes for the longest P-DATA-TF that the peer may send."""
 
+_UNDER_WAY = 1 << 20
+"""Bytes that the buffers of both ends may hold of a data set that is written wholly."""
+
 _PROFILE = "Batch"
 
 _INSTALL = "install DCMTK 3.6.2 or later (Debian: dcmtk), or set EXAMSEND_DCMTK to its storescu"
@@ -53,9 +56,13 @@ class DcmtkSender:
         priority=False,
         live_progress=False,
         stops_after_instance=False,
+        keeps_bytes=False,
         converts_byte_order=True,
         notes=(
-            "storescu encodes each data set anew: its elements are those of the file, its bytes need not be.",
+            (
+                "storescu encodes each data set anew: other bytes, the same elements, but no Data Set Trailing Padding "
+                "(FFFC,FFFC), and other group lengths (gggg,0000)."
+            ),
             "storescu does not show whether the peer aborted the association or closed the connection.",
             "Told to stop, storescu is killed: the peer sees the connection close, without A-ABORT.",
             "A client certificate is sent without intermediate certificates.",
@@ -94,14 +101,14 @@ class _Storescu:
         return [
             str(program), "-d", "-nh", "-aet", peer.calling_aet, "-aec", peer.called_aet,
             "-to", _seconds(peer.connect_timeout), "-ta", _seconds(peer.accept_timeout),
-            "-ts", _seconds(peer.stall_timeout), "-td", _seconds(peer.answer_timeout),
+            "-ts", _seconds(peer.stall_timeout), "-td", _seconds(_answer_time(peer, items)),
             "-pdu", str(pdu), "-xf", str(profile), _PROFILE,
             *_tls(peer.tls), *_identity(peer.user_identity, private), peer.host, str(peer.port), f"@{arguments}",
         ]  # fmt: skip
 
     def environment(self, private: Path) -> dict[str, str]:
-        """See ``program_output.Program``."""
-        return {"LC_ALL": "C", "TMPDIR": str(private)}
+        """See ``program_output.Program``. Without TCP_NODELAY each request waits for the acknowledgement of its first part."""
+        return {"LC_ALL": "C", "TMPDIR": str(private), "TCP_NODELAY": "1"}
 
     def reader(self, items: Sequence[Item]) -> StorescuReader:
         """See ``program_output.Program``."""
@@ -146,6 +153,9 @@ def _version(program: Path) -> tuple[int, ...] | None:
 
 def _check(peer: Peer, version: tuple[int, ...]) -> None:
     """Raise ConfigError where storescu of a version cannot do what a setting asks for."""
+    name = peer.user_identity.name if peer.user_identity is not None else None
+    if any(value.startswith("@") for value in (peer.calling_aet, peer.called_aet, name or "", peer.host)):
+        raise ConfigError("the sender dcmtk takes no AE title or user name that begins with @: choose another sender")
     if peer.priority != 0:
         raise ConfigError("the sender dcmtk cannot set a priority: leave it at medium, or choose another sender")
     if peer.transcode is not Transcode.NEVER:
@@ -164,6 +174,12 @@ def _check(peer: Peer, version: tuple[int, ...]) -> None:
 def _seconds(value: float) -> str:
     """Return a time-out as storescu takes it: whole seconds, of which 0 would mean none."""
     return str(max(1, math.ceil(value)))
+
+
+def _answer_time(peer: Peer, items: Sequence[Item]) -> float:
+    """Return the time-out for a response. storescu counts from the last byte that it wrote, when much of it is still under way."""
+    largest = max(item.file_size - item.dataset_offset for item in items)
+    return peer.answer_timeout + peer.stall_timeout + min(largest, _UNDER_WAY) / external.SLOWEST
 
 
 def _profile(proposals: Sequence[Proposal]) -> str:

@@ -25,11 +25,12 @@ _SYNTAXES = {
 
 _ENDS = {
     0x0207: (End.TIMED_OUT, "the peer did not answer in time"),
+    0x0310: (End.CLOSED, "the peer closed the connection, or stopped in the middle of a PDU"),
     0x0317: (End.ABORTED, "the peer aborted the association or closed the connection; storescu does not show which"),
     0x0319: (End.CLOSED, "the peer released the association before it had answered"),
     0x031A: (End.TIMED_OUT, "the peer did not answer in time"),
     0x031C: (End.UNREACHABLE, "no connection"),
-    0x031E: (End.CLOSED, "the connection was closed"),
+    0x031D: (End.CLOSED, "the connection was lost"),
     0x0320: (End.UNREACHABLE, "no connection"),
 }
 """Conditions of DCMTK's network module, by number. Others are errors of protocol."""
@@ -42,7 +43,7 @@ _SOURCES = {
 }
 _REASONS = {
     "No Reason": 1,
-    "Application Context Name Not Supported": 2,
+    "App Context Name Not Supported": 2,
     "Calling AE Title Not Recognized": 3,
     "Called AE Title Not Recognized": 7,
     "Protocol Version Not Supported": 2,
@@ -60,6 +61,9 @@ _COMMENT = re.compile(r"\(0000,0902\) LO \[(.*?) *(?:\] +#.*)?")
 _OFFENDING = re.compile(r"\(0000,0901\) AT ([^#]*)#.*")
 _TAG = re.compile(r"\(([0-9a-f]{4}),([0-9a-f]{4})\)")
 
+_SEND_TIMEOUT = re.compile(r"now in progress|temporarily unavailable|timed out")
+"""How the system calls the time-out of a socket."""
+
 _LONGEST_COMMENT = 1024
 
 
@@ -67,7 +71,7 @@ class StorescuReader:
     """See ``program_output.Reader``."""
 
     def __init__(self, items: Sequence[Item], proposals: Sequence[Proposal]) -> None:
-        self._by_number = dict(enumerate(items))
+        self._by_uid = {item.sop_instance_uid: item for item in items}
         self._proposals = {p.context_id: (p.sop_class_uid, p.transfer_syntax_uid) for p in proposals}
         self._contexts: set[tuple[str, str]] = set()
         self._implementation = ""
@@ -76,6 +80,10 @@ class StorescuReader:
         self._file: str | None = None
         """Name of the file that is being sent."""
         self._syntax: str | None = None
+        self._impossible = False
+        """It is said to be converted as storescu cannot, having no codecs: no request is sent, although it shows one."""
+        self._trouble = ""
+        """The last error about that file."""
         self._requested: str | None = None
         """SOP Instance UID of the C-STORE-RQ that is not answered."""
         self._response: dict[str, str] = {}
@@ -84,6 +92,8 @@ class StorescuReader:
         self._failure: list[str] = []
         """The lines about an error, the innermost condition last; the first one says what failed."""
         self._result: tuple[int, int] | None = None
+        self._over_tls = False
+        self._accepted = False
         self._releasing = False
         self._over = False
 
@@ -100,11 +110,12 @@ class StorescuReader:
             return
         yield from self._complete()
         if level == "I: ":
-            self._step(text)
+            yield from self._step(text)
             if text.startswith("Association Accepted"):
+                self._accepted = True
                 yield Accepted(frozenset(self._contexts), 1, self._implementation)
         elif level == "E: ":
-            yield from self._error(text)
+            self._error(text)
         elif level == "F: ":
             yield from self._fatal(line)
         elif level == "W: " and text.startswith("cannot access file: "):
@@ -122,24 +133,34 @@ class StorescuReader:
 
     # --- steps ---
 
-    def _step(self, text: str) -> None:
+    def _step(self, text: str) -> Iterator[Event]:
         """Given a line of level I, which begins what follows it."""
         self._block = ""
+        if text.startswith(("Sending file: ", "Releasing Association")):
+            yield from self._left_out()
         if text.startswith("Sending file: "):
             self._file = PurePath(text.removeprefix("Sending file: ")).name
             self._syntax = self._requested = None
+            self._impossible = False
         elif text.startswith("Converting transfer syntax: ") and self._file is not None:
             before, _, after = text.removeprefix("Converting transfer syntax: ").partition(" -> ")
             self._syntax = None if before == after else _SYNTAXES.get(after)
+            self._impossible = before != after and not {before, after} <= _SYNTAXES.keys()
         elif text.startswith("Requesting Association"):
             self._block = "association"
-        elif text.startswith("Sending Store Request") and self._file is not None:
+        elif text.startswith("Sending Store Request") and self._file is not None and not self._impossible:
             self._block = "request"
         elif text.startswith("Received Store Response") and self._requested is not None:
             self._block, self._response = "response", {}
         elif text.startswith("Releasing Association"):
             self._releasing = True
             self._file = self._requested = None
+
+    def _left_out(self) -> Iterator[Event]:
+        """Once storescu has gone on: say why it did not send a file. An error alone does not mean that it did not."""
+        if self._file is not None and self._requested is None and self._trouble:
+            yield NotSent(self._file, f"storescu: {self._trouble}")
+        self._file, self._trouble = None, ""
 
     def _detail(self, line: str) -> Iterator[Event]:
         """Given a line of level D, read it as its step says."""
@@ -169,6 +190,8 @@ class StorescuReader:
             if pair is not None:
                 self._contexts.add(pair)
         name, value = _field(text)
+        if name == "Transport connection":
+            self._over_tls = value.startswith("TLS")
         if name in {"Their Implementation Class UID", "Their Implementation Version Name"} and value:
             self._implementation = value
 
@@ -182,17 +205,27 @@ class StorescuReader:
         elif found.get("Affected SOP Instance UID", "") not in {"", "none", uid}:
             sentence = "protocol error by the peer: a C-STORE-RSP with another SOP Instance UID"
             yield self._finish(Finished(End.PROTOCOL_ERROR, sentence))
+        elif not self._is_context(uid, found.get("Presentation Context ID", "")):
+            sentence = "protocol error by the peer: a C-STORE-RSP in another presentation context than its C-STORE-RQ"
+            yield self._finish(Finished(End.PROTOCOL_ERROR, sentence))
         else:
             self._block = "status"
             self._answer = Responded(uid, int(status[1], 16))
             if self._answer.status == 0:
                 yield from self._complete()
 
+    def _is_context(self, uid: str, number: str) -> bool:
+        """Whether the request of an instance may have gone in a context. In which one it went, storescu does not show."""
+        item = self._by_uid.get(uid)
+        pair = self._proposals.get(int(number)) if number.isdecimal() and len(number) <= 3 else None
+        return item is None or (pair in self._contexts and pair is not None and pair[0] == item.sop_class_uid)
+
     def _status_detail(self, text: str, answer: Responded) -> None:
+        text = text[:_LONGEST_COMMENT]
         comment, offending = _COMMENT.fullmatch(text), _OFFENDING.fullmatch(text)
         if comment is not None and answer.error_comment is None:
             self._answer = Responded(
-                answer.sop_instance_uid, answer.status, comment[1][:_LONGEST_COMMENT], answer.offending_elements
+                answer.sop_instance_uid, answer.status, comment[1].rstrip(" \0"), answer.offending_elements
             )
         elif offending is not None and not answer.offending_elements:
             tags = tuple(int(a + b, 16) for a, b in _TAG.findall(offending[1]))
@@ -200,12 +233,13 @@ class StorescuReader:
 
     # --- errors ---
 
-    def _error(self, text: str) -> Iterator[Event]:
-        if text.startswith(("Store Failed, file: ", "Association Release Failed: ")):
+    def _error(self, text: str) -> None:
+        if self._impossible:
+            self._trouble = "found no presentation context for it, and cannot convert its pixel data"
+        elif text.startswith(("Store Failed, file: ", "Association Release Failed: ")):
             self._failure = [text]
         elif self._file is not None and self._requested is None:
-            sentence = re.sub(r"\S*" + re.escape(self._file), "it", text)
-            yield NotSent(self._file, f"storescu: {sentence}")
+            self._trouble = _shown(re.sub(r"\S*" + re.escape(self._file), "it", text))
 
     def _fatal(self, line: str) -> Iterator[Event]:
         text = line[3:]
@@ -238,7 +272,7 @@ class StorescuReader:
             yield answer
         if self._failure:
             failure, self._failure = self._failure, []
-            yield self._finish(_failed(failure))
+            yield self._finish(_failed(failure, over_tls=self._over_tls, accepted=self._accepted))
 
     def _finish(self, finished: Finished) -> Finished:
         self._over = True
@@ -250,8 +284,8 @@ def _field(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _failed(lines: Sequence[str]) -> Finished:
-    """Given the lines about an error, return how the association ended."""
+def _failed(lines: Sequence[str], *, over_tls: bool, accepted: bool) -> Finished:
+    """Given the lines about an error, and whether it came over TLS and after A-ASSOCIATE-AC, return how the association ended."""
     what, *conditions = lines
     if what.startswith("Association Release Failed"):
         return Finished(End.RELEASED, f"no answer to A-RELEASE-RQ: storescu: {_shown(what)}")
@@ -263,6 +297,10 @@ def _failed(lines: Sequence[str]) -> Finished:
     if found is None:
         return Finished(End.PROTOCOL_ERROR, f"storescu: {_shown(innermost)}")
     end, sentence = _ENDS.get(int(found[1], 16), (End.PROTOCOL_ERROR, "protocol error"))
+    if end is End.CLOSED and _SEND_TIMEOUT.search(found[2]):
+        end, sentence = End.TIMED_OUT, "the peer accepted no byte in time"
+    if over_tls and not accepted:
+        sentence += "; over TLS, it may want a certificate that it knows"
     return Finished(end, f"{sentence} (storescu: {_shown(found[2])})")
 
 

@@ -56,7 +56,7 @@ _START_SECONDS = 30.0
 _START_SECONDS_PER_FILE = 0.05
 """How long it may take to look at one file before it connects."""
 
-_SLOWEST = 16_000
+SLOWEST = 16_000
 """Bytes per second. The program does not show how far a data set is sent; a slower peer is taken for one that stalls."""
 
 _RELEASE_SECONDS = 2.0
@@ -140,6 +140,7 @@ class _Run:
                 self._read(reader, line)
             for event in reader.close():
                 self._handle(event)
+            self._remember(child.rest)
         finally:
             child.close()
         return self._end(self._conclude())
@@ -174,10 +175,13 @@ class _Run:
         """Read output until it ends, or until there is a reason to end the program."""
         while self._ended is None:
             stop_at = self._watcher.stop_at()
+            if stop_at is not None and self._release_by is None:
+                # It cannot be told to send nothing more: it is ended as soon as nothing is in flight.
+                self._release_by = stop_at
             lines = child.lines(_TURN_SECONDS)
             if lines is None:
                 return
-            if self._read_until_ended(reader, lines):
+            if self._read_all(reader, lines):
                 return
             now = time.monotonic()
             if stop_at is not None and now >= stop_at:
@@ -187,16 +191,15 @@ class _Run:
             elif now > self._deadline():
                 self._stop(End.TIMED_OUT, f"{self._name} showed no progress for {now - self._last_event:.0f} s")
 
-    def _read_until_ended(self, reader: Reader, lines: Sequence[str]) -> bool:
-        """Read lines up to one that is a reason to end the program; return whether there was one.
+    def _read_all(self, reader: Reader, lines: Sequence[str]) -> bool:
+        """Read lines, and return whether one of them is a reason to end the program. The lines behind it count as well: they may
+        say that a further request was sent.
 
         An association that is not there any more is one: DCMTK's storescu then still reads all other files.
         """
         for line in lines:
             self._read(reader, line)
-            if self._ended is not None or (self._finished is not None and self._finished.end is not End.RELEASED):
-                return True
-        return False
+        return self._ended is not None or (self._finished is not None and self._finished.end is not End.RELEASED)
 
     def _deadline(self) -> float:
         peer = self._peer
@@ -204,13 +207,17 @@ class _Run:
             start = _START_SECONDS + _START_SECONDS_PER_FILE * len(self._by_uid)
             return self._last_event + start + peer.connect_timeout + peer.accept_timeout
         largest = max((_length(linked.item) for linked in self._in_flight.values()), default=0)
-        return self._last_event + peer.stall_timeout + peer.answer_timeout + largest / _SLOWEST
+        return self._last_event + peer.stall_timeout + peer.answer_timeout + largest / SLOWEST
 
     def _read(self, reader: Reader, line: str) -> None:
-        if line.strip():
-            self._last_line = line.strip()[:_LONGEST_QUOTE]
+        self._remember(line)
         for event in reader.feed(line):
             self._handle(event)
+
+    def _remember(self, line: str) -> None:
+        """Keep a line for a sentence about the end, unless it is one of DCMTK's details, which show a passcode."""
+        if line.strip() and not line.startswith("D: "):
+            self._last_line = line.strip()[:_LONGEST_QUOTE]
 
     def _handle(self, event: Event) -> None:
         self._last_event = time.monotonic()
@@ -237,7 +244,7 @@ class _Run:
             return
         accepted = dict.fromkeys(event.contexts, 1)
         for linked in list(self._open.values()):
-            if choose(linked.item, accepted) is None:
+            if not choose(linked.item, accepted):
                 self._give_up(linked, Problem.CONTEXT_REJECTED, _no_context(linked.item))
 
     def _request(self, event: Requested) -> None:

@@ -28,7 +28,7 @@ from examsend.transfer import AssociationEnd, End, Item, Next, Peer, Tls
 from tests.helpers import add, cli, execute, prepare, rows
 from tests.peers.scripted import Peer as Receiver
 from tests.peers.scripted import Script, scripted
-from tests.senders.test_conformance import items_of
+from tests.senders.harness import items_of
 
 
 @dataclass(frozen=True)

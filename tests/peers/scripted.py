@@ -120,6 +120,8 @@ class Peer:
     """Answered with success or a warning."""
     offered: list[str] = field(default_factory=list)
     """SOP Instance UIDs of every complete C-STORE-RQ, in order."""
+    priorities: list[int] = field(default_factory=list)
+    """Priority (0000,0700) of every complete C-STORE-RQ."""
     associations: int = 0
     """Accepted."""
     requests: int = 0
@@ -369,6 +371,7 @@ class Session:
         sop_class, uid = fields[0x00000002], fields[0x00001000]
         name = uid.rstrip(b"\0").decode()
         self._peer.offered.append(name)
+        self._peer.priorities.append(struct.unpack("<H", fields[0x00000700])[0])
         k = len(self._peer.offered)
         script = self._script
         if script.poison == name:

@@ -15,24 +15,15 @@ from typing import Any
 import pydicom.data
 import pytest
 
-from examsend import senders
-from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dicom import uids
-from examsend.senders.native import NativeSender
 from examsend.states import SenderName
 from examsend.transfer import End, Peer, Problem
 from tests.peers import dcmtk, orthanc
 from tests.peers.scripted import Script, scripted
-from tests.senders.test_conformance import Watch, items_of, sent
+from tests.senders.harness import Watch, items_of, made, sent
 
 DEFLATED = Path(pydicom.data.__file__).parent / "test_files" / "image_dfl.dcm"
-
-
-@pytest.fixture(params=SenderName)
-def sender(request: pytest.FixtureRequest) -> Any:
-    """One of the senders."""
-    return senders.get(request.param, Settings())
 
 
 @contextmanager
@@ -74,7 +65,9 @@ def _swapping(current: Path, first: Path, other: Path, *, in_place: bool) -> Ite
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["renamed", "overwritten"])
-def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(sender: Any, tmp_path: Path, in_place: bool) -> None:
+def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(
+    wire_sender: Any, tmp_path: Path, in_place: bool
+) -> None:
     """Forty files are swapped with files of the same size while they are sent in Implicit VR."""
     implicit = Script(accept=lambda _class, syntax: syntax == uids.IMPLICIT_VR_LITTLE_ENDIAN)
     first, other, current = tmp_path / "first", tmp_path / "other", tmp_path / "current"
@@ -85,14 +78,14 @@ def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(sender: Any, tmp
     current.symlink_to(first)
     items = items_of(sorted(current.iterdir()))
     with scripted(implicit) as receiver:
-        sent(sender, receiver, items)
+        sent(wire_sender, receiver, items)
         right = {r.sop_instance_uid: r.sha256 for r in receiver.stored}
     assert len(right) == 40
     stored = changed = 0
     with _swapping(current, first, other, in_place=in_place) as swapped:
         for _ in range(5):
             with scripted(implicit) as receiver:
-                _, watch = sent(sender, receiver, items)
+                _, watch = sent(wire_sender, receiver, items)
                 assert {p.problem for p in watch.problems} <= {Problem.CHANGED}
                 changed += len(watch.problems)
                 wrong = [r for r in receiver.stored if r.sha256 != right[r.sop_instance_uid]]
@@ -118,17 +111,17 @@ def test_a_data_set_of_odd_length_is_not_offered(sender: Any, tmp_path: Path) ->
     assert [a.item for a in watch.answers] == [first, last]
 
 
-def test_a_deflated_stream_of_odd_length_is_sent_with_its_null_byte(sender: Any) -> None:
+def test_a_deflated_stream_of_odd_length_is_sent_with_its_null_byte(wire_sender: Any) -> None:
     """PS3.5 A.5. The byte is no part of the data set; re-encoded, there is none."""
     [item] = items_of([DEFLATED])
     deflated = DEFLATED.read_bytes()[item.dataset_offset :]
     assert len(deflated) % 2
     with scripted() as receiver:
-        end, watch = sent(sender, receiver, [item])
+        end, watch = sent(wire_sender, receiver, [item])
     assert (end.end, watch.statuses) == (End.RELEASED, [0x0000])
     assert receiver.stored[0].sha256 == hashlib.sha256(deflated + b"\0").hexdigest()
     with scripted(Script(accept=lambda _class, syntax: syntax == uids.IMPLICIT_VR_LITTLE_ENDIAN)) as receiver:
-        end, watch = sent(sender, receiver, [item])
+        end, watch = sent(wire_sender, receiver, [item])
     assert (end.end, watch.statuses) == (End.RELEASED, [0x0000])
     assert receiver.stored[0].size % 2 == 0
 
@@ -142,5 +135,5 @@ def test_receivers_take_a_deflated_stream_of_odd_length(
     items = items_of([DEFLATED])
     for port, aet in ((storescp("+xd").port, "STORESCP"), (orthanc_server().port, "ORTHANC")):
         watch = Watch()
-        end = NativeSender(Settings()).send(Peer("127.0.0.1", port, aet, "X", answer_timeout=20), items, watch)
+        end = made(SenderName.NATIVE).send(Peer("127.0.0.1", port, aet, "X", answer_timeout=20), items, watch)
         assert (end.end, watch.statuses) == (End.RELEASED, [0x0000]), aet

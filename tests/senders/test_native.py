@@ -27,7 +27,7 @@ from examsend.senders.native import NativeSender
 from examsend.transfer import End, Item, Peer, Tls
 from tests.peers import dcmtk, scripted
 from tests.peers.scripted import Script
-from tests.senders.test_conformance import Watch, items_of, sent, study
+from tests.senders.harness import Watch, items_of, sent, study
 
 SENDER = NativeSender(Settings())
 

@@ -9,24 +9,21 @@ from typing import Any
 
 import pytest
 
-from examsend import senders
-from examsend.config.settings import Settings
-from examsend.states import SenderName
 from examsend.transfer import End, Tls, UserIdentity
 from tests.peers.scripted import Script, scripted
-from tests.senders.test_conformance import sent, study
+from tests.senders.harness import named, sender_here, sent, study
 from tests.senders.test_native import _server
 
 
-@pytest.fixture(params=SenderName)
-def sender(request: pytest.FixtureRequest) -> Any:
-    """One of the senders."""
-    return senders.get(request.param, Settings())
+@pytest.fixture(params=named(lambda can: can.pins_certificate and 2 in can.user_identity_kinds))
+def pinning(request: pytest.FixtureRequest) -> Any:
+    """Each of the senders that can pin a certificate and send a passcode. ``test_tls`` has the others."""
+    return sender_here(request.param)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("server", End.RELEASED), ("stranger", End.TLS_FAILED)])
 def test_only_the_owner_of_the_pinned_certificate_gets_the_passcode(
-    sender: Any,
+    pinning: Any,
     certificates: Path,
     tmp_path: Path,
     name: str,
@@ -38,7 +35,7 @@ def test_only_the_owner_of_the_pinned_certificate_gets_the_passcode(
     der = ssl.PEM_cert_to_DER_cert((certificates / "server.pem").read_text())
     with scripted(Script(tls=_server(certificates, name))) as receiver:
         end, _ = sent(
-            sender,
+            pinning,
             receiver,
             study(tmp_path, 1),
             tls=Tls(pin_sha256=hashlib.sha256(der).hexdigest()),

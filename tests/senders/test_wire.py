@@ -39,7 +39,7 @@ from tests.peers.talking import (
     reads_slowly,
     silent,
 )
-from tests.senders.test_conformance import Watch, items_of, no_thread_left, sent, study
+from tests.senders.harness import Watch, items_of, nothing_left, sent, study
 from tests.senders.test_native import SEND_ONE, _server
 
 SENDER = NativeSender(Settings())
@@ -49,7 +49,7 @@ CT = b"1.2.840.10008.5.1.4.1.1.2\0"
 def timed(peer: Peer, items: list[Item], watch: Watch | None = None) -> tuple[AssociationEnd, float]:
     """Send items; return how it ended and the seconds it took."""
     began = time.monotonic()
-    with no_thread_left():
+    with nothing_left():
         end = SENDER.send(peer, items, watch or Watch())
     return end, time.monotonic() - began
 

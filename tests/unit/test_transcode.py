@@ -78,7 +78,7 @@ def test_what_dcmtk_encodes_is_decoded_to_the_same_pixels(variant: str, encoder:
     path = saved(original, tmp_path / "native.dcm")
     run(*ENCODERS[encoder], path, tmp_path / "encoded.dcm")
     after = parsed(converted(tmp_path / "encoded.dcm"))
-    assert np.array_equal(stored_values(after), stored_values(original))
+    assert after.PixelData == planar_0(original).PixelData  # with the sign in the unused bits
     assert after.PhotometricInterpretation == original.PhotometricInterpretation
     assert after.get("PlanarConfiguration", 0) == 0
     assert after.SOPInstanceUID == original.SOPInstanceUID

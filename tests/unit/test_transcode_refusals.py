@@ -23,6 +23,7 @@ from examsend.dicom import transcode
 from examsend.dicom.source import MemorySource
 from examsend.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     HTJ2K,
     HTJ2K_LOSSLESS,
@@ -336,3 +337,51 @@ def test_a_jpeg_frame_that_is_not_whole_and_lossless_is_refused(
     at = frame.index(b"\xff\xda")
     point = frame[: at + 9] + b"\x01" + frame[at + 10 :]  # a point transform: the lowest bit was dropped
     refused(with_frames(data, [point]), JPEG_LOSSLESS, "encoded with loss")
+
+
+@pytest.mark.parametrize("target", [RLE_LOSSLESS, JPEG_LS_LOSSLESS])
+def test_a_compressed_image_is_compressed_anew(target: str) -> None:
+    data = with_frames(made(rows=9, columns=11, samples=3, allocated=8, photometric="YBR_RCT"), [htj2k.frame("rgb")])
+    anew = convert(raw(data), HTJ2K_LOSSLESS, target)
+    assert parsed(anew).PhotometricInterpretation == "RGB"
+    assert parsed(convert(anew, target)).PixelData == parsed(convert(raw(data), HTJ2K_LOSSLESS)).PixelData
+
+
+@pytest.mark.parametrize("native", [EXPLICIT_VR_BIG_ENDIAN, DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN])
+def test_other_native_syntaxes_are_compressed_too(native: str) -> None:
+    data = made(stored=12)
+    if native == EXPLICIT_VR_BIG_ENDIAN:
+        data.PixelData = np.frombuffer(data.PixelData, "<u2").byteswap().tobytes()
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = False, False
+        write_dataset(buffer, data)
+        source = buffer.getvalue()
+    else:
+        source = convert(raw(data), EXPLICIT_VR_LITTLE_ENDIAN, native)
+    after = convert(source, native, JPEG_LS_LOSSLESS)
+    assert parsed(convert(after, JPEG_LS_LOSSLESS)).PixelData == made(stored=12).PixelData
+
+
+def test_an_encapsulated_icon_becomes_a_native_one(tmp_path: Path) -> None:
+    icon = made(rows=40, columns=41, allocated=8)
+    data = compressed(RLE_LOSSLESS, allocated=8, frames=2)
+    item = Dataset()
+    for element in icon:
+        if element.tag.group == 0x28:
+            item.add(element)
+    (frame,) = frames_of(compressed(RLE_LOSSLESS, rows=40, columns=41, allocated=8))
+    item.PixelData = encapsulate([frame], has_bot=True)
+    item["PixelData"].VR = "OB"
+    item["PixelData"].is_undefined_length = True
+    data.IconImageSequence = Sequence([item])
+    (tmp_path / "a").write_bytes(raw(data))
+    output = io.BytesIO()
+    with (tmp_path / "a").open("rb") as file:
+        transcode.transcode(
+            (file.fileno(), 0, (tmp_path / "a").stat().st_size), RLE_LOSSLESS, EXPLICIT_VR_LITTLE_ENDIAN, output
+        )
+    after = parsed(output.getvalue())
+    assert after.IconImageSequence[0].PixelData == icon.PixelData
+    assert after.PixelData == made(allocated=8, frames=2).PixelData
+    item.Rows = 39
+    refused(data, RLE_LOSSLESS, "of an image inside the data set")

@@ -242,15 +242,26 @@ class ResponseReader:
             raise protocol_error("a command that is not a C-STORE-RSP")
         if not whole:
             raise protocol_error("a C-STORE-RSP with a data set")
-        return _response(context_id, message.message_to_primitive())
+        # pynetdicom refuses an Error Comment that is no LO: a line break, or more than 64 characters. It is a text for people.
+        comment = _take_comment(message)
+        return _response(context_id, message.message_to_primitive(), comment)
 
 
-def _response(context_id: int, found: Any) -> Response:
+def _take_comment(message: DIMSEMessage) -> str | None:
+    """Remove Error Comment (0000,0902) from a message; return its text, which is taken as it is."""
+    if 0x00000902 not in message.command_set:
+        return None
+    value = message.command_set.get_item(0x00000902).value
+    del message.command_set[0x00000902]
+    return value.decode("latin-1").strip("\0 ") if isinstance(value, bytes) else str(value or "")
+
+
+def _response(context_id: int, found: Any, comment: str | None) -> Response:
     if found.MessageIDBeingRespondedTo is None:
         raise protocol_error("a C-STORE-RSP without Message ID Being Responded To (0000,0120)")
     if found.Status is None:
         raise protocol_error("a C-STORE-RSP without Status (0000,0900)")
-    uid, comment = found.AffectedSOPInstanceUID, getattr(found, "ErrorComment", None)
+    uid = found.AffectedSOPInstanceUID
     offending = getattr(found, "OffendingElement", None) or []
     tags = [offending] if isinstance(offending, (int, str)) else offending
     return Response(
@@ -259,7 +270,7 @@ def _response(context_id: int, found: Any) -> Response:
         int(found.MessageIDBeingRespondedTo),
         int(found.Status),
         str(uid) if uid else None,
-        str(comment)[:_MAX_COMMENT] if comment else None,
+        comment[:_MAX_COMMENT] if comment else None,
         tuple(int(tag) for tag in tags)[:64],
     )
 
