@@ -326,6 +326,26 @@ def test_memory_is_bounded_by_a_frame_not_by_the_data_set(tmp_path: Path) -> Non
     assert int(said.stdout) < 9_000  # KiB; the decoded pixels are 20 MiB
 
 
+@pytest.mark.parametrize("target", [IMPLICIT_VR_LITTLE_ENDIAN, DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN])
+def test_memory_is_bounded_where_a_large_native_data_set_is_re_encoded(tmp_path: Path, target: str) -> None:
+    data = made(rows=64, columns=64, frames=2)
+    data.PixelData = bytes(100 << 20)
+    (tmp_path / "a").write_bytes(raw(data))
+    program = (
+        "import os, resource, sys\n"
+        "from examsend.dicom.transcode import transcode\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "with open(os.devnull, 'wb') as out:\n"
+        f"    transcode((fd, 0, os.path.getsize(sys.argv[1])), {EXPLICIT_VR_LITTLE_ENDIAN!r}, {target!r}, out)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(said.stdout) < 20_000  # KiB
+
+
 HT = {
     "u8": (1, 0, 255, 8, False),
     "u16": (1, 0, 65535, 16, False),
