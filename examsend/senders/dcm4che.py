@@ -80,7 +80,7 @@ class Dcm4cheSender:
         notes=(
             "Instances are sent in no particular order.",
             "With transcode fallback, dcm4che's own decoders are used, if all compressed instances of the batch are in lossless syntaxes.",
-            "Files whose file meta information differs from their data set are not sent.",
+            "Files whose file meta information is missing or differs from their data set, and deflated ones of odd length, are not sent.",
             "TLS: the name in the certificate must be the host that is connected to. Needs `pip install examsend[dcm4che]`.",
             "Told to stop, storescu is killed: the peer sees the connection close, without A-ABORT.",
         ),
@@ -105,7 +105,7 @@ class Dcm4cheSender:
             objection = _objection(item)
             if objection is None:
                 wanted.append(item)
-            elif watcher.not_offered(NotOffered(item, Problem.UNCONVERTIBLE, objection)) is Next.RELEASE:
+            elif watcher.not_offered(objection) is Next.RELEASE:
                 return AssociationEnd(End.RELEASED)
         return external.run(_Storescu(self._given, peer), peer, wanted, watcher)
 
@@ -302,8 +302,19 @@ def _identity(settings: UserIdentity | None) -> list[str]:
 # --- its files ---
 
 
-def _objection(item: Item) -> str | None:
+def _objection(item: Item) -> NotOffered | None:
     """Return why dcm4che would send something else than the item, or None. The file may be missing; that is found later."""
+    if (
+        item.transfer_syntax_uid == uids.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
+        and (item.file_size - item.dataset_offset) % 2
+    ):
+        sentence = "the deflated data set has an odd length, and dcm4che does not pad it (PS3.5 A.5)"
+        return NotOffered(item, Problem.ODD_LENGTH, sentence)
+    sentence = _meta_objection(item) or ""
+    return NotOffered(item, Problem.UNCONVERTIBLE, sentence) if sentence else None
+
+
+def _meta_objection(item: Item) -> str | None:
     try:
         fd = os.open(item.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, NATIVE, VERIFICATION
 from examsend.dimse import words
@@ -30,9 +31,9 @@ _RESPONSE = re.compile(r"(\d+):C-STORE-RSP\[pcid=\d+, status=([0-9a-f]{1,4})H(.*
 _COMMENT = re.compile(
     r", errorComment=(.*?)(?:\t  tags=\[[^\t]*\])?(?:\t  cuid=[^\t]*)?(?:\t  iuid=[^\t]*)?\t  tsuid=[^\t]*$"
 )
-_TAGS = re.compile(r"\t  tags=\[([^\t]*)\](?:\t  cuid=[^\t]*)?(?:\t  iuid=[^\t]*)?\t  tsuid=[^\t]*$")
 _ANSWERED = re.compile(r"\t  iuid=([0-9.]+)[^\t]*\t  tsuid=[^\t]*$")
-_TAG = re.compile(r"\(([0-9A-Fa-f]{4}),([0-9A-Fa-f]{4})\)")
+_OFFENDING = re.compile(r"\(0000,0901\) AT \[([0-9A-Fa-f\\]+)")
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _REJECTION = re.compile(r"A-ASSOCIATE-RJ\[result: (\d+)[^,]*, source: (\d+)[^,]*, reason: (\d+)")
 _ABORT = re.compile(r"A-ABORT\[source: (\d+)[^,]*, reason: (\d+)")
 _EXPIRED = re.compile(r"(?:\d+:)?(A-ASSOCIATE-AC|A-RELEASE-RP|DIMSE-RSP|send|idle) timeout expired")
@@ -88,6 +89,8 @@ class Dcm4cheReader:
         self._contexts: frozenset[tuple[str, str]] | None = None
         self._established = False
         self._begun = False
+        self._held: Responded | None = None
+        """A response whose Offending Element may follow, in the command set that is printed where it is no success."""
         self._requests: dict[str, str] = {}
         """{message id: SOP Instance UID}"""
         self._unscanned: dict[str, str] = {}
@@ -95,6 +98,8 @@ class Dcm4cheReader:
         self._expired: str | None = None
         self._fatal: list[str] = []
         """The error that ended the program before it had an association: its text, its exception, what caused it."""
+        self._connected = False
+        """It says that it is connected."""
         self._releasing = False
         self._over = False
 
@@ -106,7 +111,7 @@ class Dcm4cheReader:
             yield from self._message(message)
             return
         if self._marked:
-            self._raw(line)
+            yield from self._raw(line)
             return
         header = _HEADER.match(line)
         if header is not None:
@@ -116,7 +121,7 @@ class Dcm4cheReader:
             self._block.append(line)
         else:
             yield from self._accept(None)
-            self._raw(line)
+            yield from self._raw(line)
         if self._block and _is_complete(self._block):
             yield from self._complete()
 
@@ -124,6 +129,7 @@ class Dcm4cheReader:
         """See ``program_output.Reader``."""
         yield from self._complete()
         yield from self._accept(None)
+        yield from self._answer()
         for name, sentence in self._unscanned.items():
             yield NotSent(name, f"dcm4che cannot read it: {sentence}")
         yield from self._unsent()
@@ -131,7 +137,10 @@ class Dcm4cheReader:
             return
         if self._fatal:
             yield self._failure()
-        elif not self._begun and len(self._unscanned) >= len(self._items):
+        elif self._connected and not self._begun:
+            sentence = "dcm4che's storescu does not show the responses: its logging is configured otherwise"
+            yield Finished(End.MISCONFIGURED, sentence)
+        elif not self._begun and 0 < len(self._items) <= len(self._unscanned):
             # It connects only if it found something to send.
             yield Finished(End.RELEASED)
 
@@ -159,6 +168,8 @@ class Dcm4cheReader:
         if step is None:
             return
         direction, text = step[1], step[2]
+        if direction != "<<" or text.startswith("A-"):
+            yield from self._answer()
         if direction == "<<":
             yield from self._sent(text)
         elif direction == ">>":
@@ -216,14 +227,15 @@ class Dcm4cheReader:
             if uid is not None and answered is not None and answered[1] != uid:
                 # dcm4che compares the message ids only. This is no answer to the request: it is reported for what it says.
                 uid = answered[1]
-            comment, tags = _COMMENT.match(response[3]), _TAGS.search(response[3])
-            yield Responded(
-                # dcm4che aborts where no such request is outstanding, so that this one is its text only.
+            comment = _COMMENT.match(response[3])
+            self._held = Responded(
+                # dcm4che aborts where no such request is outstanding: then there is no such UID either.
                 uid if uid is not None else f"message {response[1]}",
                 int(response[2], 16),
                 comment[1].replace(_BREAK, " ")[:_LONGEST] if comment is not None else None,
-                tuple(int(a + b, 16) for a, b in _TAG.findall(tags[1])) if tags is not None else (),
             )
+            if self._held.status == 0:
+                yield from self._answer()
         elif text.startswith("A-ASSOCIATE-AC"):
             self._accepting = True
         elif text.startswith("A-RELEASE-RP"):
@@ -240,6 +252,11 @@ class Dcm4cheReader:
             source, reason = map(int, abort.groups())
             self._over = True
             yield Finished(End.ABORTED, words.abort(source, reason), None, source, reason)
+
+    def _answer(self) -> Iterator[Event]:
+        held, self._held = self._held, None
+        if held is not None:
+            yield held
 
     def _happened(self, text: str) -> Iterator[Event]:
         expired = _EXPIRED.match(text)
@@ -264,14 +281,24 @@ class Dcm4cheReader:
 
     # --- what else it prints ---
 
-    def _raw(self, line: str) -> None:
+    def _raw(self, line: str) -> Iterator[Event]:
         """Read a line that is no message. Once there is an association, it proves nothing about it."""
+        if self._held is not None:
+            offending = _OFFENDING.match(line)
+            if offending is not None:
+                tags = tuple(int(tag, 16) for tag in _TAG.findall(offending[1]))
+                self._held = replace(self._held, offending_elements=tags)
+            elif not line:
+                yield from self._answer()
+            return
         line = line.lstrip(".EI") if line.startswith((".", "E", "I")) else line
         refused = _NO_CLASS.match(line)
         if refused is not None:
             self._refused_classes.add(refused[1])
         elif self._established:
             return
+        elif line.startswith("Connected to "):
+            self._connected = True
         elif not self._begun and (scan := _SCAN.match(line)) is not None:
             self._unscanned.setdefault(scan[1], scan[2][:_LONGEST])
         elif line.startswith(_FATAL) and not self._fatal:
