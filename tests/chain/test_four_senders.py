@@ -112,6 +112,7 @@ def test_a_ct_of_300_slices_arrives_identical_and_leaves_the_rows_of_native(
 @dcmtk.needs("storescp")
 @orthanc.needs_orthanc
 @pytest.mark.orthanc
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom warns of values in real files that are not valid
 def test_real_files_arrive_identical_at_storescp_and_orthanc(
     pass_settings: Settings,
     database: engine.Database,
