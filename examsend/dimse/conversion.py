@@ -6,6 +6,7 @@ own it costs at most one instance. Results are temporary files without a name, s
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -38,18 +40,24 @@ READY = b"ready"
 
 _START_SECONDS = 60.0
 
+_END_SECONDS = 3.0
+"""How long a process that was killed is waited for."""
+
 _SHORTEST_LIMIT = 60.0
 """Seconds that a conversion may take at least. Longer files may take longer."""
 
 _SLOWEST = 500_000
-"""Bytes of a file that a conversion reads in a second, at least."""
+"""Bytes that a conversion reads and writes in a second, at least."""
+
+_LOOK_SECONDS = 1.0
+"""How often to look whether a conversion has taken too long."""
 
 _MOST_MEMORY = 4 << 30
 _LEAST_MEMORY = 1 << 30
 """Bytes of address space that a worker may use. A frame is held in memory several times, and plug-ins need some 500 MB."""
 
 MOST_WAITING = 1 << 30
-"""Bytes of results that wait to be sent, from which on no further conversion is begun."""
+"""Bytes of results that wait to be sent, in all associations, from which on no further conversion is begun."""
 
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS})
 
@@ -138,6 +146,10 @@ class Job:
         except OSError as error:
             raise Unusable(Problem.UNREADABLE, unwritable(error, self.directory)) from None
         self.future: Future[int] = Future()
+        self.over = threading.Event()
+        """It has ended, and whoever waits for it is told."""
+        self.withdrawn = False
+        """Its association has ended."""
 
     def bytes_waiting(self) -> int:
         """Return the bytes that are written so far."""
@@ -157,58 +169,117 @@ class Job:
 
 
 class Workers:
-    """The workers of one association. Each is started when it is first needed, and ended by ``close``."""
+    """The workers as one association uses them. The process has one set of them, however many associations convert."""
 
     def __init__(self) -> None:
-        self.count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, _MOST_WORKERS)
-        self._memory = _memory(self.count)
-        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="conversion")
-        self._own = threading.local()
-        self._lock = threading.Lock()
-        self._all: list[_Worker] = []
-        self._closed = False
+        self._pool = _Pool.joined()
+        self._jobs: set[Job] = set()
+
+    @property
+    def count(self) -> int:
+        """How many conversions can be under way at once."""
+        return self._pool.count
+
+    @property
+    def most_waiting(self) -> int:
+        """Bytes of results that may wait to be sent in this association before no further conversion is begun."""
+        return MOST_WAITING // max(1, self._pool.users)
 
     def begin(self, job: Job, done: Callable[[], None]) -> None:
         """Convert in the background; ``done`` is called at the end, on another thread."""
-        job.future = self._threads.submit(self._convert, job)
-        job.future.add_done_callback(lambda _: done())
+
+        def over(_: Future[int]) -> None:
+            done()
+            job.over.set()
+            self._jobs.discard(job)
+
+        self._jobs.add(job)
+        job.future = self._pool.submit(job)
+        job.future.add_done_callback(over)
 
     def close(self) -> None:
-        """End the workers, whatever they do."""
+        """End the conversions of this association, whatever they do. No ``done`` is called from then on."""
+        self._pool.leave(list(self._jobs))
+
+
+class _Pool:
+    """The workers of this process, each kept by a thread. They are started when first needed, and end with the last user."""
+
+    _lock = threading.Lock()
+    _current: _Pool | None = None
+
+    def __init__(self) -> None:
+        self.count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, _MOST_WORKERS)
+        self.users = 0
+        self._memory = _memory(self.count)
+        # A worker ends with the thread that started it, so that the threads are not those of an association.
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="conversion")
+        self._own = threading.local()
+        self._all: list[_Worker] = []
+        self._running: dict[Job, _Worker] = {}
+
+    @classmethod
+    def joined(cls) -> _Pool:
+        """Return the pool of this process, with one user more."""
+        with cls._lock:
+            if cls._current is None:
+                cls._current = cls()
+            cls._current.users += 1
+            return cls._current
+
+    def submit(self, job: Job) -> Future[int]:
+        """Begin a job once there is a worker for it."""
+        return self._threads.submit(self._convert, job)
+
+    def leave(self, jobs: list[Job]) -> None:
+        """End a user's jobs; with the last user, end the workers."""
         with self._lock:
-            self._closed = True
-            for worker in self._all:
-                worker.kill()
-        self._threads.shutdown(cancel_futures=True)
+            for job in jobs:
+                job.withdrawn = True
+                if job in self._running:
+                    self._running[job].kill()
+        for job in jobs:
+            job.future.cancel()
+        for job in jobs:
+            job.over.wait()
+        with self._lock:
+            self.users -= 1
+            if self.users:
+                return
+            _Pool._current = None
+        self._threads.shutdown()
         for worker in self._all:
             worker.end()
 
     def _convert(self, job: Job) -> int:
         """Called on a thread that keeps a worker: return the length of the result. Raises Unusable."""
-        worker: _Worker | None = getattr(self._own, "worker", None)
+        worker = self._worker(job)
         try:
-            if worker is None:
-                worker = self._own.worker = self._start()
             return worker.convert(job)
-        except BaseException:
-            if worker is not None and worker.is_over:
-                # The next job of this thread gets a new one.
-                self._own.worker = None
-                with self._lock:
+        finally:
+            with self._lock:
+                del self._running[job]
+                if worker.is_over:
+                    # The next job of this thread gets a new one.
+                    self._own.worker = None
                     self._all.remove(worker)
+            if worker.is_over:
                 worker.end()
-            raise
 
-    def _start(self) -> _Worker:
+    def _worker(self, job: Job) -> _Worker:
+        """Return the worker of this thread, which from then on may be killed because of the job. Raises Unusable."""
+        worker: _Worker | None = getattr(self._own, "worker", None)
         with self._lock:
-            if self._closed:
+            if job.withdrawn:
                 raise Unusable(Problem.UNREADABLE, "the association has ended")
-            try:
-                worker = _Worker(self._memory)
-            except OSError as error:
-                sentence = f"no process that converts it can be started: {error.strerror or error}"
-                raise Unusable(Problem.UNREADABLE, sentence) from None
-            self._all.append(worker)
+            if worker is None:
+                try:
+                    worker = self._own.worker = _Worker(self._memory)
+                except OSError as error:
+                    sentence = f"no process that converts it can be started: {error.strerror or error}"
+                    raise Unusable(Problem.UNREADABLE, sentence) from None
+                self._all.append(worker)
+            self._running[job] = worker
             return worker
 
 
@@ -250,16 +321,21 @@ class _Worker:
         """Convert, and return the length of the result in bytes. Raises Unusable."""
         item = {**asdict(job.item), "content_sha256": job.item.content_sha256.hex()}
         message = json.dumps({"item": item, "target": job.target, "directory": job.directory}).encode()
-        limit = max(_SHORTEST_LIMIT, job.item.file_size / _SLOWEST)
         self._await_start()
+        began = time.monotonic()
+        answer: bytes | None = None
         try:
-            self._socket.settimeout(limit)
+            self._socket.settimeout(_LOOK_SECONDS)
             socket.send_fds(self._socket, [message], [job.fd])
-            answer = self._socket.recv(LONGEST_MESSAGE)
-        except TimeoutError:
-            self.is_over = True
-            why = f"it took longer than {limit:.0f} s"
-            raise Unusable(Problem.UNCONVERTIBLE, unconvertible(job.item, job.target, why)) from None
+            while answer is None:
+                with contextlib.suppress(TimeoutError):
+                    answer = self._socket.recv(LONGEST_MESSAGE)
+                # A small file may have a large result.
+                limit = max(_SHORTEST_LIMIT, (job.item.file_size + job.bytes_waiting()) / _SLOWEST)
+                if answer is None and time.monotonic() - began > limit:
+                    self.is_over = True
+                    why = f"it took longer than {limit:.0f} s"
+                    raise Unusable(Problem.UNCONVERTIBLE, unconvertible(job.item, job.target, why))
         except OSError:
             answer = b""
         if not answer:
@@ -289,7 +365,7 @@ class _Worker:
         """Return what the end of the process means for its job."""
         self.is_over = True
         try:
-            code = self._process.wait(10)
+            code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             code = 0
         name = signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit status {code}"
@@ -303,11 +379,15 @@ class _Worker:
         """End the process at once. A thread that waits for it is told so by its socket."""
         self.is_over = True
         self._process.kill()
+        # A process that waits for a file system that does not answer ends only when that does.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """End the process and wait for it."""
+        """End the process and wait for it, as long as it needs if nothing holds it."""
         self.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
         self._socket.close()
 
 

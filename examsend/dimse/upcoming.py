@@ -184,12 +184,10 @@ class Upcoming:
 
     def _may_begin(self) -> bool:
         """Whether another conversion may be begun: there are workers to take it, and room for its result."""
-        from examsend.dimse.conversion import MOST_WAITING
-
         assert self._workers is not None
         if len(self._jobs) > self._workers.count:
             return False
-        return sum(job.bytes_waiting() for job in self._jobs) < MOST_WAITING
+        return sum(job.bytes_waiting() for job in self._jobs) < self._workers.most_waiting
 
     def _begin(self, planned: _Planned) -> None:
         from examsend.dimse import conversion

@@ -151,7 +151,7 @@ class _Storescu:
 
     def reader(self, items: Sequence[Item]) -> Dcm4cheReader:
         """See ``program_output.Program``."""
-        return Dcm4cheReader(items, self._token, converts=self._decodes)
+        return Dcm4cheReader(items, self._token, converts=self._decodes, tls=self._peer.tls is not None)
 
 
 # --- the program ---

@@ -50,6 +50,15 @@ _UNREACHABLE = re.compile(
 )
 _TLS = re.compile(r"javax\.net\.ssl\.|java\.security\.cert\.")
 
+_TLS_SENTENCES = (
+    ("CertificateExpiredException", "it has expired"),
+    ("CertificateNotYetValidException", "it is not valid yet"),
+    ("No subject alternative", "it is for another name"),
+    ("No name matching", "it is for another name"),
+    ("unable to find valid certification path", "its issuer is not trusted"),
+    ("PKIX path", "it cannot be verified"),
+)
+
 _SENTENCES = {
     "A-ASSOCIATE-AC": "the peer did not answer the association request in time",
     "DIMSE-RSP": "the peer did not answer a C-STORE-RQ in time",
@@ -74,10 +83,11 @@ def configuration(token: str) -> str:
 class Dcm4cheReader:
     """See ``program_output.Reader``. ``converts``: dcm4che may decompress what the peer does not take as it is."""
 
-    def __init__(self, items: Sequence[Item], token: str, *, converts: bool = False) -> None:
+    def __init__(self, items: Sequence[Item], token: str, *, converts: bool = False, tls: bool = False) -> None:
         self._items = items
         self._token = token
         self._converts = converts
+        self._tls = tls
         self._marked = False
         """A line with the token was read."""
         self._block: list[str] = []
@@ -271,9 +281,9 @@ class Dcm4cheReader:
         if broken[2] == "7" or self._releasing:
             yield self._finish(End.RELEASED, "the peer closed the connection instead of answering the release")
         elif not self._established and _TLS.match(broken[1]):
-            yield self._finish(End.TLS_FAILED, f"TLS: {broken[1][:_LONGEST]}")
+            yield self._finish(End.TLS_FAILED, _tls_sentence(broken[1]))
         else:
-            yield self._finish(End.CLOSED, f"the connection was closed: {broken[1][:_LONGEST]}")
+            yield self._closed(broken[1])
 
     def _finish(self, end: End, sentence: str) -> Finished:
         self._over = True
@@ -306,20 +316,29 @@ class Dcm4cheReader:
         elif len(self._fatal) == 1:
             exception = _EXCEPTION.match(line)
             self._fatal.append(exception[1] if exception is not None else "")
+            if not _TLS.match(self._fatal[1]):
+                # Nothing else is to come, and where the connection broke while it wrote, it does not end by itself.
+                yield self._failure()
         elif self._fatal and line.startswith(_CAUSE):
             self._fatal.append(line.removeprefix(_CAUSE)[:_LONGEST])
 
     def _failure(self) -> Finished:
         """Return how it ended before it had an association."""
         text, exception, *causes = [*self._fatal, ""][: max(2, len(self._fatal))]
-        if self._begun and (_TLS.match(exception) or exception == "java.io.EOFException"):
-            return Finished(End.TLS_FAILED, f"TLS: {text}{f' ({causes[-1]})' if causes else ''}")
+        if self._begun and _TLS.match(exception):
+            return self._finish(End.TLS_FAILED, _tls_sentence(" ".join([text, *causes])))
         if self._begun and _UNREACHABLE.match(exception):
-            return Finished(End.UNREACHABLE, f"no connection: {text}")
-        if self._begun and exception == "java.net.SocketException":
-            closed = any(word in text for word in ("reset", "closed", "Broken pipe"))
-            return Finished(End.CLOSED if closed else End.UNREACHABLE, f"no connection: {text}")
-        return Finished(End.MISCONFIGURED, f"dcm4che's storescu ended with an error: {text}")
+            return self._finish(End.UNREACHABLE, f"no connection: {text}")
+        if self._begun and exception in {"java.net.SocketException", "java.io.EOFException"}:
+            if exception == "java.io.EOFException" or any(word in text for word in ("reset", "closed", "Broken pipe")):
+                return self._closed(text)
+            return self._finish(End.UNREACHABLE, f"no connection: {text}")
+        return self._finish(End.MISCONFIGURED, f"dcm4che's storescu ended with an error: {text}")
+
+    def _closed(self, text: str) -> Finished:
+        """The connection broke. In TLS 1.3 a peer refuses a client certificate after the handshake, and may just close it."""
+        why = ", maybe since it does not accept the client certificate" if self._tls and not self._established else ""
+        return self._finish(End.CLOSED, f"the peer closed the connection{why}: {text[:_LONGEST]}")
 
     def _unsent(self) -> Iterator[Event]:
         """Report the items that it cannot have sent: the peer takes them in no transfer syntax that it can make."""
@@ -338,6 +357,14 @@ class Dcm4cheReader:
                     yield Unsent(uid, Problem.UNCONVERTIBLE, f"{sentence}, and dcm4che did not decompress it")
                 else:
                     yield Unsent(uid, Problem.CONTEXT_REJECTED, sentence)
+
+
+def _tls_sentence(text: str) -> str:
+    """Given the messages of an exception of Java's TLS, return a sentence."""
+    for part, sentence in _TLS_SENTENCES:
+        if part in text:
+            return f"TLS: the peer's certificate is not accepted: {sentence}"
+    return f"TLS: {text[:_LONGEST]}"
 
 
 def _native(sop_class_uid: str) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -23,6 +23,7 @@ from examsend import senders
 from examsend.config.settings import Settings
 from examsend.dicom import uids
 from examsend.dimse import conversion
+from examsend.dimse.payload import Unusable
 from examsend.errors import ConfigError, LostClaim
 from examsend.states import SenderName, Transcode
 from examsend.transfer import End, Item, Peer, Problem
@@ -130,7 +131,7 @@ def test_a_decoder_that_crashes_costs_one_instance(sender: Any, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("name", "problem", "why"),
     [
-        ("full", Problem.UNREADABLE, "/converted: No space left on device"),
+        ("full", Problem.UNREADABLE, "No space left on device"),
         ("hungry", Problem.UNCONVERTIBLE, "needs more memory"),
         ("error", Problem.UNCONVERTIBLE, "the decoder failed (RuntimeError)"),
         ("crash-SIGKILL", Problem.UNREADABLE, "was ended (SIGKILL)"),
@@ -236,6 +237,67 @@ def test_a_file_that_was_changed_is_not_converted(sender: Any, tmp_path: Path) -
     assert end.end is End.RELEASED
     assert [(p.item, p.problem) for p in watch.problems] == [(items[1], Problem.CHANGED), (items[2], Problem.MISSING)]
     assert [a.item for a in watch.answers] == items[:1]
+
+
+def _at_once(senders_: list[tuple[list[Item], Watch]], port: int) -> list[threading.Thread]:
+    """Begin an association for each list of items, each on a thread."""
+    peer = Peer("127.0.0.1", port, "SCRIPTED", "EXAMSEND", transcode=Transcode.FALLBACK)
+    threads = [threading.Thread(target=NATIVE.send, args=(peer, items, watch)) for items, watch in senders_]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_associations_that_convert_at_the_same_time_share_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are processors for, however many destinations a pass serves."""
+    monkeypatch.setattr(conversion, "_MOST_WORKERS", 2)
+    given = [(compressed(tmp_path, *(f"{n}-{k}" for k in range(15))), Watch()) for n in range(5)]
+    most = 0
+    with scripted(UNCOMPRESSED) as receiver:
+        threads = _at_once(given, receiver.port)
+        while any(thread.is_alive() for thread in threads):
+            most = max(most, len(_workers(os.getpid())))
+            time.sleep(0.01)
+    assert [[a.item for a in watch.answers] for _, watch in given] == [items for items, _ in given]
+    assert 1 <= most <= 2
+
+
+@pytest.mark.usefixtures("planted")
+def test_an_association_that_ends_leaves_the_conversions_of_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began first, so that it started the workers."""
+    monkeypatch.setattr(conversion, "_MOST_WORKERS", 1)
+    hung, other = (compressed(tmp_path, "hang"), Watch()), (compressed(tmp_path, *"abc"), Watch())
+    with scripted(UNCOMPRESSED) as receiver:
+        threads = _at_once([hung], receiver.port)
+        _wait_for(tmp_path / "hang.pid")
+        threads += _at_once([other], receiver.port)
+        time.sleep(0.5)
+        hung[1].stop.set()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+    assert (hung[1].answers, hung[1].problems) == ([], [])
+    assert (other[1].problems, [a.item for a in other[1].answers]) == ([], other[0])
+
+
+def test_a_conversion_may_take_the_longer_the_more_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may have a large result."""
+    monkeypatch.setattr(conversion, "_SHORTEST_LIMIT", 0.0)
+    monkeypatch.setattr(conversion, "_LOOK_SECONDS", 0.05)
+    job = conversion.Job(compressed(tmp_path, "a")[0], uids.EXPLICIT_VR_LITTLE_ENDIAN)
+    os.ftruncate(job.fd, conversion._SLOWEST * 60)
+    workers = conversion.Workers()
+    workers.begin(job, lambda: None)
+    try:
+        with pytest.raises(Unusable, match="not as long as"):
+            job.future.result(60)
+    finally:
+        workers.close()
+        job.close()
 
 
 _SENDS = """

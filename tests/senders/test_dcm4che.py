@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -13,18 +15,19 @@ from typing import Any
 
 import pydicom
 import pytest
+from cryptography.hazmat.primitives.serialization import pkcs12
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
 
 from examsend.config.settings import Settings
 from examsend.dicom import uids
 from examsend.errors import ConfigError, LostClaim
-from examsend.senders import dcm4che
+from examsend.senders import dcm4che, keystores
 from examsend.senders.dcm4che import Dcm4cheSender
 from examsend.senders.dcm4che_output import Dcm4cheReader
 from examsend.senders.program_output import Accepted, Event, Finished, Requested, Responded
 from examsend.states import Transcode
-from examsend.transfer import AssociationEnd, End, Item, Peer, Problem, Tls, UserIdentity
+from examsend.transfer import End, Item, Peer, Problem, Tls, UserIdentity
 from tests.peers import orthanc, storescu_replay
 from tests.peers.dcmtk import needs, storescp
 from tests.peers.scripted import Script, scripted
@@ -288,6 +291,77 @@ def test_what_the_user_has_set_for_java_is_kept(tmp_path: Path, monkeypatch: pyt
     assert dcm4che._Storescu(None, PEER).environment(tmp_path)["JAVA_TOOL_OPTIONS"].startswith("-Xmx64m -XX:")
 
 
+@pytest.mark.parametrize(
+    ("lines", "end", "words"),
+    [
+        (
+            (
+                "storescu: PKIX path validation failed: x\njavax.net.ssl.SSLHandshakeException: PKIX\n\tat x.y(Z.java:1)\n"
+                "Caused by: java.security.cert.CertificateExpiredException: NotAfter: today"
+            ),
+            End.TLS_FAILED,
+            "expired",
+        ),
+        (
+            (
+                "storescu: No subject alternative names matching IP address 1.2.3.4 found\n"
+                "javax.net.ssl.SSLHandshakeException: No subject alternative names matching IP address 1.2.3.4 found"
+            ),
+            End.TLS_FAILED,
+            "another name",
+        ),
+        ("storescu: Broken pipe\njava.net.SocketException: Broken pipe", End.CLOSED, "client certificate"),
+        ("storescu: x: Name or service not known\njava.net.UnknownHostException: x", End.UNREACHABLE, "not known"),
+        ("storescu: boom\njava.lang.IllegalArgumentException: Unsupported", End.MISCONFIGURED, "boom"),
+    ],
+)
+def test_errors_before_there_is_an_association(lines: str, end: End, words: str) -> None:
+    [finished] = read(Dcm4cheReader([], TOKEN, tls=True), message("Initiate connection from 0 to 1.2.3.4:5") + lines)
+    assert isinstance(finished, Finished)
+    assert finished.end is end
+    assert words in finished.sentence
+
+
+def test_key_and_trust_store(tmp_path: Path, certificates: Path) -> None:
+    chain = tmp_path / "chain.pem"
+    chain.write_text((certificates / "client.pem").read_text() + (certificates / "ca.pem").read_text())
+    tls = Tls(str(certificates / "ca.pem"), str(chain), str(certificates / "client.key"))
+    trust, key = keystores.write(tls, tmp_path)
+    assert [path.stat().st_mode & 0o777 for path in (trust, key)] == [0o600, 0o600]
+    private, own, more = pkcs12.load_key_and_certificates(key.read_bytes(), keystores.PASSWORD.encode())
+    assert private is not None
+    assert own is not None
+    assert "CN=client" in own.subject.rfc4514_string()
+    assert ["examsend test ca" in found.subject.rfc4514_string() for found in more] == [True]
+    arguments = dcm4che._tls(tls, tmp_path)
+    assert not any("pass" in argument for argument in arguments)
+    assert tuple(arguments[:2]) == ("--trust-store", "trust.p12")
+    # Without a client certificate there is no key, and never the one that dcm4che has for tests.
+    trust, key = keystores.write(replace(tls, cert_file=None, key_file=None), tmp_path)
+    assert pkcs12.load_key_and_certificates(key.read_bytes(), keystores.PASSWORD.encode())[0] is None
+
+
+def test_keys_that_cannot_be_used_are_wrong_settings(
+    tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encrypted = tmp_path / "encrypted.key"
+    subprocess.run(
+        ["openssl", "pkcs8", "-topk8", "-in", certificates / "client.key", "-out", encrypted, "-passout", "pass:x"],
+        check=True,
+    )
+    encrypted.chmod(0o600)
+    tls = Tls(str(certificates / "ca.pem"), str(certificates / "client.pem"), str(encrypted))
+    with pytest.raises(ConfigError, match="pass phrase"):
+        keystores.check(tls)
+    with pytest.raises(ConfigError, match="cannot be used"):
+        keystores.check(replace(tls, key_file=str(certificates / "server.key")))
+    with pytest.raises(ConfigError, match="cannot be used"):
+        keystores.check(replace(tls, ca_file=str(Path(__file__)), cert_file=None, key_file=None))
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ConfigError, match=r"pip install examsend\[dcm4che\]"):
+        keystores.check(tls)
+
+
 # --- the real program ---
 
 
@@ -453,46 +527,6 @@ def test_a_file_that_is_changed_meanwhile_is_reported(sender: Dcm4cheSender, tmp
         watch = Watch()
         sender.send(peer_of(receiver), items, watch)
     assert (watch.answers, [p.problem for p in watch.problems]) == ([], [Problem.CHANGED])
-
-
-@real
-@needs("storescp")
-@pytest.mark.dcmtk
-def test_tls_with_both_certificates(sender: Dcm4cheSender, tmp_path: Path, certificates: Path) -> None:
-    c = certificates
-    items = study(tmp_path, 3)
-
-    def sent(port: int, host: str = "127.0.0.1", **values: Any) -> AssociationEnd:
-        tls = Tls(
-            **{
-                "ca_file": str(c / "ca.pem"),
-                "cert_file": str(c / "client.pem"),
-                "key_file": str(c / "client.key"),
-                **values,
-            }
-        )
-        return sender.send(Peer(host, port, "STORESCP", "EXAMSEND", tls=tls), items, Watch())
-
-    with storescp(
-        tmp_path / "scp", "+tls", str(c / "server.key"), str(c / "server.pem"), "+cf", str(c / "ca.pem")
-    ) as receiver:
-        sender.check(Peer("127.0.0.1", receiver.port, "A", "B", tls=Tls(ca_file=str(c / "ca.pem"))))
-        assert sent(receiver.port).end is End.RELEASED
-        assert len(receiver.digests()) == 3
-        for wrong in (
-            sent(receiver.port, "localhost"),
-            sent(receiver.port, ca_file=str(c / "other.pem")),
-            sent(receiver.port, cert_file=None, key_file=None),
-        ):
-            assert wrong.end is End.TLS_FAILED, wrong.sentence
-            assert not wrong.established
-        assert sent(receiver.port, "localhost", check_name=False).end is End.RELEASED
-    with storescp(
-        tmp_path / "old", "+tls", str(c / "old.key"), str(c / "old.pem"), "+cf", str(c / "ca.pem")
-    ) as receiver:
-        expired = sent(receiver.port)
-        assert expired.end is End.TLS_FAILED
-        assert "validity" in expired.sentence or "NotAfter" in expired.sentence
 
 
 @real
