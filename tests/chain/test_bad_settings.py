@@ -28,7 +28,7 @@ from examsend.transfer import AssociationEnd, End, Item, Next, Peer, Tls
 from tests.helpers import add, cli, execute, prepare, rows
 from tests.peers.scripted import Peer as Receiver
 from tests.peers.scripted import Script, scripted
-from tests.senders.harness import items_of
+from tests.senders.harness import ON_THE_WIRE, items_of
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _without_rules(database: engine.Database) -> None:
         execute(database, f'ALTER TABLE storage_backend_configs DROP CONSTRAINT "{name}"')
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_a_bad_setting_holds_its_destination_and_the_others_are_sent(
     settings: Settings, database: engine.Database, files: Path, tmp_path: Path, bad: Bad, sender: SenderName
@@ -354,7 +354,7 @@ def _unreadable(files: Path) -> str:
     return str(files / "none")
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 @pytest.mark.parametrize("listening", [True, False])
 def test_an_unreadable_secret_is_not_a_peer_that_cannot_be_reached(
     files: Path, tmp_path: Path, sender: SenderName, listening: bool

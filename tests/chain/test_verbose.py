@@ -10,9 +10,10 @@ from examsend.demo import samples
 from examsend.states import SenderName
 from tests.helpers import cli
 from tests.peers.scripted import Script, scripted
+from tests.senders.harness import ON_THE_WIRE
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 def test_no_passcode_and_no_escape_sequence(database_url: str, tmp_path: Path, sender: SenderName) -> None:
     secret = tmp_path / "secret"
     secret.write_text("open sesame")
