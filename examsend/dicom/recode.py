@@ -1,8 +1,8 @@
 """Conversion between native transfer syntaxes without loss (PS3.5 7.1, 7.3, 7.5, A.1, A.2, A.5).
 
-An explicit data set names every VR, so no dictionary and no character set is needed: headers are written anew, values are
-copied, and values made of words are byte-swapped where the source is big endian. What cannot be converted faithfully is
-refused.
+No character set is needed: headers are written anew, values are copied, and values made of words are byte-swapped where the
+source is big endian. An explicit data set names every VR; an implicit one gets its VRs from the dictionary. What cannot be
+converted faithfully is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from examsend.dicom import vrs
+from examsend.dicom import dictionary, vrs
 from examsend.dicom.elements import (
     CLOSE,
     ENCAPSULATED,
@@ -35,7 +35,6 @@ from examsend.dicom.uids import (
 )
 from examsend.errors import FileProblem, Unacceptable
 
-_SOURCES = NATIVE - {IMPLICIT_VR_LITTLE_ENDIAN}
 _TARGETS = frozenset({IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN})
 
 _PIECE = 1 << 20
@@ -48,7 +47,7 @@ def recode(data_set: Source, syntax: str, target: str) -> bytes:
     Targets are Implicit and Explicit VR Little Endian. Group lengths (gggg,0000) are left out: they are retired, and would be
     wrong in the new encoding. Raises Unacceptable where a faithful conversion is not possible, and what reading raises.
     """
-    if syntax not in _SOURCES or target not in _TARGETS:
+    if syntax not in NATIVE or target not in _TARGETS:
         raise Unacceptable(
             "UNCONVERTIBLE", f"transfer syntax {syntax} cannot be converted to {target} without decoding"
         )
@@ -56,7 +55,12 @@ def recode(data_set: Source, syntax: str, target: str) -> bytes:
         data_set = _inflated(data_set)
     little = syntax != EXPLICIT_VR_BIG_ENDIAN
     writer = Writer(data_set, swap=not little, implicit=target == IMPLICIT_VR_LITTLE_ENDIAN)
-    writer.write(refusing(walk(data_set, explicit=True, little=little, descend=True)))
+    if syntax == IMPLICIT_VR_LITTLE_ENDIAN:
+        events = walk(data_set, explicit=False, little=True, descend=True, sequences=dictionary.sequences())
+        events = dictionary.Naming(data_set, writer.output).events(events)
+    else:
+        events = walk(data_set, explicit=True, little=little, descend=True)
+    writer.write(refusing(events))
     return bytes(writer.output)
 
 
@@ -191,5 +195,8 @@ class Writer:
         done = self._open.pop()
         if done.undefined:
             self._header(done.end_tag, b"", 0, raw=True)
-        else:
-            struct.pack_into("<L", self.output, done.begin - 4, len(self.output) - done.begin)
+            return
+        length = len(self.output) - done.begin
+        if length >= UNDEFINED:
+            raise refusal("a sequence or an item is too long in the new encoding")
+        struct.pack_into("<L", self.output, done.begin - 4, length)

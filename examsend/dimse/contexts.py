@@ -13,7 +13,7 @@ Endian for their classes, as far as there is room for them. With ``always:UID`` 
   its own is proposed too, for the files that turn out to be.
 - A native file goes as under ``never`` where the target is not accepted, or where there is nothing to convert: a report has no
   pixels to compress. Every receiver copes with native files.
-- A file that is always lossy, that is in the target syntax, or in Implicit VR Little Endian, goes as it is.
+- A file that is always lossy, or that is in the target syntax, goes as it is.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def _needed(syntax: str, transcode: Transcode) -> tuple[str, ...]:
     if syntax in NATIVE and syntax != IMPLICIT_VR_LITTLE_ENDIAN:
         own = (syntax, IMPLICIT_VR_LITTLE_ENDIAN)
     target = transcode.target
-    # Implicit VR does not say what VRs its elements have, so that it is never converted.
-    if target is None or target == syntax or syntax == IMPLICIT_VR_LITTLE_ENDIAN:
+    if target is None or target == syntax:
         return own
     if syntax in NATIVE:
         return tuple(dict.fromkeys((target, *own)))

@@ -28,7 +28,7 @@ from examsend.transfer import AssociationEnd, End, Item, Next, Peer, Tls
 from tests.helpers import add, cli, execute, prepare, rows
 from tests.peers.scripted import Peer as Receiver
 from tests.peers.scripted import Script, scripted
-from tests.senders.harness import items_of
+from tests.senders.harness import ON_THE_WIRE, items_of
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,6 @@ def _in(files: Path, value: Any) -> Any:
     return str(files.parent / value) if is_file else value
 
 
-OWN = [name for name in SenderName if senders.get(name, Settings()).capabilities.live_progress]
-"""The senders that use examsend's own association. The others run a program."""
-
-
 def _without_rules(database: engine.Database) -> None:
     """Drop the CHECK constraints, so that a row can be as an earlier version or another program left it."""
     for (name,) in rows(
@@ -160,7 +156,7 @@ def _without_rules(database: engine.Database) -> None:
         execute(database, f'ALTER TABLE storage_backend_configs DROP CONSTRAINT "{name}"')
 
 
-@pytest.mark.parametrize("sender", OWN)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_a_bad_setting_holds_its_destination_and_the_others_are_sent(
     settings: Settings, database: engine.Database, files: Path, tmp_path: Path, bad: Bad, sender: SenderName
@@ -198,7 +194,7 @@ def test_a_bad_setting_holds_its_destination_and_the_others_are_sent(
         assert held[0][1] in {d["name"]: d["health"] for d in shown}["bad"]
 
 
-@pytest.mark.parametrize("sender", [name for name in SenderName if name not in OWN])
+@pytest.mark.parametrize("sender", [name for name in SenderName if name not in ON_THE_WIRE])
 def test_a_bad_setting_holds_its_destination_for_a_program_too(
     settings: Settings, database: engine.Database, files: Path, tmp_path: Path, sender: SenderName
 ) -> None:

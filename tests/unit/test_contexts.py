@@ -100,8 +100,8 @@ def test_with_a_target_a_native_file_goes_as_it_is_where_the_target_is_refused()
     assert _chosen(EXPLICIT, Transcode.ALWAYS_RLE, RLE, EXPLICIT, IMPLICIT) == [RLE, EXPLICIT]
     assert _chosen(EXPLICIT, Transcode.ALWAYS_RLE, IMPLICIT) == [IMPLICIT]
     assert _chosen(BIG, Transcode.ALWAYS_EXPLICIT, BIG) == [BIG]
-    # Implicit VR does not say what VRs there are.
-    assert _chosen(IMPLICIT, Transcode.ALWAYS_RLE, RLE, IMPLICIT) == [IMPLICIT]
+    assert _chosen(IMPLICIT, Transcode.ALWAYS_RLE, RLE, IMPLICIT) == [RLE, IMPLICIT]
+    assert _chosen(IMPLICIT, Transcode.ALWAYS_EXPLICIT, IMPLICIT) == [IMPLICIT]
 
 
 @pytest.mark.parametrize(
