@@ -236,12 +236,21 @@ def test_an_elements_vr_is_that_of_the_standard(tag: int, value: bytes, vr: byte
 def test_an_unknown_sequence_stays_as_it_is_and_is_read_by_pydicom() -> None:
     inner = _sequence(0x00091003, _element(0x00100010, b"A^B "), undefined=True)
     item = _element(0x00080060, b"CT") + _element(0x00091005, b"xy") + inner
-    content = _element(0x00090010, b"ACME") + _sequence(0x00091002, item, undefined=True) + SMALLEST
+    item += SMALLEST
+    content = _element(0x00090010, b"ACME") + _sequence(0x00091002, item, undefined=True) + SMALLEST + SIGNED
     explicit = _explicit(content)
     assert item in explicit
     read = parsed(explicit)
     assert read[0x00091002].value[0][0x00091003].value[0].PatientName == "A^B"
-    assert read.SmallestImagePixelValue == 0xFFFF
+    assert read.SmallestImagePixelValue == -1
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("tag", NESTED)
+def test_a_known_sequence_has_vrs_inside(tag: int, undefined: bool) -> None:
+    explicit = _explicit(_sequence(tag, _element(0x00100010, b"A^B "), undefined=undefined))
+    assert [element[2] for element in _elements(explicit)] == [b"SQ", b"", b"PN"]
+    assert parsed(explicit)[tag].value[0].PatientName == "A^B"
 
 
 def test_group_lengths_are_left_out() -> None:
