@@ -228,10 +228,14 @@ VOI_LUT = _sequence(0x00283010, LUT)
         (SIGNED + _sequence(0x00283000, b"") + VOI_LUT, b"US"),
         (SIGNED + _sequence(0x00283000, LUT), b"SS"),
         (SIGNED + _sequence(0x20500010, LUT), b"US"),
+        (
+            UNSIGNED + _rescale(b"1 ", b"-1024 ") + _sequence(0x00283010, _sequence(0x00081140, SMALLEST) + LUT),
+            b"SS",
+        ),
         # A presentation state.
         (_rescale(b"1 ", b"-1024 ") + _sequence(0x00283110, VOI_LUT), b"SS"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_a_lut_descriptor_has_the_vr_of_the_tables_input(content: bytes, vr: bytes) -> None:
     assert [e[2] for e in _elements(_explicit(content)) if e[1] == 0x00283002] == [vr]
