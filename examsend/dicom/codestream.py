@@ -43,6 +43,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         marker = found[1][0]
         pos = found.end()
         if marker == 0xD9:
+            if begins_jpeg(data[pos:].lstrip(b"\0")):
+                raise refusal("a frame has another one after its end")
             return
         if len(data) < pos + 2:
             break
@@ -178,14 +180,14 @@ class _Coding:
 
 def _tile_parts(data: bytes, pos: int, coding: _Coding) -> set[int]:
     """Walk the tile-parts from an offset on; return the indices of the tiles that are complete."""
-    found: dict[int, int] = {}
+    found: dict[int, set[int]] = {}
     wanted: dict[int, int] = {}
     while data[pos : pos + 2] == b"\xff\x90":
         if pos + 12 > len(data):
             raise refusal("a frame is cut short in a tile-part")
         tile, length, part, parts = struct.unpack_from(">HLBB", data, pos + 4)
         coding.header(pos + 12, 0xFF93)
-        found[tile] = max(found.get(tile, 0), part + 1)
+        found.setdefault(tile, set()).add(part)
         wanted[tile] = max(wanted.get(tile, 0), parts)
         if not length:  # the last one: it ends with the codestream
             if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
@@ -194,7 +196,10 @@ def _tile_parts(data: bytes, pos: int, coding: _Coding) -> set[int]:
         pos += length
         if length < 14 or pos > len(data):
             raise refusal("a frame is cut short in a tile-part")
-    if any(found[tile] < wanted[tile] for tile in found):
+    else:
+        if begins_jpeg_2000(data[pos:].removeprefix(b"\xff\xd9").lstrip(b"\0")):
+            raise refusal("a frame has another one after its end")
+    if any(parts != set(range(max(wanted[tile], max(parts) + 1))) for tile, parts in found.items()):
         raise refusal("a frame lacks tile-parts")
     return set(found)
 

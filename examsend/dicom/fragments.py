@@ -24,18 +24,19 @@ class Fragments:
     def frames(self, image: Image, begins: Callable[[bytes], bool]) -> Iterator[bytes]:
         """Given the geometry and ``begins``, which says whether a fragment starts a frame, yield the encoded frames.
 
-        A single frame is all fragments. Offset tables are not used: they are often wrong, and every codestream says where
-        it starts. Raises Unacceptable where there are more or fewer frames than Number of Frames says; OSError.
+        A single frame is all fragments, unless one after the first begins another frame. Offset tables are not used: they are
+        often wrong, and every codestream says where it starts. Raises Unacceptable where there are more or fewer frames than
+        Number of Frames says; OSError.
         """
         count = 0
         frame = bytearray()
         for fragment in self._fragments():
+            first = begins(fragment)
             if image.frames == 1:
-                first = not count
-            else:
-                first = begins(fragment)
-                if not (first or count):
-                    raise refusal("its first fragment is not the beginning of a frame")
+                # What is wrong with its beginning is said by whoever decodes it.
+                first = (first and bool(frame)) or not count
+            elif not (first or count):
+                raise refusal("its first fragment is not the beginning of a frame")
             if first:
                 if count:
                     yield bytes(frame)

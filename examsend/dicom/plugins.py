@@ -111,6 +111,8 @@ def decode(frame: bytes, syntax: str, image: Image) -> bytes | bytearray:
     """
     decoder = _DECODERS[syntax]
     if decoder.header is None:
+        if image.photometric in {"YBR_RCT", "YBR_ICT"}:
+            raise refusal(f"its Photometric Interpretation is {image.photometric}, and RLE has no colour transform")
         pixels = packbits.decode(frame, image)
         return interleave(pixels, image.samples, image.sample_bytes) if image.samples > 1 else pixels
     if decoder.begins is codestream.begins_jpeg_2000:

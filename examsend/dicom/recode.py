@@ -8,7 +8,7 @@ converted faithfully is refused.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from examsend.dicom import dictionary, vrs
@@ -41,8 +41,9 @@ _PIECE = 1 << 20
 """Bytes of a value that are copied at once; a multiple of every word's length."""
 
 
-def recode(data_set: Source, syntax: str, target: str) -> bytes:
-    """Given a data set and its native transfer syntax UID, return it in another.
+def recode(data_set: Source, syntax: str, target: str, sink: Callable[[bytes], object] | None = None) -> bytes:
+    """Given a data set and its native transfer syntax UID, return it in another. What ``sink`` was given is left out: the
+    beginning, where long values would need much memory.
 
     Targets are Implicit and Explicit VR Little Endian. Group lengths (gggg,0000) are left out: they are retired, and would be
     wrong in the new encoding. Raises Unacceptable where a faithful conversion is not possible, and what reading raises.
@@ -54,7 +55,9 @@ def recode(data_set: Source, syntax: str, target: str) -> bytes:
     if syntax == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         data_set = _inflated(data_set)
     little = syntax != EXPLICIT_VR_BIG_ENDIAN
-    writer = Writer(data_set, swap=not little, implicit=target == IMPLICIT_VR_LITTLE_ENDIAN)
+    # VRs that depend on later elements are filled in where they were written.
+    sink = None if syntax == IMPLICIT_VR_LITTLE_ENDIAN else sink
+    writer = Writer(data_set, swap=not little, implicit=target == IMPLICIT_VR_LITTLE_ENDIAN, sink=sink)
     if syntax == IMPLICIT_VR_LITTLE_ENDIAN:
         events = walk(data_set, explicit=False, little=True, descend=True, sequences=dictionary.sequences())
         events = dictionary.Naming(data_set, writer.output).events(events)
@@ -112,8 +115,14 @@ class _Open:
 class Writer:
     """Writes a data set from the events of its walk."""
 
-    def __init__(self, source: Source, *, swap: bool, implicit: bool) -> None:
-        """Given the source of the values, whether their words change byte order, and whether the output is without VRs."""
+    def __init__(
+        self, source: Source, *, swap: bool, implicit: bool, sink: Callable[[bytes], object] | None = None
+    ) -> None:
+        """Given the source of the values, whether their words change byte order, and whether the output is without VRs.
+
+        ``sink``, where given, takes the output so far while long values are written.
+        """
+        self._sink = sink
         self._source = source
         self._swap = swap
         self._implicit = implicit
@@ -190,6 +199,8 @@ class Writer:
             if len(piece) < count:
                 raise refusal("the file has become shorter while it was read")
             self.output += _swapped(piece, word)
+            if self._sink is not None and not self._open and len(self.output) >= _PIECE:
+                self._sink(self.take())
 
     def _end(self) -> None:
         done = self._open.pop()

@@ -54,6 +54,9 @@ _DECODED_COLOURS = {b"YBR_RCT": b"RGB ", b"YBR_ICT": b"RGB ", b"YBR_FULL_422": b
 _MAX_ICON = 1 << 24
 """Bytes of an image inside a data set, such as an icon, that is decoded."""
 
+_PIECE = 1 << 20
+"""Bytes that are copied at once."""
+
 _FLOATS = frozenset({0x7FE00008, 0x7FE00009})
 
 ALWAYS = (
@@ -182,20 +185,18 @@ class _Deflated:
 
 def _convert(source: Source, syntax: str, target: str, output: _Output) -> None:
     if syntax in NATIVE and target not in plugins.ENCODED:
-        output.write(_recoded(source, syntax, target))
+        if syntax != target:
+            output.write(recode(source, syntax, target, output.write))
+        else:
+            for offset in range(0, source.size, _PIECE):
+                output.write(source.at(offset, _PIECE))
         return
     if syntax in NATIVE and syntax != EXPLICIT_VR_LITTLE_ENDIAN:
-        source = MemorySource(_recoded(source, syntax, EXPLICIT_VR_LITTLE_ENDIAN))
+        source = MemorySource(recode(source, syntax, EXPLICIT_VR_LITTLE_ENDIAN))
     for needed in (plugins.missing(syntax), plugins.missing(target, encoder=True), plugins.missing(target)):
         if needed:
             raise refusal(needed)
     _Conversion(source, syntax, target, output).run()
-
-
-def _recoded(source: Source, syntax: str, target: str) -> bytes:
-    if syntax == target:
-        return source.at(0, source.size)
-    return recode(source, syntax, target)
 
 
 class _Conversion:

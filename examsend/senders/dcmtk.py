@@ -40,6 +40,9 @@ _PDU = (4096, 131072)
 _UNDER_WAY = 1 << 20
 """Bytes that the buffers of both ends may hold of a data set that is written wholly."""
 
+_LONGEST_ADDRESS = 63
+"""Characters of host, colon and port; storescu cuts longer ones."""
+
 _PROFILE = "Batch"
 
 _INSTALL = "install DCMTK 3.6.2 or later (Debian: dcmtk), or set EXAMSEND_DCMTK to its storescu"
@@ -160,6 +163,8 @@ def _check(peer: Peer, version: tuple[int, ...]) -> None:
         raise ConfigError("the sender dcmtk cannot set a priority: leave it at medium, or choose another sender")
     if peer.transcode is not Transcode.NEVER:
         raise ConfigError("the sender dcmtk cannot convert pixel data: set --transcode never, or choose another sender")
+    if len(f"{peer.host}:{peer.port}") > _LONGEST_ADDRESS:
+        raise ConfigError(f"the sender dcmtk cannot use a host name of {len(peer.host)} characters: use the address")
     if ":" in peer.host and version < _IP6:
         raise ConfigError("DCMTK before 3.6.8 cannot connect to an IPv6 address: choose another sender")
     if peer.tls is not None and peer.tls.pin_sha256 is not None:

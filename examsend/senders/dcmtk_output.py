@@ -25,6 +25,7 @@ _SYNTAXES = {
 
 _ENDS = {
     0x0207: (End.TIMED_OUT, "the peer did not answer in time"),
+    0x030C: (End.MISCONFIGURED, "storescu cannot use a setting"),
     0x0310: (End.CLOSED, "the peer closed the connection, or stopped in the middle of a PDU"),
     0x0317: (End.ABORTED, "the peer aborted the association or closed the connection; storescu does not show which"),
     0x0319: (End.CLOSED, "the peer released the association before it had answered"),

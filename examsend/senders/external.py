@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examsend.dicom.uids import NATIVE
+from examsend.dimse import negotiation
 from examsend.dimse.contexts import choose
 from examsend.dimse.payload import Unusable
 from examsend.errors import ConfigError
@@ -121,6 +122,8 @@ class _Run:
             if not self._link(items, files):
                 return self._end(Finished(End.RELEASED))
             sent = [linked.item for linked in self._by_uid.values()]
+            # What no A-ASSOCIATE-RQ can carry is a setting's fault, and not the peer's.
+            negotiation.request(self._peer, ())
             command = self._program.command(self._peer, sent, files, private)
             self._name = Path(command[0]).name
             reader = self._program.reader(sent)

@@ -28,7 +28,7 @@ from examsend.transfer import AssociationEnd, End, Item, Next, Peer, Tls
 from tests.helpers import add, cli, execute, prepare, rows
 from tests.peers.scripted import Peer as Receiver
 from tests.peers.scripted import Script, scripted
-from tests.senders.harness import items_of
+from tests.senders.harness import ON_THE_WIRE, items_of
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _without_rules(database: engine.Database) -> None:
         execute(database, f'ALTER TABLE storage_backend_configs DROP CONSTRAINT "{name}"')
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_a_bad_setting_holds_its_destination_and_the_others_are_sent(
     settings: Settings, database: engine.Database, files: Path, tmp_path: Path, bad: Bad, sender: SenderName
@@ -192,6 +192,51 @@ def test_a_bad_setting_holds_its_destination_and_the_others_are_sent(
         assert bad.said in held[0][1]
         shown = json.loads(cli("status", "--json", url=settings.database_url).stdout)["destinations"]
         assert held[0][1] in {d["name"]: d["health"] for d in shown}["bad"]
+
+
+@pytest.mark.parametrize("sender", [name for name in SenderName if name not in ON_THE_WIRE])
+def test_a_bad_setting_holds_its_destination_for_a_program_too(
+    settings: Settings, database: engine.Database, files: Path, tmp_path: Path, sender: SenderName
+) -> None:
+    """All of them in one pass: a destination each. A program that is not here is one more setting that cannot be used."""
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    with scripted() as receiver:
+        add(settings, receiver.address, name="healthy")
+        for n in range(len(BAD)):
+            add(settings, receiver.address, name=f"bad{n}", backoff_seconds=60.0, backoff_max_seconds=600.0)
+        prepare(settings, tmp_path / "drop")
+        _without_rules(database)
+        execute(
+            database,
+            "UPDATE storage_backend_configs SET sender = :sender, tls_check_name = :check WHERE name <> 'healthy'",
+            sender=sender,
+            check=senders.get(sender, settings).capabilities.checks_certificate_name,
+        )
+        for n, bad in enumerate(BAD.values()):
+            changes = ", ".join(f"{column} = :{column}" for column in bad.columns)
+            values = {column: _in(files, value) for column, value in bad.columns.items()}
+            execute(database, f"UPDATE storage_backend_configs SET {changes} WHERE name = :n", n=f"bad{n}", **values)
+        completed = cli("send", url=settings.database_url)
+    assert completed.returncode == 0, completed.stderr
+    assert "bug" not in completed.stderr
+    assert rows(
+        database,
+        "SELECT b.status FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id WHERE d.name = 'healthy'",
+    ) == [("SENT",)]
+    found = {
+        row.name: row
+        for row in rows(
+            database,
+            "SELECT d.name, d.held_code, d.held_reason, b.status, b.attempt_count FROM exam_batches b"
+            " JOIN storage_backend_configs d ON d.id = b.destination_id",
+        )
+    }
+    for n, (kind, bad) in enumerate(BAD.items()):
+        row = found[f"bad{n}"]
+        if not bad.sent:
+            assert (row.status, row.attempt_count) == ("READY", 0), kind
+            assert row.held_code in {"MISCONFIGURED", "UNREACHABLE"}, (kind, row.held_code, row.held_reason)
+            assert row.held_reason, kind
 
 
 @pytest.mark.parametrize("command", ["add", "set"])
@@ -354,7 +399,9 @@ def _unreadable(files: Path) -> str:
     return str(files / "none")
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize(
+    "sender", [n for n in SenderName if 2 in senders.get(n, Settings()).capabilities.user_identity_kinds]
+)
 @pytest.mark.parametrize("listening", [True, False])
 def test_an_unreadable_secret_is_not_a_peer_that_cannot_be_reached(
     files: Path, tmp_path: Path, sender: SenderName, listening: bool

@@ -20,9 +20,9 @@ from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
 from examsend.dicom import identity
-from examsend.states import SenderName
 from tests.helpers import add, cli, deliver, digests, one, prepare, rows, states
 from tests.peers import dcmtk, orthanc
+from tests.senders.harness import ON_THE_WIRE
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def real_files(tmp_path: Path) -> Path:
     return drop
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 def test_real_files_arrive_byte_for_byte(
     settings: Settings, database: engine.Database, receiving: receiver.Receiver, real_files: Path, sender: str
 ) -> None:
@@ -52,7 +52,7 @@ def test_real_files_arrive_byte_for_byte(
     assert receiving.associations() == one(database, "SELECT count(*) FROM exam_batches")
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 @dcmtk.needs("storescp")
 @pytest.mark.storescp
 def test_a_large_study_takes_exactly_one_association(
@@ -72,7 +72,7 @@ def test_a_large_study_takes_exactly_one_association(
     assert (batch.status, batch.stored, batch.instances) == ("SENT", 500, 500)
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize("sender", ON_THE_WIRE)
 @orthanc.needs_orthanc
 @pytest.mark.orthanc
 def test_orthanc_stores_identical_data_sets(

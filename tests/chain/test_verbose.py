@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from examsend import senders
+from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.states import SenderName
 from tests.helpers import cli
 from tests.peers.scripted import Script, scripted
 
 
-@pytest.mark.parametrize("sender", SenderName)
+@pytest.mark.parametrize(
+    "sender", [n for n in SenderName if 2 in senders.get(n, Settings()).capabilities.user_identity_kinds]
+)
 def test_no_passcode_and_no_escape_sequence(database_url: str, tmp_path: Path, sender: SenderName) -> None:
     secret = tmp_path / "secret"
     secret.write_text("open sesame")

@@ -162,6 +162,56 @@ def test_frames_and_fragments_are_counted(syntax: str) -> None:
     refused(with_frames(data, [b"\0\0" + frames[0], *frames[1:]]), syntax, "not the beginning of a frame")
 
 
+@pytest.mark.parametrize("said", [None, "", 1])
+@pytest.mark.parametrize("syntax", [JPEG_LS_LOSSLESS, JPEG_2000_LOSSLESS, RLE_LOSSLESS])
+def test_frames_that_number_of_frames_does_not_count_are_not_lost_in_silence(syntax: str, said: object) -> None:
+    data = compressed(syntax, frames=3, allocated=8)
+    if said is None:
+        del data.NumberOfFrames
+    else:
+        data.NumberOfFrames = said
+    refused(data, syntax, r"more encoded frames than its Number of Frames \(1\)")
+    (frame,) = frames_of(compressed(syntax, allocated=8))
+    data.PixelData = b"".join(
+        struct.pack("<HHL", 0xFFFE, 0xE000, len(f)) + f for f in (b"", b"", frame[:30], frame[30:], b"")
+    )
+    assert parsed(convert(raw(data), syntax)).PixelData == made(allocated=8).PixelData
+
+
+@pytest.mark.parametrize("syntax", [JPEG_LS_LOSSLESS, JPEG_2000_LOSSLESS, RLE_LOSSLESS])
+def test_two_frames_in_one_fragment_are_not_taken_for_one(syntax: str) -> None:
+    data = compressed(syntax, frames=3, allocated=8)
+    first, second, third = frames_of(data)
+    data.NumberOfFrames = 2
+    refused(
+        with_frames(data, [first + second, third]), syntax, "another one after its end|does not have the 1221 bytes"
+    )
+
+
+@pytest.mark.parametrize("name", ["YBR_RCT", "YBR_ICT"])
+def test_rle_has_no_colour_transform(name: str) -> None:
+    """What the decoder would have to undo was not done, or is not undone."""
+    data = compressed(RLE_LOSSLESS, samples=3, allocated=8)
+    data.PhotometricInterpretation = name
+    refused(data, RLE_LOSSLESS, f"{name}, and RLE has no colour transform")
+
+
+def test_a_jpeg_2000_frame_that_lacks_a_tile_part_in_the_middle_is_refused() -> None:
+    data = compressed(JPEG_2000_LOSSLESS, allocated=8)
+    (frame,) = frames_of(data)
+    at = frame.index(b"\xff\x90")
+    length = struct.unpack_from(">L", frame, at + 6)[0] or len(frame.rstrip(b"\0")) - 2 - at
+
+    def parts(*numbers: int) -> bytes:
+        empty = [struct.pack(">HHHLBBH", 0xFF90, 10, 0, 14, n, 3, 0xFF93) for n in numbers[1:]]
+        first = struct.pack(">HHHLBB", 0xFF90, 10, 0, length, numbers[0], 3) + frame[at + 12 : at + length]
+        return frame[:at] + first + b"".join(empty) + b"\xff\xd9"
+
+    assert parsed(convert(raw(with_frames(data, [parts(0, 1, 2)])), JPEG_2000_LOSSLESS))
+    for incomplete in ((0, 2), (0, 1), (1, 2)):
+        refused(with_frames(data, [parts(*incomplete)]), JPEG_2000_LOSSLESS, "lacks tile-parts")
+
+
 @pytest.mark.parametrize("syntax", [JPEG_LS_LOSSLESS, JPEG_2000_LOSSLESS])
 def test_a_frame_in_several_fragments_is_whole_again(syntax: str) -> None:
     data = compressed(syntax, frames=3, allocated=8)
@@ -274,6 +324,26 @@ def test_memory_is_bounded_by_a_frame_not_by_the_data_set(tmp_path: Path) -> Non
         [sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True, timeout=120, check=True
     )
     assert int(said.stdout) < 9_000  # KiB; the decoded pixels are 20 MiB
+
+
+@pytest.mark.parametrize("target", [IMPLICIT_VR_LITTLE_ENDIAN, DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN])
+def test_memory_is_bounded_where_a_large_native_data_set_is_re_encoded(tmp_path: Path, target: str) -> None:
+    data = made(rows=64, columns=64, frames=2)
+    data.PixelData = bytes(100 << 20)
+    (tmp_path / "a").write_bytes(raw(data))
+    program = (
+        "import os, resource, sys\n"
+        "from examsend.dicom.transcode import transcode\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "with open(os.devnull, 'wb') as out:\n"
+        f"    transcode((fd, 0, os.path.getsize(sys.argv[1])), {EXPLICIT_VR_LITTLE_ENDIAN!r}, {target!r}, out)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(said.stdout) < 20_000  # KiB
 
 
 HT = {
