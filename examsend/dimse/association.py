@@ -133,6 +133,7 @@ class Association:
                     # The peer may abort, or answer what is outstanding, while a worker converts.
                     upcoming.wait(self._requestor.wire, CHECK_SECONDS)
                     self._read_responses(block=False)
+                    self._check_answer_time()
                     continue
                 with current.payload:
                     self._offer(current)

@@ -190,6 +190,16 @@ def test_a_peer_that_goes_away_is_noticed_during_a_conversion(sender: Any, tmp_p
     assert watch.problems == []
 
 
+@pytest.mark.usefixtures("planted")
+def test_a_peer_that_does_not_answer_is_noticed_during_a_conversion(sender: Any, tmp_path: Path) -> None:
+    """With an asynchronous operations window the next instance may be converted before the one before is answered."""
+    items = [*study(tmp_path, 1), *compressed(tmp_path, "hang")]
+    silent = Script(accept=UNCOMPRESSED.accept, window=(8, 8), at={1: "silence"})
+    end, watch, _ = _convert(sender, items, silent, async_window=8)
+    assert (end.end, end.in_flight) == (End.TIMED_OUT, tuple(items[:1]))
+    assert watch.problems == []
+
+
 class _Lost(Watch):
     """A watcher that has lost its claim once a file exists."""
 

@@ -206,6 +206,56 @@ def test_us_or_ss_is_what_pixel_representation_of_the_data_set_or_of_one_around_
     assert found == vrs
 
 
+def _rescale(slope: bytes, intercept: bytes) -> bytes:
+    return _element(0x00280101, b"\x0c\0") + _element(0x00281052, intercept) + _element(0x00281053, slope)
+
+
+LUT = _element(0x00283002, b"\0\1\0\xfc\x0c\0")
+VOI_LUT = _sequence(0x00283010, LUT)
+
+
+@pytest.mark.parametrize(
+    ("content", "vr"),
+    [
+        (VOI_LUT, b"US"),
+        (SIGNED + VOI_LUT, b"SS"),
+        (UNSIGNED + _rescale(b"1 ", b"-1024 ") + VOI_LUT, b"SS"),
+        (UNSIGNED + _rescale(b"-1", b"4094") + VOI_LUT, b"SS"),
+        (UNSIGNED + _rescale(b"-1", b"4095") + VOI_LUT, b"US"),
+        (SIGNED + _rescale(b"1 ", b"2048") + VOI_LUT, b"US"),
+        (SIGNED + _rescale(b"1 ", b"0 ") + VOI_LUT, b"SS"),
+        (UNSIGNED + _rescale(b"x ", b"nan ") + VOI_LUT, b"US"),
+        (SIGNED + _sequence(0x00283000, b"") + VOI_LUT, b"US"),
+        (SIGNED + _sequence(0x00283000, LUT), b"SS"),
+        (SIGNED + _sequence(0x20500010, LUT), b"US"),
+        (
+            UNSIGNED + _rescale(b"1 ", b"-1024 ") + _sequence(0x00283010, _sequence(0x00081140, SMALLEST) + LUT),
+            b"SS",
+        ),
+        # A presentation state.
+        (_rescale(b"1 ", b"-1024 ") + _sequence(0x00283110, VOI_LUT), b"SS"),
+    ],
+    ids=range(13),
+)
+def test_a_lut_descriptor_has_the_vr_of_the_tables_input(content: bytes, vr: bytes) -> None:
+    assert [e[2] for e in _elements(_explicit(content)) if e[1] == 0x00283002] == [vr]
+
+
+@pytest.mark.parametrize(("bits", "vr"), [(8, b"OB"), (16, b"OW")])
+def test_a_waveform_of_8_bits_is_ob_as_is_what_describes_it(bits: int, vr: bytes) -> None:
+    channel = _sequence(0x003A0200, _element(0x54000110, b"ab"), undefined=True)
+    item = (
+        channel
+        + _element(0x54001004, struct.pack("<H", bits))
+        + _element(0x5400100A, b"ab")
+        + _element(0x54001010, b"abcd")
+    )
+    found = [
+        e[2] for e in _elements(_explicit(_sequence(0x54000100, item))) if e[1] in {0x54000110, 0x5400100A, 0x54001010}
+    ]
+    assert found == [vr] * 3
+
+
 @pytest.mark.parametrize(
     ("tag", "value", "vr"),
     [
@@ -236,12 +286,21 @@ def test_an_elements_vr_is_that_of_the_standard(tag: int, value: bytes, vr: byte
 def test_an_unknown_sequence_stays_as_it_is_and_is_read_by_pydicom() -> None:
     inner = _sequence(0x00091003, _element(0x00100010, b"A^B "), undefined=True)
     item = _element(0x00080060, b"CT") + _element(0x00091005, b"xy") + inner
-    content = _element(0x00090010, b"ACME") + _sequence(0x00091002, item, undefined=True) + SMALLEST
+    item += SMALLEST
+    content = _element(0x00090010, b"ACME") + _sequence(0x00091002, item, undefined=True) + SMALLEST + SIGNED
     explicit = _explicit(content)
     assert item in explicit
     read = parsed(explicit)
     assert read[0x00091002].value[0][0x00091003].value[0].PatientName == "A^B"
-    assert read.SmallestImagePixelValue == 0xFFFF
+    assert read.SmallestImagePixelValue == -1
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("tag", NESTED)
+def test_a_known_sequence_has_vrs_inside(tag: int, undefined: bool) -> None:
+    explicit = _explicit(_sequence(tag, _element(0x00100010, b"A^B "), undefined=undefined))
+    assert [element[2] for element in _elements(explicit)] == [b"SQ", b"", b"PN"]
+    assert parsed(explicit)[tag].value[0].PatientName == "A^B"
 
 
 def test_group_lengths_are_left_out() -> None:
