@@ -11,7 +11,7 @@ from examsend.config import checks, files
 from examsend.errors import ConfigError
 from examsend.transfer import Tls
 
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:!aDSS"
 """For TLS 1.2. BCP 195 allows all cipher suites of TLS 1.3."""
 
 
