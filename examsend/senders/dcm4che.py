@@ -20,6 +20,7 @@ from examsend.errors import ConfigError, FileProblem
 from examsend.senders import child, external, keystores
 from examsend.senders.base import Capabilities
 from examsend.senders.dcm4che_output import Dcm4cheReader, configuration
+from examsend.senders.program_search import Search, Unfit
 from examsend.states import SenderName, Transcode
 from examsend.transfer import AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Tls, UserIdentity, Watcher
 
@@ -27,9 +28,6 @@ _OPTIONS = ("--no-evrle", "--no-ivrle", "--tls-eia-https", "--tls-protocol", "--
 """Options that are used, of which older releases lack some. The newest are --no-evrle and --no-ivrle, of 5.34.2."""
 
 _HELP_SECONDS = 8.0
-
-_PROVEN: set[tuple[Path, int, int]] = set()
-"""Programs that this process has seen to be what is needed, with mtime and size: to ask each time would start Java twice."""
 
 _INSTALL = "install dcm4che 5.34.2 or later, and set EXAMSEND_DCM4CHE to its storescu or to the directory that holds bin/storescu"
 
@@ -162,44 +160,30 @@ def _find(given: Path | None) -> Path:
 
     DCMTK has a program of the same name: on PATH, the first that is dcm4che's is taken.
     """
-    if given is not None:
-        places = [given] if not given.is_dir() else [given / "storescu", given / "bin" / "storescu"]
-    else:
-        places = [Path(place) / "storescu" for place in os.get_exec_path() if Path(place).is_absolute()]
-    found: list[str] = []
-    for place in dict.fromkeys(places):
-        if not (place.is_file() and os.access(place, os.X_OK)):
-            continue
-        program = place.absolute()
-        state = program.stat()
-        key = (program, state.st_mtime_ns, state.st_size)
-        fault = None if key in _PROVEN else _fault(program)
-        if fault is None:
-            _PROVEN.add(key)
-            return program
-        found.append(f"{place} {fault}")
-    where = f"at {given}" if given is not None else "on PATH"
-    raise ConfigError(f"the sender dcm4che needs dcm4che's storescu, and there is none {where}"
-                      f"{''.join(f'; {sentence}' for sentence in found)}: {_INSTALL}")  # fmt: skip
-
-
-def _fault(program: Path) -> str | None:
-    """Return why a program is not a storescu of dcm4che that is new enough, or None."""
     try:
-        lines = child.output([str(program), "--help"], external.inherited(), _HELP_SECONDS)
-    except OSError as error:
-        return f"cannot be run ({error.strerror or error})"
+        return _SEARCH.find(given)[0]
+    except Unfit as why:
+        raise ConfigError(f"the sender dcm4che needs dcm4che's storescu, and {why}: {_INSTALL}") from None
+
+
+def _prove(program: Path) -> None:
+    """Raise Unfit where a program is not a storescu of dcm4che that is new enough, OSError where it cannot be run."""
+    lines = child.output([str(program), "--help"], external.inherited(), _HELP_SECONDS)
     if lines is None:
-        return f"showed nothing within {_HELP_SECONDS:g} s"
+        raise Unfit(f"did not end within {_HELP_SECONDS:g} s")
     shown = {word for line in lines for word in line.split()[:2]}
     if "--max-ops-invoked" not in shown:
         if any("$dcmtk" in line for line in lines):
-            return "is DCMTK's"
+            raise Unfit("is DCMTK's")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         quote = "".join(c if c.isprintable() else "?" for c in last)[:200]
-        return f"is not dcm4che's, or cannot be run (it says: {quote})"
+        raise Unfit(f"is not dcm4che's, or cannot be run (it says: {quote})")
     missing = [option for option in _OPTIONS if option not in shown]
-    return f"is too old: it has no option {missing[0]}" if missing else None
+    if missing:
+        raise Unfit(f"is too old: it has no option {missing[0]}")
+
+
+_SEARCH = Search(_prove)
 
 
 def _check(peer: Peer) -> None:

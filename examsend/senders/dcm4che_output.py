@@ -31,7 +31,8 @@ _RESPONSE = re.compile(r"(\d+):C-STORE-RSP\[pcid=\d+, status=([0-9a-f]{1,4})H(.*
 _COMMENT = re.compile(
     r", errorComment=(.*?)(?:\t  tags=\[[^\t]*\])?(?:\t  cuid=[^\t]*)?(?:\t  iuid=[^\t]*)?\t  tsuid=[^\t]*$"
 )
-_ANSWERED = re.compile(r"\t  iuid=([0-9.]+)[^\t]*\t  tsuid=[^\t]*$")
+_ANSWERED = re.compile(r"\t  iuid=([0-9.]++)[^\t]*+\t  tsuid=[^\t]*+$")
+"""What is matched is never given back: a peer's text of 64 kB would else take seconds."""
 _OFFENDING = re.compile(r"\(0000,0901\) AT \[([0-9A-Fa-f\\]+)")
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _REJECTION = re.compile(r"A-ASSOCIATE-RJ\[result: (\d+)[^,]*, source: (\d+)[^,]*, reason: (\d+)")
@@ -235,8 +236,10 @@ class Dcm4cheReader:
             uid = self._requests.pop(response[1], None)
             answered = _ANSWERED.search(response[3])
             if uid is not None and answered is not None and answered[1] != uid:
-                # dcm4che compares the message ids only. This is no answer to the request: it is reported for what it says.
-                uid = answered[1]
+                # dcm4che compares the message ids only. With more than one outstanding, it may name another one of them.
+                sentence = "protocol error by the peer: a C-STORE-RSP with another SOP Instance UID"
+                yield self._finish(End.PROTOCOL_ERROR, sentence)
+                return
             comment = _COMMENT.match(response[3])
             self._held = Responded(
                 # dcm4che aborts where no such request is outstanding: then there is no such UID either.

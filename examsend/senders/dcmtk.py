@@ -21,6 +21,7 @@ from examsend.errors import ConfigError
 from examsend.senders import child, external
 from examsend.senders.base import Capabilities
 from examsend.senders.dcmtk_output import StorescuReader
+from examsend.senders.program_search import Search, Unfit
 from examsend.states import SenderName, Transcode
 from examsend.transfer import AssociationEnd, Item, Peer, Tls, UserIdentity, Watcher
 
@@ -123,35 +124,28 @@ def _find(given: Path | None) -> tuple[Path, tuple[int, ...]]:
 
     dcm4che has a program of the same name: on PATH, the first that is DCMTK's is taken.
     """
-    if given is not None:
-        places = [given] if not given.is_dir() else [given / "storescu", given / "bin" / "storescu"]
-    else:
-        places = [Path(place) / "storescu" for place in os.get_exec_path() if Path(place).is_absolute()]
-    found: list[str] = []
-    for place in dict.fromkeys(places):
-        if not (place.is_file() and os.access(place, os.X_OK)):
-            continue
-        version = _version(place)
-        if version is None:
-            found.append(f"{place} is not DCMTK's")
-        elif version < _OLDEST:
-            found.append(f"{place} is of DCMTK {'.'.join(map(str, version))}, which is too old")
-        else:
-            return place, version
-    where = f"at {given}" if given is not None else "on PATH"
-    raise ConfigError(f"the sender dcmtk needs DCMTK's storescu, and there is none {where}"
-                      f"{''.join(f'; {sentence}' for sentence in found)}: {_INSTALL}")  # fmt: skip
-
-
-def _version(program: Path) -> tuple[int, ...] | None:
-    """Return the version of DCMTK's storescu; None: it is another program."""
-    environment = {**external.inherited(), "LC_ALL": "C"}
     try:
-        lines = child.output([str(program), "--version"], environment, _VERSION_SECONDS)
-    except OSError as error:
-        raise ConfigError(f"{program} cannot be run: {error.strerror or error}") from None
+        return _SEARCH.find(given)
+    except Unfit as why:
+        raise ConfigError(f"the sender dcmtk needs DCMTK's storescu, and {why}: {_INSTALL}") from None
+
+
+def _version(program: Path) -> tuple[int, ...]:
+    """Return the version of DCMTK's storescu. Raises Unfit where it is another program or too old, OSError."""
+    environment = {**external.inherited(), "LC_ALL": "C"}
+    lines = child.output([str(program), "--version"], environment, _VERSION_SECONDS)
+    if lines is None:
+        raise Unfit(f"did not show its version within {_VERSION_SECONDS:g} s")
     found = _VERSION.match(lines[0]) if lines else None
-    return tuple(map(int, found.groups())) if found is not None else None
+    if found is None:
+        raise Unfit("is not DCMTK's")
+    version = tuple(map(int, found.groups()))
+    if version < _OLDEST:
+        raise Unfit(f"is of DCMTK {'.'.join(map(str, version))}, which is too old")
+    return version
+
+
+_SEARCH = Search(_version)
 
 
 def _check(peer: Peer, version: tuple[int, ...]) -> None:

@@ -116,6 +116,7 @@ class _Run:
     def run(self, items: Sequence[Item]) -> AssociationEnd:
         """See ``run`` of the module."""
         files, private = self._place / "files", self._place / "private"
+        command: list[str] = []
         try:
             files.mkdir()
             private.mkdir()
@@ -133,7 +134,8 @@ class _Run:
         except ConfigError as error:
             return self._end(Finished(End.MISCONFIGURED, str(error)))
         except OSError as error:
-            return self._end(Finished(End.MISCONFIGURED, f"{self._name} cannot be run: {error.strerror or error}"))
+            what = f"{self._name} cannot be run" if command else "temporary files cannot be written"
+            return self._end(Finished(End.MISCONFIGURED, f"{what}: {error.strerror or error}"))
         try:
             self._last_event = time.monotonic()
             self._follow(child, reader)
@@ -277,15 +279,18 @@ class _Run:
         item, length = linked.original, _length(linked.item)
         self._bytes_sent += length
         self._watcher.progressed(length)
-        if links.is_unchanged(linked, self._observe):
+        try:
+            links.check_unchanged(linked, self._observe)
+        except Unusable as unusable:
+            sentence = (
+                "the file was changed while it was sent: the peer may have the other content"
+                if unusable.problem is Problem.CHANGED
+                else f"after it was sent, {unusable}: nothing proves what the peer has"
+            )
+            self._obey(self._report(item, unusable.problem, f"{sentence} (it answered {event.status:04X})"))
+        else:
             answer = Answer(item, event.status, length, event.error_comment, event.offending_elements)
             self._obey(self._watcher.answered(answer))
-        else:
-            sentence = (
-                "the file was changed while it was sent: the peer may have the other content "
-                f"(it answered {event.status:04X})"
-            )
-            self._obey(self._report(item, Problem.CHANGED, sentence))
 
     def _observe(self) -> None:
         """A sign of life that does not stop what is under way."""

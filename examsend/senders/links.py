@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,36 +44,42 @@ def link(item: Item, name: Path, beat: Callable[[], None]) -> Linked:
     real = replace(item, path=os.path.realpath(item.path))
     before = _version(real.path)
     _read(real, beat)
-    if before is None or before != _version(real.path):
+    if before != _version(real.path):
         raise Unusable(Problem.CHANGED, "the file was changed while it was read")
-    name.symlink_to(real.path)
+    try:
+        name.symlink_to(real.path)
+    except OSError as error:
+        # What else is wrong with the directory concerns every file.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise Unusable(Problem.UNREADABLE, "its path is too long for a link where temporary files are") from None
     return Linked(real, item, before)
 
 
-def is_unchanged(linked: Linked, beat: Callable[[], None]) -> bool:
-    """Return whether the file is still the one that was linked. ``beat``: as for ``link``.
+def check_unchanged(linked: Linked, beat: Callable[[], None]) -> None:
+    """Raise Unusable unless the file is still the one that was linked. ``beat``: as for ``link``.
 
     Where only its ctime is another one, its mode changed, or a hard link was made or removed, or its mtime was set back: the
     content tells.
     """
     now = _version(linked.item.path)
-    if now is None or now == linked.version:
-        return now is not None
-    if replace(now, ctime_ns=linked.version.ctime_ns) != linked.version:
-        return False
-    try:
+    if now == linked.version:
+        return
+    if replace(now, ctime_ns=linked.version.ctime_ns) == linked.version:
         _read(linked.item, beat)
-    except Unusable:
-        return False
-    return now == _version(linked.item.path)
+        if now == _version(linked.item.path):
+            return
+    raise Unusable(Problem.CHANGED, "the file was changed")
 
 
-def _version(path: str) -> Version | None:
-    """Return the version of a file; None: it does not exist, or is out of reach."""
+def _version(path: str) -> Version:
+    """Return the version of a file. Raises Unusable where it does not exist, or is out of reach for now."""
     try:
         found = Path(path).stat()
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            raise Unusable(Problem.MISSING, "the file does not exist") from None
+        raise Unusable(Problem.UNREADABLE, f"the file cannot be read: {error.strerror or error}") from None
     return Version(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 

@@ -162,6 +162,25 @@ def test_text_of_the_peer_is_no_message() -> None:
     assert [(e.sop_instance_uid, e.status) for e in events if isinstance(e, Responded)] == [("1.1", 0xA700)]
 
 
+def test_a_response_that_names_another_outstanding_instance_is_an_answer_to_neither() -> None:
+    text = request(1, "1.1") + request(2, "1.2")
+    text += message(f"A->B(1) >> 1:C-STORE-RSP[pcid=3, status=0H\n  cuid={CT} - CT\n  iuid=1.2 - ?\n  tsuid=1.2.3 - ?]")
+    events = read(Dcm4cheReader([], TOKEN), message("A->B(1) >> A-ASSOCIATE-AC") + text)
+    assert [e for e in events if isinstance(e, Responded)] == []
+    assert [e.end for e in events if isinstance(e, Finished)] == [End.PROTOCOL_ERROR]
+
+
+def test_a_long_text_of_the_peer_is_read_at_once() -> None:
+    """It took 10 s when each of its characters was a new beginning. The bound is for slow machines."""
+    text = request(1, "1.1") + message(
+        "A->B(1) >> 1:C-STORE-RSP[pcid=3, status=a700H, errorComment=\n  iuid=" + "1" * 65_000
+    )
+    began = time.process_time()
+    events = read(Dcm4cheReader([], TOKEN), message("A->B(1) >> A-ASSOCIATE-AC") + text)
+    assert time.process_time() - began < 2
+    assert [(e.sop_instance_uid, e.status) for e in events if isinstance(e, Responded)] == [("1.1", 0xA700)]
+
+
 def test_error_comment_and_offending_elements() -> None:
     text = request(1, "1.1") + f".{TOKEN} A->B(1) >> 1:C-STORE-RSP[pcid=3, status=c000H, errorComment=why, not"
     text += f"\t  tags=[(0010,0010)]\t  cuid={CT} - CT\t  iuid=1.1 - ?\t  tsuid=1.2.3 - ?]\n"

@@ -210,7 +210,7 @@ def test_a_program_that_hangs_is_not_dcmtks(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(module, "_VERSION_SECONDS", 0.3)
     given = program(tmp_path, "sleep 3600")
-    with pytest.raises(ConfigError, match="is not DCMTK's"):
+    with pytest.raises(ConfigError, match="did not show its version"):
         DcmtkSender(Settings(dcmtk=given)).check(PEER)
     given.write_bytes(b"\x7fELF nonsense")
     with pytest.raises(ConfigError, match=r"not DCMTK's|cannot be run"):

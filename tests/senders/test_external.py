@@ -6,6 +6,7 @@ The program of these tests is a small script that prints what a test tells it to
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -229,17 +230,55 @@ def test_pixel_data_is_not_decoded_unasked(tmp_path: Path) -> None:
     assert (watch.statuses, watch.problems) == ([0], [])
 
 
-@pytest.mark.parametrize("how", ["content", "replaced", "removed"])
-def test_a_file_that_changes_while_it_is_sent_is_not_taken_for_delivered(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        ("content", Problem.CHANGED),
+        ("replaced", Problem.CHANGED),
+        ("removed", Problem.MISSING),
+        # Such as a network file system that is away: it says nothing of the file.
+        ("out of reach", Problem.UNREADABLE),
+    ],
+)
+def test_a_file_that_changes_while_it_is_sent_is_not_taken_for_delivered(
+    tmp_path: Path, how: str, problem: Problem
+) -> None:
     items = study(tmp_path, 2)
     change = {
+        "out of reach": "os.unlink(path); os.symlink(path, path)",
         "content": "f = open(path, 'r+b'); f.seek(-1, 2); f.write(b'x'); f.close()",
         "replaced": "Path(path + 'x').write_bytes(Path(path).read_bytes()); os.rename(path + 'x', path)",
         "removed": "os.unlink(path)",
     }[how]
     _, watch = ran(Script(f"time.sleep(0.05); path = {items[0].path!r}; {change}\n" + EACH), items)
-    assert [(p.item, p.problem) for p in watch.problems] == [(items[0], Problem.CHANGED)]
+    assert [(p.item, p.problem) for p in watch.problems] == [(items[0], problem)]
     assert [a.item for a in watch.answers] == [items[1]]
+
+
+def test_a_path_too_long_for_a_link_concerns_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems take no more than 1,023 bytes."""
+    items = study(tmp_path, 2)
+    real = Path.symlink_to
+
+    def short(self: Path, target: str) -> None:
+        if target == items[0].path:
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        real(self, target)
+
+    monkeypatch.setattr(Path, "symlink_to", short)
+    end, watch = ran(Script(EACH), items)
+    assert [(p.item, p.problem) for p in watch.problems] == [(items[0], Problem.UNREADABLE)]
+    assert (end.end, [a.item for a in watch.answers]) == (End.RELEASED, [items[1]])
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    end, watch = ran(Script(EACH), study(tmp_path, 2))
+    assert (end.end, end.sentence) == (End.MISCONFIGURED, "temporary files cannot be written: No space left on device")
+    assert watch.problems == []
 
 
 def test_a_new_mode_or_hard_link_is_no_change(tmp_path: Path) -> None:
