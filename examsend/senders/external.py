@@ -321,6 +321,9 @@ class _Run:
         found = self._finished
         if self._ended is not None and (found is None or self._ended.end is End.PROTOCOL_ERROR):
             return self._ended
+        if found is None and self._watcher.stop_at() is not None:
+            # systemd sends SIGTERM to each process of a unit. That is no error of the peer, nor of the program.
+            return Finished(End.STOPPED, f"{self._name} ended when the pass was asked to stop")
         if found is None:
             quote = "".join(c if c.isprintable() else "?" for c in self._last_line)
             said = f"; its last output was: {quote}" if quote else " without any output"

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterable, Sequence
@@ -385,6 +386,27 @@ say("request", uids[0]); say("request", uids[1]); say("response", uids[0], "0000
     # Asked to stop before that, it is not even started.
     end, _ = ran(Script(EACH), items, watch)
     assert (end.end, end.established) == (End.STOPPED, False)
+
+
+def test_a_program_that_was_asked_to_stop_as_well_made_no_error(tmp_path: Path) -> None:
+    """systemd sends SIGTERM to each process of a unit."""
+    items, watch = study(tmp_path, 2), Watch()
+    marker = tmp_path / "requested"
+    text = f"say('accepted'); say('request', uids[0]); Path({str(marker)!r}).touch(); time.sleep(60)"
+
+    def stop() -> None:
+        while not marker.exists():
+            time.sleep(0.01)
+        watch.stop.set()
+        [child] = Path(f"/proc/self/task/{main}/children").read_text().split()
+        os.killpg(int(child), signal.SIGTERM)
+
+    main = threading.get_native_id()
+    thread = threading.Thread(target=stop)
+    thread.start()
+    end, _ = ran(Script(text), items, watch)
+    thread.join()
+    assert (end.end, [item.id for item in end.in_flight]) == (End.STOPPED, [items[0].id]), end.sentence
 
 
 def test_it_is_ended_where_no_further_instance_is_to_be_sent(tmp_path: Path) -> None:
