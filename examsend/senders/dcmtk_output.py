@@ -301,6 +301,8 @@ def _failed(lines: Sequence[str], *, over_tls: bool, accepted: bool) -> Finished
     if end is End.CLOSED and _SEND_TIMEOUT.search(found[2]):
         end, sentence = End.TIMED_OUT, "the peer accepted no byte in time"
     if over_tls and not accepted:
+        # What refuses a certificate closes the connection; an abort would say no more.
+        end = End.CLOSED if end is End.ABORTED else end
         sentence += "; over TLS, it may want a certificate that it knows"
     return Finished(end, f"{sentence} (storescu: {_shown(found[2])})")
 

@@ -26,6 +26,7 @@ def test_no_passcode_and_no_escape_sequence(database_url: str, tmp_path: Path, s
     with scripted(script) as receiver:
         for words in (
             ("destination", "add", "pacs", receiver.address, "--quiet-period", "0", "--sender", sender.value,
+             "--answer-timeout", "2",
              "--user-identity-kind", "2", "--user-identity-name", "user", "--user-identity-file", secret),
             ("ingest", tmp_path / "drop"),
             ("finalize",),

@@ -339,7 +339,9 @@ def test_a_version_whose_answer_was_lost_may_be_at_the_archive(
 ) -> None:
     """The first version is stored and its answer lost, and its batch fails; the second one is then sent."""
     version = Version(tmp_path / "drop")
-    with archive_at(settings, kind, max_attempts=1, answer_timeout=0.4, stall_timeout=0.4) as (archive, _):
+    # The pause is longer than a pass: an answer that is lost must not be made up for within the same one.
+    given = {"answer_timeout": 0.4, "stall_timeout": 0.4, "backoff_seconds": 30.0, "backoff_max_seconds": 30.0}
+    with archive_at(settings, kind, max_attempts=1, **given) as (archive, _):
         version.write(1)
         prepare(settings, tmp_path / "drop")
         [uid] = [r[0] for r in rows(database, "SELECT sop_instance_uid FROM exam_batch_instances")]

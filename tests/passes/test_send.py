@@ -233,6 +233,7 @@ def test_one_file_on_a_mount_that_is_gone_puts_its_batch_back(
         assert one(database, out_of_reach) == "RETRY", "not MISSING"
         assert "is not mounted on this host" in one(database, "SELECT failure FROM exam_batches")
         (tmp_path / "away").rename(second)
+        execute(database, "UPDATE exam_batch_instances SET mount_point = NULL")
         _end_pauses(database)
         send.run(settings)
         assert len(peer.offered) == len(set(peer.offered)) == 2
