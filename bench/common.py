@@ -37,7 +37,9 @@ def database() -> Iterator[str]:
 
 def examsend(*words: str | Path, url: str | None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a new process, as a user does. Compiled modules are cached."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_") and k != "PYTHONDONTWRITEBYTECODE"}
+    programs = {"EXAMSEND_DCM4CHE", "EXAMSEND_DCMTK"}
+    kept = {k: v for k, v in os.environ.items() if k in programs or not k.startswith("EXAMSEND_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
     kept |= environment
     if url is not None:
         kept["EXAMSEND_DATABASE_URL"] = url
