@@ -24,11 +24,11 @@ from pathlib import Path
 from bench import common
 from examsend.config.settings import Settings
 from examsend.demo import samples
-from examsend.dicom import identity
 from examsend.dimse import contexts, messages, negotiation
 from examsend.senders.native import NativeSender
 from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
 from tests.peers import scripted
+from tests.senders.harness import items_of
 
 
 def sink(parent: Connection) -> None:
@@ -138,22 +138,7 @@ def main() -> None:
     port = here.recv()
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        items = []
-        for n, path in enumerate(samples.ct_study(Path(name) / "ct", count)):
-            f = identity.inspect(path)
-            items.append(
-                Item(
-                    n,
-                    str(path),
-                    f.sop_class_uid,
-                    f.sop_instance_uid,
-                    f.transfer_syntax_uid,
-                    f.size,
-                    f.mtime_ns,
-                    f.dataset_offset,
-                    f.content_sha256,
-                )
-            )
+        items = items_of(samples.ct_study(Path(name) / "ct", count))
         least, whole = [], []
         for _ in range(repeats):
             least.append(minimal(port, items))

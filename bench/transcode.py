@@ -20,13 +20,14 @@ from bench import common
 from examsend import senders
 from examsend.config.settings import Settings
 from examsend.demo import samples
-from examsend.dicom import identity, plugins
+from examsend.dicom import plugins
 from examsend.dicom.source import MemorySource
 from examsend.dicom.transcode import transcode
 from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_2000_LOSSLESS, JPEG_LS_LOSSLESS, RLE_LOSSLESS
 from examsend.states import SenderName, Transcode
 from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
 from tests.peers import dcmtk
+from tests.senders.harness import items_of
 
 SIDE, FRAMES = 512, 40
 
@@ -85,20 +86,15 @@ def _study(place: Path, count: int, syntax: str | None) -> list[Item]:
     import pydicom
 
     random = np.random.default_rng(2)
-    made = []
-    for n, path in enumerate(samples.ct_study(place, count, size=SIDE)):
+    paths = samples.ct_study(place, count, size=SIDE)
+    for path in paths:
         data = pydicom.dcmread(path)
         smooth = 1000 + 400 * np.sin(np.arange(SIDE) / 40)[:, None] * np.cos(np.arange(SIDE) / 55)
         data.PixelData = (smooth + random.normal(0, 8, (SIDE, SIDE))).astype("<u2").tobytes()
         if syntax is not None:
             data.compress(syntax, generate_instance_uid=False)
         data.save_as(path)
-        f = identity.inspect(path)
-        made.append(
-            Item(n, str(path), f.sop_class_uid, f.sop_instance_uid, f.transfer_syntax_uid, f.size, f.mtime_ns,
-                 f.dataset_offset, f.content_sha256)
-        )  # fmt: skip
-    return made
+    return items_of(paths)
 
 
 def _seconds(items: list[Item], place: Path) -> float:

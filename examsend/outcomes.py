@@ -160,6 +160,8 @@ class EndMeaning:
 
     if_silent: DestinationAction = DestinationAction.NONE
     """What is done with the destination if nothing was answered over the association, and nothing else shows that it stores."""
+    of_sender: bool = True
+    """Other programs might have got another end. Else nothing was exchanged, or the pass ended it."""
     abnormal: bool = False
     """It is unknown whether the unanswered instances are stored, and which one of them may have caused the end."""
 
@@ -169,11 +171,11 @@ _ENDS: dict[End, EndMeaning] = {
     End.NO_CONTEXT: EndMeaning(),
     End.FILE_CHANGED: EndMeaning(),
     # The pass caused it. It says nothing about the destination.
-    End.STOPPED: EndMeaning(),
+    End.STOPPED: EndMeaning(of_sender=False),
     End.REJECTED: EndMeaning(DestinationAction.BACK_OFF),
-    End.UNREACHABLE: EndMeaning(DestinationAction.BACK_OFF),
-    End.TLS_FAILED: EndMeaning(DestinationAction.BACK_OFF),
-    End.MISCONFIGURED: EndMeaning(DestinationAction.HOLD),
+    End.UNREACHABLE: EndMeaning(DestinationAction.BACK_OFF, of_sender=False),
+    End.TLS_FAILED: EndMeaning(DestinationAction.BACK_OFF, of_sender=False),
+    End.MISCONFIGURED: EndMeaning(DestinationAction.HOLD, of_sender=False),
     End.ABORTED: EndMeaning(DestinationAction.BACK_OFF, abnormal=True),
     End.CLOSED: EndMeaning(DestinationAction.BACK_OFF, abnormal=True),
     End.TIMED_OUT: EndMeaning(DestinationAction.BACK_OFF, abnormal=True),
@@ -219,7 +221,7 @@ def is_protocol_error(end: End, source: int | None, reason: int | None) -> bool:
     return end is End.ABORTED and source == _PROVIDER and reason in _PROTOCOL_REASONS
 
 
-SAYS_NOTHING_OF_SENDER = frozenset({End.UNREACHABLE, End.TLS_FAILED, End.MISCONFIGURED, End.STOPPED})
+SAYS_NOTHING_OF_SENDER = frozenset(end for end, row in _ENDS.items() if not row.of_sender)
 """Ends that do not interrupt a row of protocol errors: nothing was exchanged, or the pass ended the association."""
 
 

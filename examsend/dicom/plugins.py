@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,9 @@ _DECODERS = {
 DECODED = frozenset(_DECODERS)
 """Transfer syntaxes whose pixel data can be decoded, if it is lossless."""
 
+MAY_BE_LOSSY = frozenset(syntax for syntax, decoder in _DECODERS.items() if decoder.either)
+"""Those whose files are lossless or lossy: JPEG-LS near-lossless, JPEG 2000 and HTJ2K (PS3.5 A.4.3, A.4.4)."""
+
 _ENCODERS = {
     RLE_LOSSLESS: ("", ()),
     JPEG_LS_LOSSLESS: ("pyjpegls", _CHARLS),
@@ -83,19 +86,28 @@ ENCODED = frozenset(_ENCODERS)
 """Transfer syntaxes to which pixel data can be encoded."""
 
 
+MODULES = tuple(dict.fromkeys(module for decoder in (_J2K, _JPEG_LS, _JPEG) for module in decoder.modules))
+"""What all decoders and encoders import."""
+
+
+def absent(modules: Iterable[str]) -> list[str]:
+    """Return those of some modules that are not installed."""
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
 def missing(syntax: str, *, encoder: bool = False) -> str | None:
     """Return a sentence if the plug-in for a transfer syntax is not installed, None if it is or if none is needed."""
-    known = (
-        {uid: modules for uid, (_, modules) in _ENCODERS.items()}
-        if encoder
-        else {uid: decoder.modules for uid, decoder in _DECODERS.items()}
-    )
-    absent = [module for module in known.get(syntax, ()) if importlib.util.find_spec(module) is None]
-    if not absent:
+    modules: tuple[str, ...] = ()
+    if encoder and syntax in _ENCODERS:
+        modules = _ENCODERS[syntax][1]
+    elif not encoder and syntax in _DECODERS:
+        modules = _DECODERS[syntax].modules
+    lacking = absent(modules)
+    if not lacking:
         return None
     what = "encode" if encoder else "decode"
     return (
-        f"{' and '.join(absent)} is not installed and is needed to {what} {syntax}: pip install 'examsend[transcode]'"
+        f"{' and '.join(lacking)} is not installed and is needed to {what} {syntax}: pip install 'examsend[transcode]'"
     )
 
 

@@ -29,13 +29,11 @@ from examsend.dicom.source import InflatedSource, Source
 from examsend.dicom.uids import (
     DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
     EXPLICIT_VR_BIG_ENDIAN,
-    EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     NATIVE,
+    UNCOMPRESSED,
 )
 from examsend.errors import FileProblem, Unacceptable
-
-_TARGETS = frozenset({IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN})
 
 _PIECE = 1 << 20
 """Bytes of a value that are copied at once; a multiple of every word's length."""
@@ -48,7 +46,7 @@ def recode(data_set: Source, syntax: str, target: str, sink: Callable[[bytes], o
     Targets are Implicit and Explicit VR Little Endian. Group lengths (gggg,0000) are left out: they are retired, and would be
     wrong in the new encoding. Raises Unacceptable where a faithful conversion is not possible, and what reading raises.
     """
-    if syntax not in NATIVE or target not in _TARGETS:
+    if syntax not in NATIVE or target not in UNCOMPRESSED:
         raise Unacceptable(
             "UNCONVERTIBLE", f"transfer syntax {syntax} cannot be converted to {target} without decoding"
         )

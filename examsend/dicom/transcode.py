@@ -38,6 +38,7 @@ from examsend.dicom.uids import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     NATIVE,
+    UNCOMPRESSED,
 )
 from examsend.dicom.vrs import text
 from examsend.errors import FileProblem, Incomplete, Unacceptable
@@ -59,10 +60,7 @@ _PIECE = 1 << 20
 
 _FLOATS = frozenset({0x7FE00008, 0x7FE00009})
 
-ALWAYS = (
-    frozenset({EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN})
-    | plugins.ENCODED
-)
+ALWAYS = frozenset({*UNCOMPRESSED, DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, *plugins.ENCODED})
 """Transfer syntaxes to which files can be converted on purpose (``always:UID``)."""
 
 
@@ -78,12 +76,7 @@ def targets(syntax: str) -> tuple[str, ...]:
 
     None for those that are always lossy, for video and for unknown ones. A file may still be refused.
     """
-    return (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN) if syntax in plugins.DECODED else ()
-
-
-def missing_plugin(syntax: str, target: str = EXPLICIT_VR_LITTLE_ENDIAN) -> str | None:
-    """Return a sentence if what decodes ``syntax``, or encodes ``target``, is not installed; None otherwise."""
-    return plugins.missing(syntax) or plugins.missing(target, encoder=True) or plugins.missing(target)
+    return UNCOMPRESSED if syntax in plugins.DECODED else ()
 
 
 def transcode(

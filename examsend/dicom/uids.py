@@ -29,6 +29,9 @@ NATIVE = frozenset(
 )
 """Transfer syntaxes whose pixel data is native: converting between them loses nothing and needs no codec."""
 
+UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
+"""Transfer syntaxes to which data sets are re-encoded and decoded, the better one first: it says what VRs its elements have."""
+
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 VERIFICATION = "1.2.840.10008.1.1"
 MODALITY_PERFORMED_PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"

@@ -23,13 +23,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, NATIVE
+from examsend.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, NATIVE
 from examsend.states import Transcode
-
-_UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
-
-_MAY_BE_LOSSY = frozenset({"1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.203"})
-"""JPEG-LS near-lossless, JPEG 2000 and HTJ2K: their files are lossy or not (PS3.5 A.4.3, A.4.4)."""
 
 MAX_CONTEXTS = 128
 """Of one association: presentation context ids are the odd numbers from 1 to 255 (PS3.8 Table 9-18)."""
@@ -59,12 +54,19 @@ class Proposal:
     transfer_syntax_uid: str
 
 
-def is_convertible(syntax: str) -> bool:
-    """Return whether files in a compressed transfer syntax can be decoded without loss, as far as the syntax alone says."""
+def _targets(syntax: str) -> tuple[str, ...]:
+    """Return the uncompressed transfer syntaxes to which files in a compressed one can be converted; see ``transcode.targets``."""
     # Imported where a policy or a refusal asks for it: most associations convert nothing.
     from examsend.dicom.transcode import targets
 
-    return bool(targets(syntax))
+    return targets(syntax)
+
+
+def _may_be_lossy(syntax: str) -> bool:
+    """Return whether only a file in a transfer syntax tells whether it was compressed with loss."""
+    from examsend.dicom.plugins import MAY_BE_LOSSY
+
+    return syntax in MAY_BE_LOSSY
 
 
 @functools.lru_cache(256)
@@ -78,17 +80,15 @@ def _needed(syntax: str, transcode: Transcode) -> tuple[str, ...]:
         return own
     if syntax in NATIVE:
         return tuple(dict.fromkeys((target, *own)))
-    if not is_convertible(syntax):
+    if not _targets(syntax):
         return own
-    return (target, *own) if syntax in _MAY_BE_LOSSY else (target,)
+    return (target, *own) if _may_be_lossy(syntax) else (target,)
 
 
 @functools.lru_cache(256)
 def _fallbacks(syntax: str, transcode: Transcode) -> tuple[str, ...]:
     """Return the transfer syntaxes to propose for a file in ``syntax`` where there is room for them, the preferred one first."""
-    if transcode is not Transcode.FALLBACK or syntax in NATIVE or not is_convertible(syntax):
-        return ()
-    return _UNCOMPRESSED
+    return _targets(syntax) if transcode is Transcode.FALLBACK else ()
 
 
 def _pairs(instance: HasSyntax, transcode: Transcode) -> tuple[tuple[str, str], ...]:
@@ -181,7 +181,7 @@ def refusal(instance: HasSyntax, transcode: Transcode, proposed: Container[tuple
     sentence = f"the peer accepts no presentation context for {instance.sop_class_uid} in {own}"
     if own in NATIVE:
         return sentence
-    if not is_convertible(own):
+    if not _targets(own):
         return f"{sentence}, which cannot be converted without loss" if transcode is not Transcode.NEVER else sentence
     if transcode is Transcode.NEVER:
         return f"{sentence}, and the destination's setting transcode is never"

@@ -7,7 +7,6 @@ own it costs at most one instance. Results are temporary files without a name, s
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -21,10 +20,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from examsend.dimse.payload import Unusable
+from examsend.dicom import plugins
+from examsend.dimse.payload import OpenFile, Unusable
 from examsend.errors import ConfigError
 from examsend.transfer import Item, Peer, Problem
 
@@ -61,12 +60,10 @@ MOST_WAITING = 1 << 30
 
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS})
 
-_PLUGINS = ("numpy", "pylibjpeg", "openjpeg", "jpeg_ls", "gdcm")
-
 
 def check_plugins(peer: Peer) -> None:
     """Given a peer whose setting asks for conversions, raise ConfigError where what decodes pixel data is not installed."""
-    missing = [name for name in _PLUGINS if importlib.util.find_spec(name) is None]
+    missing = plugins.absent(plugins.MODULES)
     if missing:
         raise ConfigError(
             f"transcode = {peer.transcode} needs what decodes pixel data, and {', '.join(missing)} cannot be imported:"
@@ -84,27 +81,16 @@ def unwritable(error: OSError, directory: str) -> str:
     return f"the converted data set cannot be written to {directory}: {error.strerror or error}"
 
 
-class Converted:
-    """The result of a conversion, read in order. It has the methods of ``payload.Payload``, and its digest is checked already."""
+class Converted(OpenFile):
+    """The result of a conversion, in a file without a name, read in order.
+
+    It has the methods of ``payload.Payload``, and its digest is checked already.
+    """
 
     def __init__(self, fd: int, length: int) -> None:
-        self._fd = fd
+        super().__init__(fd)
         self._pos = 0
         self.length = length
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file, which has no name: it is gone. May be called more than once."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def fill(self, buffer: memoryview) -> int:
         """Read into a buffer until it is full or the data ends; return the number of bytes read. Raises Unusable."""

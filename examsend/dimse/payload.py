@@ -25,7 +25,28 @@ class Unusable(Exception):
         self.problem = problem
 
 
-class Payload:
+class OpenFile:
+    """A file that is closed at the end of a ``with`` statement, or by ``close``."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. May be called more than once."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Payload(OpenFile):
     """An open data set of ``length`` bytes, read in order. Every method but ``close`` may raise Unusable.
 
     Where ``target`` is not the file's own transfer syntax, the data set is first re-encoded (native syntaxes only). The file is
@@ -36,8 +57,8 @@ class Payload:
     """
 
     def __init__(self, item: Item, target: str) -> None:
+        super().__init__(_open(item))
         self._item = item
-        self._fd = _open(item)
         self._digest = hashlib.sha256()
         self._pos = item.dataset_offset
         self._recoded: bytes | None = None
@@ -58,20 +79,6 @@ class Payload:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. May be called more than once."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def read_into(self, buffer: memoryview) -> int:
         """Fill a buffer as ``fill`` does and add the bytes to the digest; return the number of bytes read, 0 at the end."""
@@ -142,10 +149,15 @@ def _open(item: Item) -> int:
     try:
         return os.open(item.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        # Other errors may be temporary; a file that does not exist is MISSING.
-        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            raise Unusable(Problem.MISSING, "the file does not exist") from None
-        raise _unreadable(error) from None
+        raise out_of_reach(error) from None
+
+
+def out_of_reach(error: OSError) -> Unusable:
+    """Given why a file cannot be opened or looked at, return what that means: a file that does not exist is MISSING, and other
+    errors may be temporary."""
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return Unusable(Problem.MISSING, "the file does not exist")
+    return _unreadable(error)
 
 
 def _changed() -> Unusable:

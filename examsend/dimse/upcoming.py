@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, NATIVE
+from examsend.dicom.uids import NATIVE, UNCOMPRESSED
 from examsend.dimse import contexts
 from examsend.dimse.contexts import Carrier
 from examsend.dimse.payload import Payload, Unusable
@@ -76,7 +76,7 @@ def _needs_worker(item: Item, target: str) -> bool:
     """Return whether an item that is sent in a transfer syntax is to be converted by a worker."""
     if target == item.transfer_syntax_uid:
         return False
-    re_encoded = item.transfer_syntax_uid in NATIVE and target in {IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN}
+    re_encoded = item.transfer_syntax_uid in NATIVE and target in UNCOMPRESSED
     return not re_encoded or item.file_size > _IN_PROCESS
 
 

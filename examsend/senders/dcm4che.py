@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examsend.config.settings import Settings
-from examsend.dicom import uids
+from examsend.dicom import plugins, uids
 from examsend.dicom.start import meta_information
 from examsend.dimse.contexts import MAX_CONTEXTS
+from examsend.dimse.payload import Unusable
 from examsend.errors import ConfigError, FileProblem
 from examsend.senders import child, external, keystores
 from examsend.senders.base import Capabilities
 from examsend.senders.dcm4che_output import Dcm4cheReader, configuration
 from examsend.senders.program_search import Search, Unfit
 from examsend.states import SenderName, Transcode
-from examsend.transfer import AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Tls, UserIdentity, Watcher
+from examsend.transfer import AssociationEnd, Item, Peer, Problem, Tls, UserIdentity, Watcher
 
 _OPTIONS = ("--no-evrle", "--no-ivrle", "--tls-eia-https", "--tls-protocol", "--max-ops-invoked", "--response-timeout")
 """Options that are used, of which older releases lack some. The newest are --no-evrle and --no-ivrle, of 5.34.2."""
@@ -30,19 +31,6 @@ _OPTIONS = ("--no-evrle", "--no-ivrle", "--tls-eia-https", "--tls-protocol", "--
 _HELP_SECONDS = 8.0
 
 _INSTALL = "install dcm4che 5.34.2 or later, and set EXAMSEND_DCM4CHE to its storescu or to the directory that holds bin/storescu"
-
-_LOSSLESS = frozenset(
-    {
-        uids.RLE_LOSSLESS,
-        uids.JPEG_LOSSLESS,
-        uids.JPEG_LOSSLESS_SV1,
-        uids.JPEG_LS_LOSSLESS,
-        uids.JPEG_2000_LOSSLESS,
-        uids.HTJ2K_LOSSLESS,
-        uids.HTJ2K_LOSSLESS_RPCL,
-    }
-)
-"""Compressed transfer syntaxes in which nothing can have been lost."""
 
 _CIPHERS = (
     "TLS_AES_128_GCM_SHA256",
@@ -96,16 +84,7 @@ class Dcm4cheSender:
 
     def send(self, peer: Peer, items: Sequence[Item], watcher: Watcher) -> AssociationEnd:
         """See ``base.Sender.send``."""
-        wanted: list[Item] = []
-        for item in items:
-            if watcher.stop_at() is not None:
-                return AssociationEnd(End.STOPPED, "stopped before the association was requested")
-            objection = _objection(item)
-            if objection is None:
-                wanted.append(item)
-            elif watcher.not_offered(objection) is Next.RELEASE:
-                return AssociationEnd(End.RELEASED)
-        return external.run(_Storescu(self._given, peer), peer, wanted, watcher)
+        return external.run(_Storescu(self._given, peer), peer, items, watcher)
 
 
 class _Storescu:
@@ -116,6 +95,10 @@ class _Storescu:
         self._peer = peer
         self._token = secrets.token_hex(16)
         self._decodes = False
+
+    def check(self, item: Item) -> None:
+        """See ``program_output.Program``."""
+        _check_item(item)
 
     def command(self, peer: Peer, items: Sequence[Item], files: Path, private: Path) -> list[str]:
         """See ``program_output.Program``."""
@@ -223,7 +206,7 @@ def _check_tls(settings: Tls, host: str) -> None:
 def _may_decode(transcode: Transcode, items: Sequence[Item]) -> bool:
     """Return whether it may decompress. It cannot be told which files, so that all must be lossless."""
     compressed = {item.transfer_syntax_uid for item in items} - uids.NATIVE
-    return transcode is Transcode.FALLBACK and compressed <= _LOSSLESS
+    return transcode is Transcode.FALLBACK and compressed <= plugins.DECODED - plugins.MAY_BE_LOSSY
 
 
 def _contexts(items: Sequence[Item], *, decodes: bool) -> list[str]:
@@ -286,16 +269,18 @@ def _identity(settings: UserIdentity | None) -> list[str]:
 # --- its files ---
 
 
-def _objection(item: Item) -> NotOffered | None:
-    """Return why dcm4che would send something else than the item, or None. The file may be missing; that is found later."""
+def _check_item(item: Item) -> None:
+    """Raise Unusable where dcm4che would send something else than the item. The file may be missing; that is found later."""
     if (
         item.transfer_syntax_uid == uids.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
         and (item.file_size - item.dataset_offset) % 2
     ):
-        sentence = "the deflated data set has an odd length, and dcm4che does not pad it (PS3.5 A.5)"
-        return NotOffered(item, Problem.ODD_LENGTH, sentence)
-    sentence = _meta_objection(item) or ""
-    return NotOffered(item, Problem.UNCONVERTIBLE, sentence) if sentence else None
+        raise Unusable(
+            Problem.ODD_LENGTH, "the deflated data set has an odd length, and dcm4che does not pad it (PS3.5 A.5)"
+        )
+    objection = _meta_objection(item)
+    if objection is not None:
+        raise Unusable(Problem.UNCONVERTIBLE, objection)
 
 
 def _meta_objection(item: Item) -> str | None:

@@ -93,6 +93,9 @@ class _Storescu:
     def __init__(self, given: Path | None) -> None:
         self._given = given
 
+    def check(self, item: Item) -> None:
+        """See ``program_output.Program``: it reads what the data set says."""
+
     def command(self, peer: Peer, items: Sequence[Item], files: Path, private: Path) -> list[str]:
         """See ``program_output.Program``."""
         program, version = _find(self._given)

@@ -158,6 +158,7 @@ class _Run:
             self._beat()
             name = f"{number:06}.dcm"
             try:
+                self._program.check(item)
                 linked = links.link(item, files / name, self._beat)
             except Unusable as unusable:
                 if self._report(item, unusable.problem, str(unusable)) is Next.RELEASE:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from examsend.dimse.payload import Payload, Unusable
+from examsend.dimse.payload import Payload, Unusable, out_of_reach
 from examsend.transfer import Item, Problem
 
 _PIECE = 4 << 20
@@ -77,9 +77,7 @@ def _version(path: str) -> Version:
     try:
         found = Path(path).stat()
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            raise Unusable(Problem.MISSING, "the file does not exist") from None
-        raise Unusable(Problem.UNREADABLE, f"the file cannot be read: {error.strerror or error}") from None
+        raise out_of_reach(error) from None
     return Version(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 

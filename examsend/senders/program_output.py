@@ -86,6 +86,9 @@ class Reader(Protocol):
 class Program(Protocol):
     """A program that sends the files of a directory over one association."""
 
+    def check(self, item: Item) -> None:
+        """Raise Unusable where the program would send something else than the item. Its content is checked by ``links``."""
+
     def command(self, peer: Peer, items: Sequence[Item], files: Path, private: Path) -> list[str]:
         """Return the program and its arguments.
 

@@ -287,15 +287,6 @@ def test_a_large_file_that_changed_is_never_sent_whole(wire_sender: Any, tmp_pat
         assert sent(wire_sender, receiver, items[1:], stall_timeout=30.0)[0].end is End.RELEASED
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_cannot_be_read(wire_sender: Any, tmp_path: Path) -> None:
-    items = study(tmp_path, 2)
-    Path(items[0].path).chmod(0)
-    with scripted() as receiver:
-        _, watch = sent(wire_sender, receiver, items)
-    assert [f.problem for f in watch.problems] == [Problem.UNREADABLE]
-
-
 def test_user_identity_is_read_from_its_file(wire_sender: Any, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("pass phrase\n")

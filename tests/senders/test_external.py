@@ -65,6 +65,9 @@ class Script:
         self._contexts = contexts
         self.private = Path()
 
+    def check(self, item: Item) -> None:
+        pass
+
     def command(self, peer: Peer, items: Sequence[Item], files: Path, private: Path) -> list[str]:
         self.private = private
         if self._text.startswith(":"):
