@@ -451,6 +451,10 @@ def test_an_asynchronous_window_is_used(sender: Dcm4cheSender, tmp_path: Path) -
     assert receiver.max_outstanding == 4
 
 
+_PATIENT = {"connect_timeout": 20.0, "accept_timeout": 20.0, "answer_timeout": 20.0, "stall_timeout": 20.0}
+"""For a test in which nothing is to time out: Java may be slow."""
+
+
 @real
 @pytest.mark.parametrize(
     ("script", "expected"),
@@ -467,7 +471,8 @@ def test_what_ends_an_association(sender: Dcm4cheSender, tmp_path: Path, script:
     items = study(tmp_path, 4)
     with scripted(script) as receiver:
         watch = Watch()
-        end = sender.send(peer_of(receiver), items, watch)
+        patience = {} if expected is End.TIMED_OUT else _PATIENT
+        end = sender.send(peer_of(receiver, **patience), items, watch)
         assert end.end is expected
         assert java_of(receiver.port) == []
     assert len(watch.answers) + len(end.in_flight) == (0 if script.on_accept else 2)
@@ -529,7 +534,7 @@ def test_java_ends_with_the_pass(sender: Dcm4cheSender, tmp_path: Path) -> None:
         assert java_of(receiver.port) == []
     with scripted() as receiver:
         with pytest.raises(LostClaim):
-            sender.send(peer_of(receiver), items, Watch(lose_after=1))
+            sender.send(peer_of(receiver, **_PATIENT), items, Watch(lose_after=1))
         assert java_of(receiver.port) == []
 
 

@@ -248,9 +248,17 @@ def test_a_lost_claim_aborts_the_association_and_is_raised(wire_sender: Any, tmp
 
 def test_a_stopping_pass_finishes_the_outstanding_instance(wire_sender: Any, tmp_path: Path) -> None:
     watch = Watch()
+    items = study(tmp_path, 50)
+
+    def stop_after_an_answer() -> None:
+        deadline = time.monotonic() + 20
+        while not watch.answers and time.monotonic() < deadline:
+            time.sleep(0.02)
+        watch.stop.set()
+
     with scripted(Script(delay=0.3)) as receiver:
-        threading.Timer(0.7, watch.stop.set).start()
-        end, _ = sent(wire_sender, receiver, study(tmp_path, 50), watch)
+        threading.Thread(target=stop_after_an_answer).start()
+        end, _ = sent(wire_sender, receiver, items, watch)
     assert end.end is End.RELEASED
     assert 1 <= len(watch.answers) <= 5
     assert len(receiver.stored) == len(watch.answers)
