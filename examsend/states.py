@@ -142,6 +142,36 @@ class ExpectationState(StrEnum):
     DISCONTINUED = "DISCONTINUED"
 
 
+class Act(StrEnum):
+    """What is on record in the table events."""
+
+    FINALIZE = "FINALIZE"
+    RETRY = "RETRY"
+    HOLD = "HOLD"
+    UNHOLD = "UNHOLD"
+    CANCEL = "CANCEL"
+    PRIORITIZE = "PRIORITIZE"
+    REROUTE = "REROUTE"
+    DISMISS = "DISMISS"
+    """A rejected file is set aside."""
+    DESTINATION = "DESTINATION"
+    """A destination was added, changed, enabled, disabled, removed, or its hold ended by a person."""
+    DOWN = "DOWN"
+    """A destination is held since now."""
+    BACK = "BACK"
+    """A destination stores again."""
+    PRUNE = "PRUNE"
+
+
+class Stage(StrEnum):
+    """A part of the way of a batch, of which the duration is counted."""
+
+    READY = "READY"
+    """From its first instance to READY."""
+    SENT = "SENT"
+    """From READY to SENT."""
+
+
 RUNNING = "RUNNING"
 """Result of an association that has not ended. Later the result is a ``transfer.End`` or LEASE_LOST."""
 

@@ -58,6 +58,7 @@ def test_a_destination_with_default_settings_gives_a_peer_with_defaults() -> Non
         "held_reason": None,
         "consecutive_failures": 0,
         "last_success_at": None,
+        "down_since": None,
     }
     peer = Destination(**row, **health, id=1, name="d").peer()
     assert peer == Peer("h", 104, "A", "EXAMSEND")

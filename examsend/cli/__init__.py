@@ -28,8 +28,17 @@ def _main(
 
 from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, retry, send, status  # noqa: E402
 
-for _module in (ingest, expect, finalize, send, status, retry, listen):
+# In the order of --help.
+for _module in (
+    ingest,
+    expect,
+    finalize,
+    send,
+    status,
+    retry,
+    listen,
+    destination,
+    db,
+    demo,
+):
     _module.register(app)
-app.add_typer(destination.app, name="destination")
-app.add_typer(db.app, name="db")
-demo.register(app)

@@ -31,3 +31,8 @@ def check(session: common.Session) -> object:
     from examsend.commands import db
 
     return db.check(session.settings)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands."""
+    parent.add_typer(app, name="db")

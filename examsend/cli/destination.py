@@ -152,3 +152,8 @@ def echo(session: common.Session, name: _NAME) -> object:
     from examsend.commands import destination
 
     return destination.echo(session.settings, name)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands."""
+    parent.add_typer(app, name="destination")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shlex
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -209,6 +210,36 @@ def destination_name(value: object) -> str:
             "cannot be used: only letters, digits, '.', '_' and '-' are allowed, at most 64, with a letter or digit first"
         )
     return str(value)
+
+
+def statuses(value: object) -> str:
+    """DIMSE statuses, four hexadecimal digits each, with commas between: ``0111, B007``. Success (0000) is not among them."""
+    codes = [code.upper().removeprefix("0X") for code in _listed(value)]
+    for code in codes:
+        if not re.fullmatch(r"[0-9A-F]{4}", code):
+            raise ValueError(
+                f"must be DIMSE statuses of four hexadecimal digits, with commas between; {code!r} is none"
+            )
+        if code == "0000":
+            raise ValueError("cannot change what success (0000) means")
+    return ", ".join(sorted(set(codes)))
+
+
+def program(value: object) -> tuple[str, ...]:
+    """A program and its arguments: a list, or text that is split as a shell does, without expanding anything. The program is
+    an absolute path."""
+    if isinstance(value, str):
+        try:
+            words = shlex.split(text(value))
+        except ValueError as error:
+            raise ValueError(f"must be a program and its arguments ({error})") from None
+    elif isinstance(value, (list, tuple)):
+        words = [text(word) for word in value]
+    else:
+        raise ValueError("must be a list of a program and its arguments")  # noqa: TRY004 (every check raises ValueError)
+    if not words or not Path(words[0]).is_absolute():
+        raise ValueError("must begin with the absolute path of a program")
+    return tuple(words)
 
 
 def required_series(value: object) -> str:

@@ -163,6 +163,20 @@ class DestinationSettings:
     )
     priority: int = _setting(0, checks.whole(0, 2), "Priority: 0 medium, 1 high, 2 low.", "--priority", "N")
 
+    accept_status: str | None = _setting(
+        None,
+        checks.statuses,
+        "Statuses that count as stored at this destination, beyond success and warnings: 0111, A801.",
+        "--accept-status",
+        "CODES",
+    )
+    fail_status: str | None = _setting(
+        None,
+        checks.statuses,
+        "Statuses that fail an instance for good at this destination, although the standard's table says otherwise.",
+        "--fail-status",
+        "CODES",
+    )
     max_attempts: int = _setting(
         10, checks.whole(1, 10_000), "Attempts before a batch goes FAILED.", "--max-attempts", "N"
     )

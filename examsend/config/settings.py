@@ -63,6 +63,18 @@ class Settings:
     dcmtk: Path | None = _setting(
         None, checks.directory, "DCMTK's storescu, or the directory it is in. Not set: it is looked for on PATH."
     )
+    on_failed: tuple[str, ...] = _setting(
+        (), checks.program, "Program run for batches that went FAILED, with the facts as JSON on standard input."
+    )
+    on_held: tuple[str, ...] = _setting(
+        (), checks.program, "Program run when a destination is held, with the facts as JSON on standard input."
+    )
+    on_back: tuple[str, ...] = _setting(
+        (), checks.program, "Program run when a destination stores again, with the facts as JSON on standard input."
+    )
+    hook_timeout: float = _setting(
+        10.0, checks.number(0.1, 600), "Seconds that such a program may take before it is killed."
+    )
     host_name: str = _setting(
         socket.gethostname() or "localhost", checks.text, "Name of this host in the records of attempts."
     )

@@ -18,8 +18,8 @@ from examsend.demo import modality, receiver, samples
 from examsend.dicom import identity
 from examsend.errors import UsageError
 from examsend.queue import views
+from examsend.report import text
 from examsend.report.layout import byte_size, table
-from examsend.report.text import rendered
 
 _NAME = "demo"
 
@@ -68,8 +68,8 @@ class DemoResult:
         return self.differing > 0 or any(s.status != "SENT" for s in self.studies)
 
 
-@rendered.register
-def _demo(result: DemoResult) -> list[Any]:
+def rendered(result: DemoResult) -> list[Any]:
+    """Return lines of text and tables."""
     rows = [
         (
             s.study_instance_uid,
@@ -255,7 +255,7 @@ class _Passes:
 
     def _show(self, command: str, result: object, *, lines: int | None = None) -> None:
         self._say(f"$ examsend {command}")
-        for part in [p for p in rendered(result) if isinstance(p, str)][:lines]:
+        for part in [p for p in text.rendered(result) if isinstance(p, str)][:lines]:
             self._say(f"  {part}")
 
     def _add(self, to: str, *, quiet: float) -> None:

@@ -31,6 +31,7 @@ class Destination(DestinationSettings):
     held_reason: str | None
     consecutive_failures: int
     last_success_at: datetime | None
+    down_since: datetime | None
 
     @property
     def senders(self) -> tuple[SenderName, ...]:

@@ -8,4 +8,5 @@ from __future__ import annotations
 
 from examsend.db.tables import announcements as announcements
 from examsend.db.tables import batches as batches
+from examsend.db.tables import operating as operating
 from examsend.db.tables.base import Base as Base

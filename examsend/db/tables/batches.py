@@ -76,6 +76,11 @@ class StorageBackendConfig(Base):
         Column("held_reason", Text),
         Column("consecutive_failures", Integer, nullable=False, server_default=text("0")),
         Column("last_success_at", DateTime(timezone=True)),
+        # Since when nothing can be delivered: the first failure that held it, until it stores again.
+        Column("down_since", DateTime(timezone=True)),
+        # When a pass said last that it is down, and since when it was then; both NULL once a pass has said that it is back.
+        Column("told_at", DateTime(timezone=True)),
+        Column("told_since", DateTime(timezone=True)),
         Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
         # Set when the destination is removed. The row is kept for its batches and attempts.
         Column("removed_at", DateTime(timezone=True)),
@@ -123,6 +128,11 @@ class ExamBatch(Base):
     finished_at: Mapped[datetime | None]
     failure_code: Mapped[str | None]
     failure: Mapped[str | None]
+    # An operator holds it (examsend hold): no finalize and no send takes it on.
+    held_at: Mapped[datetime | None]
+    held_reason: Mapped[str | None]
+    # An operator wants it sent before the others (examsend prioritize).
+    prioritized_at: Mapped[datetime | None]
     # Set by a trigger (migration 0002).
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -156,7 +166,13 @@ class ExamBatch(Base):
         Index("ix_exam_batches_check", "destination_id", "check_at", postgresql_where=text("status = 'PENDING'")),
         Index("ix_exam_batches_ask", "destination_id", "ask_at", postgresql_where=text("status = 'PENDING'")),
         Index("ix_exam_batches_due", "destination_id", "next_attempt_at", postgresql_where=text("status = 'READY'")),
-        Index("ix_exam_batches_ready_at", "destination_id", "ready_at", postgresql_where=text("status = 'READY'")),
+        Index(
+            "ix_exam_batches_ready_at",
+            "destination_id",
+            "ready_at",
+            postgresql_where=text("status = 'READY' AND held_at IS NULL"),
+        ),
+        Index("ix_exam_batches_held", "id", postgresql_where=text("held_at IS NOT NULL")),
         Index(
             "ix_exam_batches_lease", "destination_id", "lease_expires_at", postgresql_where=text("status = 'SENDING'")
         ),
@@ -328,8 +344,23 @@ class RejectedFile(Base):
     reason: Mapped[str]
     first_seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
     last_seen_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    # As far as they could be read.
+    study_instance_uid: Mapped[str | None]
+    sop_instance_uid: Mapped[str | None]
+    # When an ingest has reported it; NULL: the next one does.
+    reported_at: Mapped[datetime | None]
+    # An operator has set it aside (examsend rejected --dismiss). It is not counted any more.
+    dismissed_at: Mapped[datetime | None]
+    dismissed_by: Mapped[str | None]
+    dismissed_why: Mapped[str | None]
 
     __table_args__ = (
+        CheckConstraint(
+            "num_nulls(dismissed_at, dismissed_by, dismissed_why) IN (0, 3)",
+            name="dismissed",
+        ),
+        Index("ix_rejected_files_study", "study_instance_uid", postgresql_where=text("study_instance_uid IS NOT NULL")),
+        Index("ix_rejected_files_open", "first_seen_at", postgresql_where=text("dismissed_at IS NULL")),
         # A path may be longer than an index entry allows; its digest is not.
         Index("uq_rejected_files_path", text("md5(file_path)"), unique=True),
         Index("ix_rejected_files_last_seen", "last_seen_at"),

@@ -1,0 +1,39 @@
+"""Shows the result of ``send``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from examsend.commands.send import SendResult
+from examsend.delivery.delivery import Delivered
+from examsend.report.layout import byte_size, plural
+
+
+def rendered(result: SendResult) -> list[Any]:
+    """Return lines of text and tables."""
+    lines: list[Any] = [_delivered(d) + (f": {d.reason}" if d.reason else "") for d in result.delivered]
+    lines += [f"batch {b}: another sender has claimed it" for b in result.lost]
+    lines += [
+        f"batch {b} READY again: its sender died, and its destination is disabled or held" for b in result.taken_back
+    ]
+    lines += [
+        f"batch {b} FAILED without an attempt in this pass: `examsend status {b}` says why" for b in result.expired
+    ]
+    lines += list(result.bugs)
+    if result.stopped:
+        lines.append("stopped as requested; the rest goes with the next send")
+    return lines or ["nothing is due"]
+
+
+def _delivered(d: Delivered) -> str:
+    """Return what one attempt did; the counts of the whole batch follow where they differ."""
+    what = f"batch {d.batch_id} to {d.destination}: {d.state}, {d.stored} stored"
+    what += f", {d.failed} failed" if d.failed else ""
+    if (d.batch_stored, d.batch_failed) != (d.stored, d.failed):
+        failed = f", {d.batch_failed} failed" if d.batch_failed else ""
+        what += f" (with earlier attempts {d.batch_stored} of {d.batch_instances} stored{failed})"
+    what += f", {plural(d.associations, 'association') if d.associations else 'no association'}"
+    what += f", {byte_size(d.bytes_sent)} in {d.association_seconds:.2f} s"
+    if d.association_seconds > 0.01 and d.bytes_sent:
+        what += f", {byte_size(d.bytes_sent / d.association_seconds)}/s"
+    return what
