@@ -26,7 +26,7 @@ def _main(
     pass
 
 
-from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, retry, send, status  # noqa: E402
+from examsend.cli import config, db, demo, destination, expect, finalize, ingest, listen, retry, send, status  # noqa: E402
 
 # In the order of --help.
 for _module in (
@@ -39,6 +39,7 @@ for _module in (
     listen,
     destination,
     db,
+    config,
     demo,
 ):
     _module.register(app)
