@@ -26,7 +26,7 @@ def _main(
     pass
 
 
-from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, retry, send, status  # noqa: E402
+from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, prune, retry, send, status  # noqa: E402
 
 # In the order of --help.
 for _module in (
@@ -38,6 +38,7 @@ for _module in (
     retry,
     listen,
     destination,
+    prune,
     db,
     demo,
 ):
