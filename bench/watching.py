@@ -27,7 +27,7 @@ _ROOT = "1.2.826.0.1.3680043.8.498"
 _BATCHES = f"""
     INSERT INTO exam_batches (study_instance_uid, destination_id, status, created_at, last_instance_at, check_at, grown, ready_at,
         ready_reason, next_attempt_at, attempt_count, finished_at, failure_code, failure)
-    SELECT '{_ROOT}.' || (n::bigint * 7919 % 1000000007) || '.' || n, 1 + n % 4, s.status, t.at, t.at + interval '1 min',
+    SELECT '{_ROOT}.' || (n::bigint * 7919 %% 1000000007) || '.' || n, 1 + n %% 4, s.status, t.at, t.at + interval '1 min',
            now() + interval '1 day', false, CASE WHEN s.status <> 'PENDING' THEN t.at + interval '2 min' END,
            CASE WHEN s.status <> 'PENDING' THEN 'QUIET: quiet for 60 s' END,
            CASE WHEN s.status = 'READY' THEN now() + interval '1 day' END, 1,
