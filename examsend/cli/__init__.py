@@ -26,7 +26,20 @@ def _main(
     pass
 
 
-from examsend.cli import config, db, demo, destination, expect, finalize, ingest, listen, retry, send, status  # noqa: E402
+from examsend.cli import (  # noqa: E402
+    config,
+    db,
+    demo,
+    destination,
+    expect,
+    finalize,
+    ingest,
+    listen,
+    prune,
+    retry,
+    send,
+    status,
+)
 
 # In the order of --help.
 for _module in (
@@ -38,6 +51,7 @@ for _module in (
     retry,
     listen,
     destination,
+    prune,
     db,
     config,
     demo,

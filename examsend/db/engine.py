@@ -56,8 +56,9 @@ _CONFIGURATION = {
 REFUSED_VALUES = (exc.DataError, exc.IntegrityError, ValueError, OverflowError)
 """What a statement raises where PostgreSQL, or its driver, cannot take one of the values."""
 
-_ROLLED_BACK = {"40001", "40P01"}
-"""SQLSTATEs after which the transaction can be run again: serialization failure, deadlock."""
+_ROLLED_BACK = {"40001", "40P01", "23503"}
+"""SQLSTATEs after which the transaction can be run again: serialization failure, deadlock, and a row that it refers to was
+deleted meanwhile (``examsend prune``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,11 @@ def record_destination(tx: Connection, act: Act, destination_id: int, *, who: st
     tx.execute(_OF_DESTINATION, {**_said(act, who, why), "destination": destination_id})
 
 
+def record_pass(tx: Connection, act: Act, *, who: str, why: str) -> None:
+    """Record what a pass has done as a whole."""
+    tx.execute(_OF_DESTINATION, {**_said(act, who, why), "destination": None})
+
+
 def record_files(tx: Connection, act: Act, paths: Iterable[str], *, who: str, why: str | None = None) -> None:
     """Record an act on rejected files, one row each."""
     tx.execute(_OF_FILES, {**_said(act, who, why), "paths": [to_text(p) for p in paths]})
