@@ -13,7 +13,7 @@ from examsend.db import access, engine
 from examsend.delivery.delivery import Delivered, Observer
 from examsend.delivery.lanes import Lanes
 from examsend.delivery.stop import Stop
-from examsend.queue import batches
+from examsend.queue import batches, totals
 from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.states import BatchState
 
@@ -85,7 +85,9 @@ def run(
             selected = [get_destination(tx, destination)] if destination else list_destinations(tx)
             only = selected[0].id if destination else None
             taken_back = batches.take_back(tx, only)
-            return only, selected, taken_back, batches.give_up(tx, only) + batches.expire(tx, only)
+            failed = batches.give_up(tx, only) + batches.expire(tx, only)
+            totals.batches_ended(tx, failed)
+            return only, selected, taken_back, failed
 
         only, selected, taken_back, expired = database.run(housekeep)
         _check_lease(selected, settings.lease)

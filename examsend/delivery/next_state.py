@@ -10,7 +10,7 @@ from examsend.delivery.findings import Findings
 from examsend.delivery.lease import Lease
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
-from examsend.queue import attempts, batches, instances, lookup, replacement
+from examsend.queue import attempts, batches, instances, lookup, replacement, totals
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id, hold, record_success
 from examsend.queue.instances import Tally
@@ -59,6 +59,8 @@ def finish(
         if findings.destination_problem is not None:
             held = hold(tx, destination, findings.destination_problem, unsure=findings.unsure)
         _write(tx, claim, replace(state, delay=held) if state.after_hold else state)
+        if state.state is not BatchState.READY:
+            totals.batches_ended(tx, [claim.batch_id])
         tried.append((state, tally))
         return tried[-1]
 
@@ -152,6 +154,8 @@ def put_back_after_bug(lease: Lease, place: str) -> tuple[Destination, NextState
         state = _used(claim, destination, pause, "BUG", reason)
         _write(tx, claim, state)
         attempts.close_broken(tx, claim, reason)
+        if state.state is BatchState.FAILED:
+            totals.batches_ended(tx, [claim.batch_id])
         return destination, state, instances.tally(tx, claim.batch_id)
 
     return lease.write(work)

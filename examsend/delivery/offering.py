@@ -44,6 +44,8 @@ class Offering:
         self._stop = stop
         self._progress = progress
         self._unsent: dict[int, Unsent] = {}
+        self._offered: set[int] = set()
+        """Ids of the instances that associations of this attempt have sent. Parallel ones have no instance in common."""
         self.findings = Findings()
 
     def run(self, unsent: Sequence[Unsent]) -> None:
@@ -131,7 +133,10 @@ class Offering:
         seconds = time.monotonic() - began
         watcher.ended(end)
         failed = sum(watcher.outcomes[outcome] for outcome in UNDELIVERABLE)
-        recorder.ended(end, Counts(len(items), watcher.outcomes[Outcome.STORED], failed))
+        resent = sum(n in self._offered or self._unsent[n].failed_before for n in watcher.offered)
+        self._offered.update(watcher.offered)
+        stored = watcher.outcomes[Outcome.STORED]
+        recorder.ended(end, Counts(len(items), stored, failed, resent, watcher.statuses))
         return Ended(end, watcher, seconds)
 
 

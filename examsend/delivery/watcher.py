@@ -70,6 +70,10 @@ class AssociationWatcher:
         self.outcomes: Counter[Outcome] = Counter()
         self.answers = 0
         """C-STORE-RSPs received."""
+        self.statuses: Counter[int] = Counter()
+        """Those, by DIMSE status."""
+        self.offered: set[int] = set()
+        """Ids of the instances that were sent, answered or not."""
         self.reported: set[int] = set()
         """Ids of the instances that have an outcome from this association."""
         self.troubled: dict[int, Troubled] = {}
@@ -83,7 +87,9 @@ class AssociationWatcher:
     def answered(self, answer: Answer) -> Next:
         """See ``transfer.Watcher``."""
         self.answers += 1
+        self.statuses[answer.status] += 1
         unsent = self._by_id[answer.item.id]
+        self.offered.add(answer.item.id)
         result = outcomes.of_answer(answer, unsent.tries, other_content_possible=unsent.other_content_possible)
         record = self._record(answer.item, result, answer.bytes_sent)
         if result.outcome is Outcome.STORED:
@@ -123,6 +129,7 @@ class AssociationWatcher:
 
     def ended(self, end: AssociationEnd) -> None:
         """Given the end of the association, record the instances that were sent and not answered."""
+        self.offered.update(item.id for item in end.in_flight)
         abnormal = end.end in outcomes.ABNORMAL_ENDS
         if not (abnormal or end.end is End.STOPPED) or not end.established:
             return

@@ -6,11 +6,12 @@ the outcomes that they count, so that the row of a sender that died says what it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
+from examsend.queue import totals
 from examsend.queue.claim import Claim
 from examsend.transfer import AssociationEnd
 
@@ -28,25 +29,40 @@ _COUNT = text("""
     WHERE id = :id AND result = 'RUNNING'
 """)
 
-_CLOSE = text("""
-    UPDATE send_attempts
-    SET finished_at = clock_timestamp(), result = :result, established = :established, association_seconds = :seconds,
-        result_code = :result_code, source_code = :source, reason_code = :reason, detail = :detail,
-        peer_implementation = :peer, async_window = :window, instances = :instances, stored = :stored, failed = :failed,
-        bytes_sent = :sent
-    WHERE id = :id AND result = 'RUNNING'
+# A row that is closed already is not counted again, so that a group can be written twice.
+_CLOSED = "RETURNING destination_id, batch_id, started_at, established, result, association_seconds, stored, failed, bytes_sent"
+
+_CLOSE = text(f"""
+    WITH closed AS (
+        UPDATE send_attempts
+        SET finished_at = clock_timestamp(), result = :result, established = :established, association_seconds = :seconds,
+            result_code = :result_code, source_code = :source, reason_code = :reason, detail = :detail,
+            peer_implementation = :peer, async_window = :window, instances = :instances, stored = :stored, failed = :failed,
+            bytes_sent = :sent
+        WHERE id = :id AND result = 'RUNNING'
+        {_CLOSED}
+    ), {totals.ASSOCIATIONS_CLOSED}
+    {totals.ANSWERS}
 """)
 
-_CLOSE_LOST = text("""
-    UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp(),
-        detail = 'the sender ended without recording it, or made no progress for the length of its lease'
-    WHERE batch_id = ANY(CAST(:batches AS bigint[])) AND result = 'RUNNING'
+_CLOSE_LOST = text(f"""
+    WITH closed AS (
+        UPDATE send_attempts SET result = 'LEASE_LOST', finished_at = clock_timestamp(),
+            detail = 'the sender ended without recording it, or made no progress for the length of its lease'
+        WHERE batch_id = ANY(CAST(:batches AS bigint[])) AND result = 'RUNNING'
+        {_CLOSED}
+    ), {totals.ASSOCIATIONS_CLOSED}
+    {totals.ANSWERS_LOST}
 """)
 
 
-_CLOSE_BROKEN = text("""
-    UPDATE send_attempts SET finished_at = clock_timestamp(), result = 'LEASE_LOST', detail = :detail
-    WHERE batch_id = :batch AND attempt_id = :attempt AND result = 'RUNNING'
+_CLOSE_BROKEN = text(f"""
+    WITH closed AS (
+        UPDATE send_attempts SET finished_at = clock_timestamp(), result = 'LEASE_LOST', detail = :detail
+        WHERE batch_id = :batch AND attempt_id = :attempt AND result = 'RUNNING'
+        {_CLOSED}
+    ), {totals.ASSOCIATIONS_CLOSED}
+    {totals.ANSWERS_LOST}
 """)
 
 
@@ -57,6 +73,10 @@ class Counts:
     instances: int
     stored: int
     failed: int
+    resent: int = 0
+    """Offered, and an earlier association had offered them."""
+    answers: Mapping[int, int] = field(default_factory=dict)
+    """DIMSE status -> number of C-STORE-RSPs."""
 
 
 def open_row(
@@ -108,17 +128,19 @@ def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) 
             "stored": counts.stored,
             "failed": counts.failed,
             "sent": end.bytes_sent,
+            **totals.answers(counts.answers, counts.resent),
         },
     )
 
 
 def close_broken(tx: Connection, claim: Claim, detail: str) -> None:
     """Close the rows of associations whose end nothing will record, because an unexpected exception ended the attempt."""
-    tx.execute(_CLOSE_BROKEN, {"batch": claim.batch_id, "attempt": claim.attempt_id, "detail": _clean(detail, 500)})
+    values = {"batch": claim.batch_id, "attempt": claim.attempt_id, "detail": _clean(detail, 500)}
+    tx.execute(_CLOSE_BROKEN, {**values, **totals.no_answers()})
 
 
 def close_lost(tx: Connection, batch_ids: Iterable[int]) -> None:
     """Close the rows of batches whose sender has lost its claim. What they count stays: it was stored."""
     ids = sorted(batch_ids)
     if ids:
-        tx.execute(_CLOSE_LOST, {"batches": ids})
+        tx.execute(_CLOSE_LOST, {"batches": ids, **totals.no_answers()})
