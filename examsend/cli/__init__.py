@@ -26,7 +26,7 @@ def _main(
     pass
 
 
-from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, prune, retry, send, status  # noqa: E402
+from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, metrics, prune, retry, send, status  # noqa: E402
 
 # In the order of --help.
 for _module in (
@@ -35,6 +35,7 @@ for _module in (
     finalize,
     send,
     status,
+    metrics,
     retry,
     listen,
     destination,
