@@ -26,7 +26,21 @@ def _main(
     pass
 
 
-from examsend.cli import db, demo, destination, expect, finalize, ingest, listen, metrics, prune, retry, send, status  # noqa: E402
+from examsend.cli import (  # noqa: E402
+    config,
+    db,
+    demo,
+    destination,
+    expect,
+    finalize,
+    ingest,
+    listen,
+    metrics,
+    prune,
+    retry,
+    send,
+    status,
+)
 
 # In the order of --help.
 for _module in (
@@ -41,6 +55,7 @@ for _module in (
     destination,
     prune,
     db,
+    config,
     demo,
 ):
     _module.register(app)

@@ -6,6 +6,7 @@ import functools
 import getpass
 import inspect
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from examsend import __version__
-from examsend.config.settings import Settings, load
+from examsend.config.settings import Explained, Settings, explained, unknown_variables
 from examsend.errors import TRACEBACKS, UsageError
 from examsend.report.terminal import clean
 
@@ -33,6 +34,8 @@ class Session:
     json: bool
     quiet: bool
     verbose: int
+    explained: Explained
+    """The settings again, and where each comes from."""
 
     @property
     def live(self) -> bool:
@@ -44,7 +47,14 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "config_file": (
         Annotated[
             Path | None,
-            typer.Option("--config", metavar="FILE", help="Read settings from this TOML file.", show_default=False),
+            # A file that cannot be read is said to be so by the settings: a wrong configuration, as a missing one is.
+            typer.Option(
+                "--config",
+                metavar="FILE",
+                help="Read settings from this TOML file.",
+                show_default=False,
+                readable=False,
+            ),
         ],
         None,
     ),
@@ -108,11 +118,14 @@ def _check_text(values: dict[str, Any]) -> None:
 def _session(
     *, config_file: Path | None, database_url: str | None, as_json: bool, verbose: int, quiet: bool
 ) -> Session:
-    settings = load(config_file, options={"database_url": database_url})
-    session = Session(settings, as_json, quiet, verbose)
+    found = explained(config_file, options={"database_url": database_url})
+    session = Session(found.settings, as_json, quiet, verbose, found)
     level = logging.WARNING if quiet or (session.live and not verbose) else logging.INFO
     _log_to_stderr()
     logging.getLogger("examsend").setLevel((level, logging.DEBUG, TRACEBACKS)[min(verbose, 2)])
+    if not quiet:
+        for sentence in unknown_variables(os.environ):
+            logging.getLogger("examsend").warning("warning: %s", sentence)
     return session
 
 

@@ -19,6 +19,8 @@ class SchemaResult:
     server: str
     embedded: bool
     differences: tuple[str, ...] = ()
+    compared: bool = False
+    """Whether the tables were compared with what examsend needs."""
 
     @property
     def good(self) -> bool:
@@ -50,4 +52,4 @@ def check(settings: Settings) -> SchemaResult:
     with access.opened(settings, check=False) as database:
         revision = database.run(migrate.current)
         found = tuple(migrate.differences(database)) if revision else ()
-        return SchemaResult(revision, revision, HEAD, database.version(), database.embedded, found)
+        return SchemaResult(revision, revision, HEAD, database.version(), database.embedded, found, bool(revision))

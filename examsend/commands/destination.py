@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from examsend import senders
-from examsend.config.destination import check_lease, label, optional_setting, parse_address
+from examsend.config.destination import address, check_lease, label, optional_setting, parse_address
 from examsend.config.destination import warnings as destination_warnings
 from examsend.config.files import NotReadable
 from examsend.config.settings import Settings
@@ -24,6 +24,7 @@ from examsend.queue.destination import (
     get_destination,
     list_destinations,
     remove_destination,
+    resemblance,
 )
 from examsend.queue.second_sender import Choice, choose
 from examsend.senders.base import Capabilities
@@ -76,39 +77,56 @@ class Echoed:
         return not self.ok
 
 
-def add(settings: Settings, name: str, address: str, values: Mapping[str, object]) -> Changed:
-    """Add a destination. Raises UsageError."""
-    wanted = {**parse_address(address), **values}
+def add(settings: Settings, name: str, at: str, values: Mapping[str, object]) -> Changed:
+    """Add a destination at the address ``at``. Raises UsageError."""
+    wanted = {**parse_address(at), **values}
     check_lease(wanted, settings.lease)
 
     def work(tx: Connection) -> tuple[Destination, tuple[str, ...]]:
         made = add_destination(tx, name, _with_archive(tx, wanted))
-        return made, _inspect(settings, made, wanted)
+        return made, (*_resembling(tx, made), *_inspect(settings, made, wanted))
 
     with access.opened(settings) as database:
         made, warnings = database.run(work)
-    sentence = f"destination {name} added: {made.called_aet}@{made.host}:{made.port}, sender {made.sender}"
+    sentence = f"destination {name} added: {address(made.called_aet, made.host, made.port)}, sender {made.sender}"
     return Changed(name, sentence, warnings)
 
 
 def change(
-    settings: Settings, name: str, address: str | None, values: Mapping[str, object], unset: Sequence[str] = ()
+    settings: Settings, name: str, at: str | None, values: Mapping[str, object], unset: Sequence[str] = ()
 ) -> Changed:
-    """Change settings of a destination. ``unset``: options whose settings are to have no value any more. Raises UsageError."""
+    """Change settings of a destination. ``at``: its new address. ``unset``: options whose settings are to have no value any more.
+
+    Raises UsageError.
+    """
     wanted = {k: v for k, v in values.items() if v is not None}
-    if address is not None:
-        wanted |= parse_address(address)
+    if at is not None:
+        wanted |= parse_address(at)
     for option in unset:
         setting = optional_setting(option)
         if setting in wanted:
             raise UsageError(f"--unset {option} and a value for it contradict each other")
         wanted[setting] = None
     check_lease(wanted, settings.lease)
+
+    def work(tx: Connection) -> tuple[str, ...]:
+        changed = change_destination(tx, name, _with_archive(tx, wanted))
+        similar = _resembling(tx, changed) if wanted.keys() & {"host", "port", "called_aet"} else ()
+        return (*similar, *_inspect(settings, changed, wanted))
+
     with access.opened(settings) as database:
-        warnings = database.run(
-            lambda tx: _inspect(settings, change_destination(tx, name, _with_archive(tx, wanted)), wanted)
-        )
+        warnings = database.run(work)
     return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed", warnings)
+
+
+def _resembling(tx: Connection, new: Destination) -> tuple[str, ...]:
+    """Return, and log, a warning for each other destination that may be the same one: the same address, or the same name in
+    another case."""
+    found = tuple(resemblance(new, other) for other in list_destinations(tx) if other.id != new.id)
+    warnings = tuple(filter(None, found))
+    for warning in warnings:
+        log.warning("warning: destination %s: %s", new.name, warning)
+    return warnings
 
 
 def _with_archive(tx: Connection, wanted: Mapping[str, object]) -> Mapping[str, object]:
@@ -221,5 +239,5 @@ def echo(settings: Settings, name: str) -> Echoed:
     if problems:
         echoed = "it answers C-ECHO" if answer.ok else f"C-ECHO: {answer.sentence}"
         raise ConfigError(f"destination {name}: {'; '.join(problems)} ({echoed})")
-    address = f"{found.called_aet}@{found.host}:{found.port}"
-    return Echoed(name, address, answer.ok, answer.milliseconds, answer.sentence)
+    where = address(found.called_aet, found.host, found.port)
+    return Echoed(name, where, answer.ok, answer.milliseconds, answer.sentence)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from examsend.config.destination import parse_address
+from examsend.config.destination import address, parse_address
 from examsend.db.engine import Connection, Database
 from examsend.db.patience import Until, no_limit
 from examsend.dimse.query import find_study
@@ -58,8 +58,7 @@ def canonical(tx: Connection, archive: str) -> str:
     if "@" not in archive:
         return get_destination(tx, archive.strip()).name
     parts = parse_address(archive)
-    host = f"[{parts['host']}]" if ":" in parts["host"] else parts["host"]
-    return f"{parts['called_aet']}@{host}:{parts['port']}"
+    return address(parts["called_aet"], parts["host"], parts["port"])
 
 
 def peer_of(tx: Connection, archive: str, calling_aet: str) -> Peer:

@@ -366,6 +366,16 @@ def check_name(value: str) -> str:
         raise UsageError(f"the name {value!r} {error}") from None
 
 
+def host_port(host: str, port: int) -> str:
+    """Return ``HOST:PORT`` as people write it: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def address(aet: str, host: str, port: int) -> str:
+    """Return ``AET@HOST:PORT``, which ``parse_address`` reads."""
+    return f"{aet}@{host_port(host, port)}"
+
+
 _ADDRESS = re.compile(r"(?P<aet>.+)@(?:\[(?P<six>[^\]]+)\]|(?P<host>[^@:\[\]]+)):(?P<port>\d{1,5})", re.DOTALL)
 
 

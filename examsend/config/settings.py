@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +119,115 @@ def search_path() -> list[Path]:
     return candidates
 
 
+class Source(StrEnum):
+    """What has set a setting."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    ENVIRONMENT = "environment"
+    OPTION = "option"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the value of a setting comes from."""
+
+    source: Source
+    name: str
+    """The path of the file, the variable or the option; empty for a default."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsFile:
+    """A file of settings that was looked for."""
+
+    path: str
+    state: str
+    """``used``, ``absent``, or ``not looked at``, because a file before it is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The settings, where each comes from, and the files that were looked for."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+    files: tuple[SettingsFile, ...]
+
+
+_DEFAULT = Origin(Source.DEFAULT, "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Given a name that is not known, return ": did you mean NAME?" with the known name nearest to it, in upper or lower case;
+    nothing if none is near."""
+    import difflib  # here, because the import takes 5 ms
+
+    folded = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.7)
+    return f": did you mean {folded[found[0]]}?" if found else ""
+
+
 def _from_file(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             document = tomllib.load(stream)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, (tomllib.TOMLDecodeError, UnicodeDecodeError)):
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     known = {f.name for f in fields(Settings)}
-    unknown = sorted(set(document) - known)
+    unknown = [f"unknown setting {name!r}{nearest(name, known)}" for name in sorted(set(document) - known)]
     if unknown:
-        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
+        raise ConfigError(f"{path}: {'; '.join(unknown)} (`examsend config example` shows the settings)")
     return {name: _read(name, raw, str(path)) for name, raw in document.items()}
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a file is there. One in a directory that this user may not enter is taken to be: that it cannot be read is
+    said, and no other settings are used in its place."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
+def _look_for(file: Path | None, environ: Mapping[str, str]) -> tuple[SettingsFile, ...]:
+    """Return the files of settings that are looked for; at most one of them is used."""
+    if file is None and environ.get(PREFIX + "CONFIG"):
+        file = Path(environ[PREFIX + "CONFIG"])
+    if file is not None:
+        return (SettingsFile(str(file), "used"),)
+    looked: list[SettingsFile] = []
+    for path in search_path():
+        used = any(one.state == "used" for one in looked)
+        looked.append(SettingsFile(str(path), "not looked at" if used else "used" if _is_there(path) else "absent"))
+    return tuple(looked)
+
+
+def explained(
+    file: Path | None = None, *, environ: Mapping[str, str] | None = None, options: Mapping[str, object] | None = None
+) -> Explained:
+    """Return the settings, and where each comes from. See ``load``."""
+    environ = os.environ if environ is None else environ
+    chosen: dict[str, Any] = {}
+    origins = {spec.name: _DEFAULT for spec in fields(Settings)}
+    files = _look_for(file, environ)
+    for used in (one.path for one in files if one.state == "used"):
+        chosen.update(_from_file(Path(used)))
+        origins.update(dict.fromkeys(chosen, Origin(Source.FILE, used)))
+    for spec in fields(Settings):
+        variable = PREFIX + spec.name.upper()
+        raw = environ.get(variable)
+        if raw:
+            chosen[spec.name] = _read(spec.name, raw, f"environment variable {variable}")
+            origins[spec.name] = Origin(Source.ENVIRONMENT, variable)
+    for name, value in (options or {}).items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            chosen[name] = _read(name, value, f"option {option}")
+            origins[name] = Origin(Source.OPTION, option)
+    return Explained(Settings(**chosen), origins, files)
 
 
 def load(
@@ -141,18 +238,17 @@ def load(
     ``file``: None reads EXAMSEND_CONFIG, else the first file of ``search_path``. ``environ``: None is the environment of this
     process. ``options``: a value of None is not set. Raises ConfigError.
     """
-    environ = os.environ if environ is None else environ
-    chosen: dict[str, Any] = {}
-    if file is None and environ.get(PREFIX + "CONFIG"):
-        file = Path(environ[PREFIX + "CONFIG"])
-    found = file or next((p for p in search_path() if p.is_file()), None)
-    if found is not None:
-        chosen.update(_from_file(found))
-    for spec in fields(Settings):
-        raw = environ.get(PREFIX + spec.name.upper())
-        if raw:
-            chosen[spec.name] = _read(spec.name, raw, f"environment variable {PREFIX}{spec.name.upper()}")
-    for name, value in (options or {}).items():
-        if value is not None:
-            chosen[name] = _read(name, value, f"option --{name.replace('_', '-')}")
-    return Settings(**chosen)
+    return explained(file, environ=environ, options=options).settings
+
+
+_OTHER_VARIABLES = ("CONFIG", "PG_BIN")
+"""EXAMSEND_CONFIG names the file of settings, EXAMSEND_PG_BIN the programs of the embedded server."""
+
+
+def unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a sentence for each variable of the environment that looks like a setting and is none. Those of the tests are left out."""
+    known = [PREFIX + name for name in (*(f.name.upper() for f in fields(Settings)), *_OTHER_VARIABLES)]
+    unknown = sorted(
+        n for n in environ if n.startswith(PREFIX) and n not in known and not n.startswith("EXAMSEND_TEST_")
+    )
+    return tuple(f"environment variable {name} is no setting{nearest(name, known)}" for name in unknown)

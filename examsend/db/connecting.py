@@ -64,3 +64,14 @@ def parse(url_text: str) -> URL:
     if "\x00" in "".join((url.username or "", str(url.password or ""), url.host or "", url.database or "")):
         raise ConfigError("the database URL is not valid: it holds a NUL character")
     return url.set(drivername="postgresql+psycopg2")
+
+
+def masked(url_text: str) -> str:
+    """Given the text of a URL, return it without its passwords, for people. Never raises."""
+    try:
+        url = parse(url_text)
+    except ConfigError:
+        return "(not a valid URL, and not shown: it may hold a password)"
+    hidden = {k: "***" if re.search("passw|secret|token", k, re.IGNORECASE) else v for k, v in url.query.items()}
+    shown = url.set(drivername="postgresql", query=hidden)
+    return shown.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")

@@ -24,6 +24,12 @@ def serving(settings: Settings) -> Iterator[tuple[str, bool]]:
         return
     from examsend.db import embedded
 
-    directory = settings.data_directory / "postgres" if settings.data_directory else embedded.default_directory()
-    with embedded.running(Path(directory)) as url:
+    with embedded.running(embedded_directory(settings)) as url:
         yield url, True
+
+
+def embedded_directory(settings: Settings) -> Path:
+    """Return the directory of the embedded server. Raises ConfigError for a user without a home directory."""
+    from examsend.db import embedded
+
+    return settings.data_directory / "postgres" if settings.data_directory else embedded.default_directory()

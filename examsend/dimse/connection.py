@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from examsend.config.destination import host_port
 from examsend.dimse import tls
 from examsend.dimse.ended import Ended
 from examsend.errors import ConfigError
@@ -37,7 +38,7 @@ def connect(peer: Peer, check: Callable[[], None]) -> socket.socket:
     times a second and may raise. Raises Ended (UNREACHABLE, TLS_FAILED, MISCONFIGURED).
     """
     deadline = time.monotonic() + peer.connect_timeout
-    where = f"{peer.host}:{peer.port}"
+    where = host_port(peer.host, peer.port)
     try:
         context = None if peer.tls is None else tls.context(peer.tls)
     except ConfigError as error:
@@ -64,7 +65,7 @@ def connect(peer: Peer, check: Callable[[], None]) -> socket.socket:
 
 def _look_up(peer: Peer, deadline: float, check: Callable[[], None]) -> list[Any]:
     """Return the addresses of a peer. A name is looked up in a thread, because the look-up itself has no time-out."""
-    where = f"{peer.host}:{peer.port}"
+    where = host_port(peer.host, peer.port)
     try:
         return socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except OSError:

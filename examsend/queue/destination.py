@@ -12,7 +12,14 @@ from uuid import UUID
 from sqlalchemy import Connection, exc, text
 
 from examsend.config import files
-from examsend.config.destination import LONGEST_TIMEOUT, DestinationSettings, check_name, check_settings, check_together
+from examsend.config.destination import (
+    LONGEST_TIMEOUT,
+    DestinationSettings,
+    address,
+    check_name,
+    check_settings,
+    check_together,
+)
 from examsend.db import due
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, back_off
@@ -161,6 +168,17 @@ def routed_destinations(tx: Connection, names: list[str]) -> list[Destination]:
             "there is no destination to route to: add one with `examsend destination add NAME AET@HOST:PORT`, or name one with --to"
         )
     return found
+
+
+def resemblance(one: Destination, other: Destination) -> str:
+    """Return why two destinations may be the same one, as a sentence about ``one``; nothing if they differ."""
+    same = one.called_aet == other.called_aet and one.port == other.port
+    if same and one.host.rstrip(".").lower() == other.host.rstrip(".").lower():
+        where = address(one.called_aet, one.host, one.port)
+        return f"{other.name} has the same address ({where}): a study that goes to both is sent there twice"
+    if one.name.casefold() == other.name.casefold():
+        return f"its name differs from that of {other.name} in upper and lower case only"
+    return ""
 
 
 def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from examsend import outcomes
+from examsend.config.destination import address
 from examsend.db.due import NOW
 from examsend.queue import evidence
 from examsend.queue.evidence import Evidence
@@ -284,7 +285,7 @@ def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
     return tuple(
         DestinationStatus(
             row.name,
-            f"{row.called_aet}@{row.host}:{row.port}",
+            address(row.called_aet, row.host, row.port),
             row.enabled,
             row.held_for is not None and row.held_for > 0,
             _health(row),

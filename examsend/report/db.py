@@ -16,4 +16,6 @@ def rendered(result: SchemaResult) -> list[Any]:
         return [f"no schema on {where}: run `examsend db upgrade`"]
     if result.differences:
         return [f"schema {result.revision} on {where} differs from what examsend needs:", *result.differences]
+    if result.good and result.compared:
+        return [f"schema {result.revision} on {where} matches what examsend needs"]
     return [f"schema {result.revision} on {where}" + ("" if result.good else f", needed is {result.needed}")]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime
 from functools import singledispatch
 from typing import Any
 
 from examsend.commands.destination import Changed, Destinations, Echoed, Shown
-from examsend.config.destination import label
+from examsend.config.destination import address, label
 from examsend.queue.destination import Destination
 from examsend.report.layout import table
 from examsend.senders.base import Capabilities
@@ -29,7 +30,7 @@ def _destination_list(result: Destinations) -> list[Any]:
             (
                 (
                     d.name,
-                    f"{d.called_aet}@{d.host}:{d.port}",
+                    address(d.called_aet, d.host, d.port),
                     d.calling_aet,
                     d.sender + (" (TLS)" if d.tls else ""),
                     "yes" if d.enabled else "no",
@@ -58,7 +59,14 @@ def _destination_shown(result: Shown) -> list[Any]:
             (f"{name} presentation contexts", can.most_contexts),
             *((f"{name} note", note) for note in can.notes),
         ]
-    return [table(("setting", "value"), ((name, "" if value is None else value) for name, value in rows))]
+    return [table(("setting", "value"), ((name, _shown(value)) for name, value in rows))]
+
+
+def _shown(value: object) -> object:
+    """Return the value of a setting as people read it: a time in this host's zone, with the zone's name."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    return "" if value is None else value
 
 
 @rendered.register

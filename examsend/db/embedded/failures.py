@@ -13,6 +13,10 @@ from examsend.errors import ConfigError, DatabaseUnavailable, ExamsendError
 # The machine is short of something. That passes or the administrator repairs it; no setting of examsend is wrong.
 _TEMPORARY = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
+_FULL = "No space left|disk quota|wrote only [0-9]+ of [0-9]+ bytes"
+_SHORT = f"{_FULL}|Cannot allocate|too many open"
+"""How a program says the same."""
+
 
 @contextmanager
 def os_errors_as_sentences(directory: Path) -> Iterator[None]:
@@ -33,8 +37,11 @@ def program_failure(output: bytes, sentence: str, where: str = "") -> ExamsendEr
     """
     lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
     explaining = [line for line in lines if re.search("FATAL|PANIC|error|cannot|could not", line)]
-    last = (explaining or lines or ["no output"])[-1]
-    quoted = re.sub(r"^.*?(FATAL|PANIC|error): *", "", last)[:300]
-    temporary = re.search("No space left|quota|Cannot allocate|too many", last, re.IGNORECASE)
-    kind = DatabaseUnavailable if temporary or where else ConfigError
+    # The cause comes before its consequences: a single-user server on a full disk ends with "cannot abort transaction 1".
+    short = [line for line in lines if re.search(_SHORT, line, re.IGNORECASE)]
+    last = short[0] if short else (explaining or lines or ["no output"])[-1]
+    quoted = re.sub(r"^.*?(FATAL|PANIC|ERROR|LOG|WARNING|error): *", "", last)[:300]
+    if re.search(_FULL, last, re.IGNORECASE):
+        quoted = f"its disk is full ({quoted})"
+    kind = DatabaseUnavailable if short or where else ConfigError
     return kind(f"{sentence}: {quoted}{where}")

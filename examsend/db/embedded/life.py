@@ -45,11 +45,12 @@ autovacuum = off
 max_connections = 300
 """
 
+# exit_on_error: a single-user server would else end with 0 after a CREATE DATABASE that failed, as on a full disk.
 # --auth-host=reject: an administrator may start the server by hand with settings that open a TCP port.
 _INITIALISE = f"""set -e
 "$0/initdb" -D "$1" -U postgres --auth-local=trust --auth-host=reject -E UTF8 --locale=C --no-instructions $2
 echo "include_if_exists = '{_CONF}'" >>"$1/postgresql.conf"
-echo "CREATE DATABASE {DATABASE};" | "$0/postgres" --single -D "$1" postgres
+echo "CREATE DATABASE {DATABASE};" | "$0/postgres" --single -c exit_on_error=on -D "$1" postgres
 """
 
 # A background job becomes a child of init when its shell ends, and init reaps it: it does not become a zombie of this

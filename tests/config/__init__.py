@@ -1,0 +1,1 @@
+"""Tests of settings: where they come from, what is checked, what is shown."""
