@@ -16,8 +16,10 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.models import ParameterInfo
 
 from examsend import __version__
+from examsend.cli import suggest
 from examsend.config.settings import Explained, Settings, explained, unknown_variables
 from examsend.errors import TRACEBACKS, UsageError
 from examsend.report.terminal import clean
@@ -99,12 +101,21 @@ def command(
                 _show(session, result)
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
+        for parameter in own:
+            _offer(parameter)
         run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(name, **options)(run)
         return function
 
     return decorate
+
+
+def _offer(parameter: inspect.Parameter) -> None:
+    """Let the shell complete a parameter that is the name of a destination or the id of a batch."""
+    for declared in getattr(parameter.annotation, "__metadata__", ()):
+        if isinstance(declared, ParameterInfo) and declared.autocompletion is None:
+            declared.autocompletion = suggest.completer(parameter.name, declared.metavar)
 
 
 def _check_text(values: dict[str, Any]) -> None:

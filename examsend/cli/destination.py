@@ -9,13 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from examsend.cli import common
+from examsend.cli import common, suggest
 from examsend.config.destination import DECLARED, DestinationSettings, type_of
 from examsend.states import LatePolicy, OnIncomplete, SenderName, Transcode
 
 app = typer.Typer(help="Manage the destinations of batches.", no_args_is_help=True, rich_markup_mode=None)
 
 _NAME = Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.")]
+
+_NEW = Annotated[str, typer.Argument(metavar="NAME", help="The destination's name.", autocompletion=suggest.nothing)]
 
 _TYPES: dict[str, Any] = {
     "str": str, "SenderName": SenderName, "Transcode": Transcode, "LatePolicy": LatePolicy, "OnIncomplete": OnIncomplete,
@@ -66,7 +68,7 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 @_with_settings
 def add(
     session: common.Session,
-    name: _NAME,
+    name: _NEW,
     address: Annotated[str, typer.Argument(metavar="AET@HOST:PORT", help="Called AE title, host and port.")],
     **values: Any,
 ) -> object:
