@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from examsend.config.destination import address
 from examsend.db.due import NOW
 from examsend.queue import stuck, totals
 from examsend.queue.reasons import disabled, held
@@ -159,11 +160,6 @@ def _health(row: Any) -> tuple[str, str]:
     return ("OK", "ok") if row.last_success_at else ("UNUSED", "not used yet")
 
 
-def address(aet: str, host: str, port: int) -> str:
-    """Return AET@HOST:PORT, with an IPv6 address in brackets."""
-    return f"{aet}@[{host}]:{port}" if ":" in host else f"{aet}@{host}:{port}"
-
-
 def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
     """Return every destination, ordered by name."""
     days = totals.last_day(tx)
@@ -205,8 +201,7 @@ def overview(tx: Connection, shown: tuple[DestinationStatus, ...], *, database: 
     """Given every destination, where the database is and the name of this host, return the figures of the whole site."""
     here, files = tx.execute(_HERE).one(), tx.execute(_REJECTED).one()
     down = [d for d in shown if d.health_code in {"HELD", "PROBING"}]
-    days = totals.last_day(tx).values()
-    sent = sum(d.sent_batches for d in days)
+    sent = sum(d.sent for d in shown)
     return Overview(
         now=here.now,
         database=database or f"PostgreSQL {here.version}, database {here.name}",
@@ -224,8 +219,14 @@ def overview(tx: Connection, shown: tuple[DestinationStatus, ...], *, database: 
             LastPass(row.command, row.host, row.exit_code, row.seconds, row.finished_at, row.ago)
             for row in tx.execute(_PASSES)
         ),
-        batch_size=sum(d.sent_instances for d in days) / sent if sent else None,
-        ready_seconds=sum(d.ready_seconds for d in days) / sent if sent else None,
-        sent_seconds=sum(d.sent_seconds for d in days) / sent if sent else None,
+        batch_size=_mean([(d.batch_size, d.sent) for d in shown]),
+        ready_seconds=_mean([(d.ready_seconds, d.sent) for d in shown]),
+        sent_seconds=_mean([(d.sent_seconds, d.sent) for d in shown]),
         sent=sent,
     )
+
+
+def _mean(parts: list[tuple[float | None, int]]) -> float | None:
+    """Given means and the number of values behind each, return the mean of all values."""
+    number = sum(n for _, n in parts)
+    return sum(mean * n for mean, n in parts if mean is not None) / number if number else None

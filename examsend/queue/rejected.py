@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -82,6 +83,13 @@ class RejectedFile:
     reason: str
     first_seen_at: datetime
     last_seen_at: datetime
+    study_instance_uid: str | None
+    """As far as it could be read."""
+    sop_instance_uid: str | None
+    dismissed_at: datetime | None
+    """Since when it is set aside."""
+    dismissed_by: str | None
+    dismissed_why: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +122,55 @@ def not_seen_since(tx: Connection, roots: Sequence[str], since: datetime) -> lis
     return [file for file in found if file.path.startswith(above)]
 
 
-_RECENT = text("""
-    SELECT file_path, file_size, reason_code, reason, first_seen_at, last_seen_at FROM rejected_files
-    ORDER BY last_seen_at DESC LIMIT :limit
-""")
+_SELECT = """
+    SELECT file_path, file_size, reason_code, reason, first_seen_at, last_seen_at, study_instance_uid, sop_instance_uid,
+           dismissed_at, dismissed_by, dismissed_why
+    FROM rejected_files
+"""
 
-_COUNT = text("SELECT count(*) FROM rejected_files")
+_RECENT = text(f"{_SELECT} WHERE dismissed_at IS NULL ORDER BY last_seen_at DESC LIMIT :limit")
+
+_OF_STUDY = text(
+    f"{_SELECT} WHERE study_instance_uid = :study AND dismissed_at IS NULL ORDER BY file_path LIMIT :limit"
+)
+
+_OF_PATH = text(f"{_SELECT} WHERE md5(file_path) = md5(:path) AND file_path = :path")
+
+_COUNT = text("SELECT count(*) FROM rejected_files WHERE dismissed_at IS NULL")
+
+
+def _rejected(row: Any) -> RejectedFile:
+    return RejectedFile(
+        from_text(row.file_path),
+        row.file_size,
+        row.reason_code,
+        row.reason,
+        row.first_seen_at,
+        row.last_seen_at,
+        row.study_instance_uid,
+        row.sop_instance_uid,
+        row.dismissed_at,
+        row.dismissed_by,
+        row.dismissed_why,
+    )
 
 
 def recent(tx: Connection, limit: int) -> list[RejectedFile]:
-    """Return at most ``limit`` rejected files, the one seen last first."""
-    return [
-        RejectedFile(
-            from_text(row.file_path), row.file_size, row.reason_code, row.reason, row.first_seen_at, row.last_seen_at
-        )
-        for row in tx.execute(_RECENT, {"limit": limit})
-    ]
+    """Return at most ``limit`` rejected files that are not set aside, the one seen last first."""
+    return [_rejected(row) for row in tx.execute(_RECENT, {"limit": limit})]
+
+
+def of_study(tx: Connection, study: str, limit: int) -> list[RejectedFile]:
+    """Return at most ``limit`` rejected files of a study that are not set aside."""
+    return [_rejected(row) for row in tx.execute(_OF_STUDY, {"study": study, "limit": limit})]
+
+
+def of_path(tx: Connection, path: str) -> RejectedFile | None:
+    """Return the rejected file with a path; None: it is not rejected."""
+    row = tx.execute(_OF_PATH, {"path": to_text(path)}).one_or_none()
+    return None if row is None else _rejected(row)
 
 
 def count(tx: Connection) -> int:
-    """Return the number of rejected files."""
+    """Return the number of rejected files that are not set aside."""
     return int(tx.execute(_COUNT).scalar_one())

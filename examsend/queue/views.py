@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from examsend import outcomes
-from examsend.config.destination import address
 from examsend.db.due import NOW
 from examsend.queue import evidence
 from examsend.queue.evidence import Evidence
