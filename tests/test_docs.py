@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shutil
+import subprocess
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -115,6 +119,64 @@ def test_the_statuses_that_listen_answers_with_are_explained() -> None:
     table = COMPLETION[COMPLETION.index("### What a refusal means") :]
     assert set(re.findall(r"^\| ([0-9A-F]{4}) ", table, re.MULTILINE)) == {f"{status:04X}" for status in answered}
     assert f"{mpps.NO_LONGER_UPDATED:04X}" in table
+
+
+MAN = TOP / "docs" / "man"
+
+
+def _man_pages() -> dict[str, str]:
+    spec = importlib.util.spec_from_file_location("make_man", TOP / "docs" / "make_man.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pages: dict[str, str] = module.pages()
+    return pages
+
+
+def test_the_manual_pages_are_those_of_the_program() -> None:
+    there = {str(path.relative_to(MAN)): path.read_text() for path in MAN.glob("man?/*")}
+    assert there == _man_pages(), "run: python docs/make_man.py"
+
+
+@pytest.mark.parametrize("words", _commands(), ids=" ".join)
+def test_every_option_of_a_command_is_in_its_manual_page_or_in_that_of_all(words: tuple[str, ...]) -> None:
+    page = (MAN / "man1" / f"examsend-{words[0]}.1").read_text()
+    if len(words) > 1:
+        page = page.split(f'.SS "examsend {words[0]} {words[1]}"', 1)[1].split(".SS ", 1)[0]
+    known = set(re.findall(r"\\fB(.*?)\\fR", page + (MAN / "man1" / "examsend.1").read_text()))
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    options = [p for p in command.params if p.param_type_name == "option"]
+    named = {name.replace("-", "\\-") for p in options for name in (*p.opts, *p.secondary_opts)}
+    assert named - known == set()
+    assert all(p.help for p in options)
+
+
+def test_every_setting_is_in_its_manual_page() -> None:
+    page = (MAN / "man5" / "examsend.toml.5").read_text()
+    assert set(re.findall(r"^\.TP\n\\fB([a-z0-9_]+)\\fR", page, re.MULTILINE)) == {f.name for f in fields(Settings)}
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
+def test_groff_has_no_complaint_about_a_manual_page() -> None:
+    pages = sorted(MAN.glob("man?/*"))
+    ran = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", *pages], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ran.stderr == ""
+
+
+@pytest.mark.parametrize("words", [(), ("destination",), ("db",), ("config",)], ids=lambda w: " ".join(w) or "examsend")
+def test_each_summary_fits_a_line_of_80_columns(words: tuple[str, ...]) -> None:
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    shown = command.get_help(typer.Context(command, terminal_width=80, info_name="examsend"))
+    rows = [line for line in shown.split("Commands:")[1].splitlines() if line]
+    assert [line.split()[0] for line in rows] == command.list_commands(typer.Context(command))
+    assert [line for line in rows if line.endswith("...")] == []
 
 
 def test_every_link_between_the_documents_leads_somewhere() -> None:

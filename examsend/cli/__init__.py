@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from examsend.cli import common
 
+
+class _InOrder(TyperGroup):
+    """The commands in the order of a study's life, with those that have subcommands among them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of ``_MODULES``."""
+        order = [module.__name__.rpartition(".")[2] for module in _MODULES]
+        return sorted(self.commands, key=order.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     name="examsend",
     help="Gathers DICOM files by study and delivers each study to its archive over one DIMSE association.",
     no_args_is_help=True,
@@ -43,7 +57,7 @@ from examsend.cli import (  # noqa: E402
 )
 
 # In the order of --help.
-for _module in (
+_MODULES = (
     ingest,
     expect,
     finalize,
@@ -57,5 +71,6 @@ for _module in (
     db,
     config,
     demo,
-):
+)
+for _module in _MODULES:
     _module.register(app)

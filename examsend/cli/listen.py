@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
     ) -> object:
-        """Listen for performed procedure steps (MPPS) of modalities, on a port or on sockets handed over by systemd."""
+        """Listen for what modalities announce (MPPS). On a port, or on sockets handed over by systemd."""
         asked = common.Asked()
         from examsend.commands import listen as command
 

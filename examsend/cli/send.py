@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the pass cleanly after this time.")
         ] = None,
     ) -> object | None:
-        """Send READY batches, each over one association, to all destinations side by side. Ends when none is due."""
+        """Send READY batches, each over one association. All destinations are served side by side; ends when none is due."""
         asked = common.Asked()
         with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:

@@ -39,7 +39,7 @@ def text() -> str:
     for setting in fields(Settings):
         shown = _EXAMPLES.get(setting.name, setting.default)
         about = _comment(setting.metadata["help"])
-        parts.append(f"{about}\n#{setting.name} = {_toml(shown)}")
+        parts.append(f"{about}\n#{setting.name} = {toml_value(shown)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -47,7 +47,7 @@ def _comment(sentence: str) -> str:
     return "\n".join(textwrap.wrap(sentence, 100, initial_indent="# ", subsequent_indent="# "))
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
     """Return a value as TOML writes it: JSON's notation of text, lists and numbers is TOML's too."""
     if isinstance(value, float):
         return f"{value:g}"
