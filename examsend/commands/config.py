@@ -16,6 +16,7 @@ from pathlib import Path
 from examsend import senders
 from examsend.config import example as example_file
 from examsend.config import files
+from examsend.config.checks import CREDENTIALS
 from examsend.config.destination import address, check_lease
 from examsend.config.destination import warnings as destination_warnings
 from examsend.config.expiry import first_expiry
@@ -160,8 +161,13 @@ def _settings_files(looked_for: Sequence[SettingsFile]) -> Iterator[Finding]:
         places = " nor ".join(one.path for one in looked_for)
         yield _ok("settings", f"no file: neither {places} is there" if looked_for else "no file")
         return
-    mode = stat.S_IMODE(Path(used).stat().st_mode)
-    if mode & stat.S_IWOTH:
+    try:
+        mode = Path(used).stat().st_mode
+    except OSError:
+        mode = 0  # it was read already, and has gone since
+    if not stat.S_ISREG(mode):
+        yield _ok("settings", f"{used} was read")
+    elif mode & stat.S_IWOTH:
         yield Finding(Level.PROBLEM, "FILE_MODE", "settings", f"{used} can be changed by everybody: `chmod o-w {used}`")
     elif mode & stat.S_IROTH and _holds_password(Path(used)):
         yield Finding(
@@ -229,6 +235,8 @@ def _attempt(subject: str, work: Callable[[], str], code: str = "FILE") -> Findi
     try:
         return _ok(subject, work())
     except files.NotReadable as error:
+        if CREDENTIALS in str(error):
+            return Finding(Level.OK, "NOT_LOOKED_AT", subject, f"not looked at: {error}")
         return Finding(Level.WARNING, code, subject, f"{error}: it must be there where it is used")
     except ExamsendError as error:
         return Finding(Level.PROBLEM, code, subject, str(error))
@@ -338,8 +346,8 @@ def _destinations(settings: Settings, all_of_them: Sequence[Destination], *, net
         sentence = "none is enabled and a default: `examsend ingest` needs --to"
         found.append(Finding(Level.WARNING, "NO_DESTINATION", "destinations", sentence))
     for one, other in combinations(all_of_them, 2):
-        if sentence := resemblance(one, other):
-            found.append(Finding(Level.WARNING, "RESEMBLES", f"destination {one.name}", sentence))
+        subject = f"destination {one.name}"
+        found += (Finding(Level.WARNING, "RESEMBLES", subject, sentence) for sentence in resemblance(one, other))
     with ThreadPoolExecutor(_AT_ONCE, "check") as pool:
         for about in pool.map(lambda d: _destination(settings, d, network=network), all_of_them):
             found += about

@@ -122,8 +122,8 @@ def change(
 def _resembling(tx: Connection, new: Destination) -> tuple[str, ...]:
     """Return, and log, a warning for each other destination that may be the same one: the same address, or the same name in
     another case."""
-    found = tuple(resemblance(new, other) for other in list_destinations(tx) if other.id != new.id)
-    warnings = tuple(filter(None, found))
+    others = (other for other in list_destinations(tx) if other.id != new.id)
+    warnings = tuple(sentence for other in others for sentence in resemblance(new, other))
     for warning in warnings:
         log.warning("warning: destination %s: %s", new.name, warning)
     return warnings

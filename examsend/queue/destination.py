@@ -170,15 +170,16 @@ def routed_destinations(tx: Connection, names: list[str]) -> list[Destination]:
     return found
 
 
-def resemblance(one: Destination, other: Destination) -> str:
-    """Return why two destinations may be the same one, as a sentence about ``one``; nothing if they differ."""
+def resemblance(one: Destination, other: Destination) -> list[str]:
+    """Return why two destinations may be the same one, as sentences about ``one``; none if they differ."""
+    found = []
     same = one.called_aet == other.called_aet and one.port == other.port
     if same and one.host.rstrip(".").lower() == other.host.rstrip(".").lower():
         where = address(one.called_aet, one.host, one.port)
-        return f"{other.name} has the same address ({where}): a study that goes to both is sent there twice"
+        found.append(f"{other.name} has the same address ({where}): a study that goes to both is sent there twice")
     if one.name.casefold() == other.name.casefold():
-        return f"its name differs from that of {other.name} in upper and lower case only"
-    return ""
+        found.append(f"its name differs from that of {other.name} in upper and lower case only")
+    return found
 
 
 def add_destination(tx: Connection, name: str, settings: Mapping[str, object]) -> Destination:

@@ -106,6 +106,21 @@ def test_a_secret_that_others_may_read_is_a_problem(
     assert "s3cr3t" not in str(checked)
 
 
+def test_a_credential_of_systemd_is_not_looked_at_in_a_shell(
+    settings: Settings, database: engine.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(settings, "A@127.0.0.1:1", tls=True)
+    execute(
+        database,
+        "UPDATE storage_backend_configs SET user_identity_kind = 2, user_identity_name = 'n',"
+        " user_identity_file = '$CREDENTIALS_DIRECTORY/pass'",
+    )
+    assert _wrong(_checked(settings)) == {}
+    assert "NOT_LOOKED_AT" in {f.code for f in _checked(settings).findings}
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert "pass cannot be read" in _wrong(_checked(settings))["FILE"]
+
+
 def test_a_sender_whose_program_is_missing_is_a_problem(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:

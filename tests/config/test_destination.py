@@ -24,6 +24,7 @@ def test_a_second_name_of_the_same_archive_gets_a_notice(settings: Settings) -> 
     assert destination.add(settings, "PACS", "NEW@10.0.0.1:104", {}).warnings == (
         "its name differs from that of pacs in upper and lower case only",
     )
+    assert len(destination.add(settings, "Pacs", "ARCHIVE@pacs.test:104", {}).warnings) == 4
     assert destination.change(settings, "twice", None, {"quiet_seconds": 3.0}).warnings == ()
     assert destination.change(settings, "other", "ARCHIVE@pacs.test:104", {}).warnings != ()
 
