@@ -59,7 +59,7 @@ def run(
         count = rejected_files.count(tx)
         if rejected:
             return StatusResult(
-                rejected=tuple(rejected_files.recent(tx, limit)), rejected_count=count, asked="rejected"
+                rejected=tuple(rejected_files.find(tx, limit=limit)), rejected_count=count, asked="rejected"
             )
         if batch_id is not None:
             return _one(tx, batch_id, count)

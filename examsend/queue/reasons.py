@@ -57,11 +57,25 @@ class StateFacts:
     """Instances stored under a UID of which the archive may hold other content."""
     replaced: int
     """Instances that are not sent, because another batch has a newer version."""
+    rejected_files: int = 0
+    """Files of its study that could not be registered."""
 
 
 def state_reason(batch: StateFacts) -> str | None:
     """Return why a batch is in its state, and what is to know about its instances; None for a SENT batch without warnings."""
-    return "; ".join(part for part in (_reason(batch), _never_came(batch), *_versions(batch)) if part) or None
+    return (
+        "; ".join(part for part in (_reason(batch), _rejected(batch), _never_came(batch), *_versions(batch)) if part)
+        or None
+    )
+
+
+def _rejected(batch: StateFacts) -> str:
+    if not batch.rejected_files:
+        return ""
+    files = "1 file was" if batch.rejected_files == 1 else f"{batch.rejected_files} files were"
+    if batch.status is BatchState.SENT:
+        return f"not complete at the archive: {files} rejected"
+    return f"{files} rejected: not part of it"
 
 
 def _never_came(batch: StateFacts) -> str:

@@ -42,7 +42,8 @@ _BATCHES = text(f"""
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.status, b.attempt_count, b.created_at, b.finished_at,
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
            d.enabled, d.held_reason, d.max_attempts, {WAITS},
-           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions
+           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions,
+           j.rejected_files
     FROM chosen b
     JOIN storage_backend_configs d ON d.id = b.destination_id
     JOIN LATERAL (
@@ -61,6 +62,10 @@ _BATCHES = text(f"""
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
         FROM exam_batch_instances i WHERE i.batch_id = b.id
     ) n ON true
+    JOIN LATERAL (
+        SELECT count(*) AS rejected_files FROM rejected_files r
+        WHERE r.study_instance_uid = b.study_instance_uid AND r.dismissed_at IS NULL
+    ) j ON true
     ORDER BY {_ORDER}
 """)
 
@@ -130,6 +135,8 @@ class BatchStatus:
     """Those that are not here."""
     open_steps: int
     """Performed procedure steps of its study that are IN PROGRESS."""
+    rejected_files: int = 0
+    """Files of its study that could not be registered, and that nobody has set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +218,7 @@ def _batch(row: Any, found: Evidence) -> BatchStatus:
         (found.here + found.missing_count if found.by_number else found.announced) if found.sources else 0,
         found.missing_count,
         found.open_steps,
+        row.rejected_files,
     )
 
 
@@ -239,6 +247,7 @@ def _state_facts(row: Any, found: Evidence) -> StateFacts:
         warned_status=row.warned_status,
         other_content=row.other_content,
         replaced=row.replaced,
+        rejected_files=row.rejected_files,
     )
 
 

@@ -18,6 +18,8 @@ READING = (
     ("status",),
     ("status", "--rejected"),
     ("status", "--study", "1.2.3"),
+    ("rejected",),
+    ("rejected", "--dismiss", "/nothing", "--why", "x"),
     ("metrics",),
     ("db", "current"),
     ("db", "check"),
