@@ -220,6 +220,9 @@ def explained(
     for spec in fields(Settings):
         variable = PREFIX + spec.name.upper()
         raw = environ.get(variable)
+        if raw == "" and spec.name == "database_url" and not (options or {}).get(spec.name):
+            # A variable that its script could not fill must not lead to another database than was meant.
+            raise ConfigError(f"environment variable {variable} is empty: set it to the database's URL, or unset it")
         if raw:
             chosen[spec.name] = _read(spec.name, raw, f"environment variable {variable}")
             origins[spec.name] = Origin(Source.ENVIRONMENT, variable)
