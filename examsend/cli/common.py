@@ -21,7 +21,7 @@ from typer.models import ParameterInfo
 from examsend import __version__
 from examsend.cli import suggest
 from examsend.config.settings import Explained, Settings, explained, unknown_variables
-from examsend.errors import TRACEBACKS, UsageError
+from examsend.errors import TRACEBACKS, NoDatabase, UsageError
 from examsend.report.terminal import clean
 
 LARGEST_ID = 2**63 - 1
@@ -96,7 +96,11 @@ def command(
         def run(**values: Any) -> None:
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
             _check_text(values)
-            result = function(session, **values)
+            try:
+                result = function(session, **values)
+            except NoDatabase as error:
+                looked = ", ".join(f"{file.path} ({file.state})" for file in session.explained.files)
+                raise NoDatabase(f"{error}. Settings were looked for in {looked}: `examsend config show`") from None
             if result is not None:
                 _show(session, result)
 

@@ -76,7 +76,7 @@ def run(
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
-    with access.opened(settings) as database:
+    with access.opened(settings, create=not dry_run) as database:
         if studies or batch_ids:
             return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:

@@ -84,7 +84,7 @@ def run(
         raise UsageError("which batch? Name batches, or use --all-failed")
     if batch_ids and all_failed:
         raise UsageError("name batches or use --all-failed, not both")
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
 
         def chosen(tx: Connection, *, lock: bool) -> tuple[Destination | None, list[NamedBatch]]:
             named = get_destination(tx, destination) if destination else None

@@ -74,7 +74,7 @@ def run(
         asked = "study" if study is not None else "failed" if failed else ""
         return StatusResult(shown, tuple(found[:limit]), more, rejected_count=count, announcements=said, asked=asked)
 
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         result = database.run(read)
         if not result.destinations:
             return result
