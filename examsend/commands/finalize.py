@@ -31,7 +31,7 @@ _WHILE_ASKING = 1.0
 class Ready:
     """A batch that is complete, and why."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     reason: str
@@ -41,7 +41,7 @@ class Ready:
 class Held:
     """A batch that is incomplete after its longest wait, and is held for a person (``on_incomplete``)."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     reason: str
@@ -155,7 +155,7 @@ def _dry_run(tx: Connection) -> FinalizeResult:
     held: list[Held] = []
     _evaluate(lambda work: work(tx), ready, held)
     doing.rollback()
-    ids = {r.batch_id for r in ready}
+    ids = {r.id for r in ready}
     others = views.batches(tx, state=BatchState.PENDING, limit=_GROUP)
     return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 

@@ -20,7 +20,7 @@ from examsend.states import BatchState
 class Retried:
     """A batch that is READY again."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     instances: int
@@ -31,7 +31,7 @@ class Retried:
 class NotRetried:
     """A requested batch that cannot be retried, with the reason as a sentence."""
 
-    batch_id: int
+    id: int
     sentence: str
 
 
