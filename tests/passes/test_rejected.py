@@ -169,7 +169,9 @@ def test_the_command_lists_dismisses_and_refuses_what_contradicts(
     ingest.run(pacs, [cut.parent])
     shown = cli("rejected", url=database_url)
     assert (shown.returncode, f"{cut}: " in shown.stdout, "says 512 bytes" in shown.stdout) == (0, True, True)
-    assert cli("rejected", "--retry", url=database_url, EXAMSEND_SETTLE="0", EXAMSEND_INCOMPLETE_AFTER="0").returncode == 1
+    assert (
+        cli("rejected", "--retry", url=database_url, EXAMSEND_SETTLE="0", EXAMSEND_INCOMPLETE_AFTER="0").returncode == 1
+    )
     assert cli("rejected", "--dismiss", cut, url=database_url).returncode == 2
     monkeypatch.chdir(cut.parent)
     done = cli("rejected", "--dismiss", cut.name, "--why", "known", url=database_url)
