@@ -15,8 +15,12 @@ def register(app: typer.Typer) -> None:
     @common.command(app)
     def status(
         session: common.Session,
-        batch: Annotated[
-            int | None, typer.Argument(min=1, max=common.LARGEST_ID, metavar="[BATCH]", help="Show this batch.")
+        word: Annotated[
+            str | None,
+            typer.Argument(
+                metavar="[WORD]",
+                help="Find this: a batch id, a study, series or SOP Instance UID or a part of one, or the path of a file.",
+            ),
         ] = None,
         study: Annotated[str | None, typer.Option(metavar="UID", help="Show this study's batches.")] = None,
         destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
@@ -31,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
         return command.run(
             session.settings,
-            batch_id=batch,
+            word=word,
             study=study,
             destination=destination,
             failed=failed,

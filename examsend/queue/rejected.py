@@ -271,6 +271,11 @@ def named(tx: Connection, paths: Sequence[str]) -> list[RejectedFile]:
     return [_rejected(row) for row in tx.execute(_NAMED, {"paths": [to_text(p) for p in paths]})]
 
 
+def named_as_stored(tx: Connection, stored: Sequence[str]) -> list[RejectedFile]:
+    """Return the rejected files with these paths, given as the table has them."""
+    return named(tx, [from_text(path) for path in stored])
+
+
 def dismiss(tx: Connection, paths: Sequence[str], *, by: str, why: str) -> list[str]:
     """Set rejected files aside; return the paths of those that were not set aside yet."""
     values = {"paths": [to_text(p) for p in paths], "by": by, "why": why}

@@ -8,7 +8,9 @@ from typing import Any
 from examsend.commands.status import StatusResult
 from examsend.queue.evidence import Announcement
 from examsend.queue.views import BatchStatus
+from examsend.report import study
 from examsend.report.layout import byte_size, local_time, plural, table
+from examsend.report.rejected import listed
 from examsend.states import ExpectationSource, ExpectationState
 
 
@@ -17,13 +19,8 @@ def rendered(result: StatusResult) -> list[Any]:
     if result.asked == "rejected":
         if not result.rejected:
             return ["no rejected files"]
-        return [
-            table(
-                ("last seen", "bytes>", "reason", "path"),
-                ((local_time(r.last_seen_at), r.size, r.reason, r.path) for r in result.rejected),
-            )
-        ]
-    lines: list[Any] = []
+        return list(listed(result.rejected))
+    lines: list[Any] = [f"study {result.study_instance_uid}"] if result.asked == "study" else []
     if result.attempts or result.groups:
         return _one(result)
     if result.destinations:
@@ -48,8 +45,12 @@ def rendered(result: StatusResult) -> list[Any]:
         if d.versions
     ]
     lines += result.notes
-    if result.rejected_count:
-        lines.append(f"{plural(result.rejected_count, 'rejected file')}: `examsend status --rejected`")
+    if result.rejected_count and not result.asked:
+        lines.append(f"{plural(result.rejected_count, 'rejected file')}: `examsend rejected`")
+    lines += study.rejections(result)
+    lines += [f"no batch of study {uid}: `examsend status --study {uid}`" for uid in result.studies]
+    if result.asked in {"study", "word"} and not result.batches and not result.announcements:
+        return lines
     if result.announcements and not result.batches:
         lines.append("announced, and no batch yet: nothing of this study has arrived")
     elif not result.destinations and not result.batches:
@@ -141,6 +142,7 @@ def _one(result: StatusResult) -> list[Any]:
             ),
         ),
     ]
+    lines += study.rejections(result)
     if result.attempts:
         lines.append(
             table(
