@@ -14,11 +14,11 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import Refused, UsageError
-from examsend.queue import batches, evidence, late, pending, questions, reasons, views
+from examsend.queue import batches, events, evidence, late, pending, questions, reasons, views
 from examsend.queue.batches import Completed
 from examsend.queue.lookup import named_batches
 from examsend.queue.views import BatchStatus
-from examsend.states import BatchState
+from examsend.states import Act, BatchState
 
 _GROUP = 1000
 """Batches changed in one transaction."""
@@ -192,6 +192,7 @@ def _named(
         tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
     )
     late.release(tx, moved)
+    events.record(tx, Act.FINALIZE, moved, who=by)
     # What arrived for them may be what a batch of another study waits for.
     evidence.look_at_others(tx, sorted(moved))
     left = [b.batch_id for b in waiting if b.batch_id not in moved]

@@ -18,6 +18,7 @@ READING = (
     ("status",),
     ("status", "--rejected"),
     ("status", "--study", "1.2.3"),
+    ("explain", "1"),
     ("rejected",),
     ("rejected", "--dismiss", "/nothing", "--why", "x"),
     ("metrics",),
