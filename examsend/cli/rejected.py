@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
     ) -> object:
-        """List the files that could not be registered, each with its reason. Set them aside, or look at them again."""
+        """List the files that could not be registered. Each has its reason; set them aside, or look at them again."""
         from examsend.commands import rejected as command
 
         if dismiss and retry:
