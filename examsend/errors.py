@@ -5,6 +5,7 @@
     ExamsendError
     ├── UsageError            2   the command was used wrongly; nothing was changed
     ├── ConfigError          78   a setting, the settings file or the database's schema is wrong
+    │   └── NoDatabase            a command that only reads found no database, and makes none
     ├── DatabaseUnavailable  69   PostgreSQL cannot be reached now; nothing is lost, the next run tries again
     │   └── CommitUnknown         the connection was lost after COMMIT was sent: it is unknown whether it was committed
     ├── Refused               1   the request is valid, but the state does not allow it (retrying a SENT batch, ...)
@@ -40,6 +41,10 @@ class ConfigError(ExamsendError):
     """The configuration or the database's schema is wrong."""
 
     exit_code = 78
+
+
+class NoDatabase(ConfigError):
+    """No setting names a database, there is no embedded one yet, and a command that only reads makes none."""
 
 
 class DatabaseUnavailable(ExamsendError):
@@ -80,6 +85,9 @@ class FileProblem(ExamsendError):
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
+        self.study_instance_uid: str | None = None
+        self.sop_instance_uid: str | None = None
+        """What the file says of itself, as far as it could be read."""
 
 
 class NotDicom(FileProblem):

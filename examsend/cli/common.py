@@ -21,7 +21,7 @@ from typer.models import ParameterInfo
 from examsend import __version__
 from examsend.cli import suggest
 from examsend.config.settings import Explained, Settings, explained, unknown_variables
-from examsend.errors import TRACEBACKS, UsageError
+from examsend.errors import TRACEBACKS, NoDatabase, UsageError
 from examsend.report.terminal import clean
 
 LARGEST_ID = 2**63 - 1
@@ -87,6 +87,7 @@ def command(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
+        paths = {p.name for p in own if _metavar(p) in _PATHS}
         common = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             for n, (annotation, default) in _OPTIONS.items()
@@ -95,8 +96,12 @@ def command(
         @functools.wraps(function)
         def run(**values: Any) -> None:
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
-            _check_text(values)
-            result = function(session, **values)
+            _check_text({name: value for name, value in values.items() if name not in paths})
+            try:
+                result = function(session, **values)
+            except NoDatabase as error:
+                looked = ", ".join(f"{file.path} ({file.state})" for file in session.explained.files)
+                raise NoDatabase(f"{error}. Settings were looked for in {looked}: `examsend config show`") from None
             if result is not None:
                 _show(session, result)
 
@@ -109,6 +114,17 @@ def command(
         return function
 
     return decorate
+
+
+_PATHS = {"PATH", "WORD", "DIR", "FILE"}
+"""Metavars of parameters that are, or may be, the path of a file: any bytes."""
+
+
+def _metavar(parameter: inspect.Parameter) -> str:
+    for declared in getattr(parameter.annotation, "__metadata__", ()):
+        if isinstance(declared, ParameterInfo):
+            return (declared.metavar or "").strip("[].")
+    return ""
 
 
 def _offer(parameter: inspect.Parameter) -> None:

@@ -20,7 +20,7 @@ from examsend.states import BatchState
 class Retried:
     """A batch that is READY again."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     instances: int
@@ -31,7 +31,7 @@ class Retried:
 class NotRetried:
     """A requested batch that cannot be retried, with the reason as a sentence."""
 
-    batch_id: int
+    id: int
     sentence: str
 
 
@@ -84,7 +84,7 @@ def run(
         raise UsageError("which batch? Name batches, or use --all-failed")
     if batch_ids and all_failed:
         raise UsageError("name batches or use --all-failed, not both")
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
 
         def chosen(tx: Connection, *, lock: bool) -> tuple[Destination | None, list[NamedBatch]]:
             named = get_destination(tx, destination) if destination else None

@@ -17,10 +17,12 @@ from examsend.queue.destination import Destination, get_destination, list_destin
 from examsend.queue.evidence import Announcement
 from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.rejected import RejectedFile
-from examsend.queue.search import Found
 from examsend.queue.second_sender import Choice, choose
 from examsend.queue.views import AttemptStatus, BatchStatus, InstanceGroup
 from examsend.states import BatchState
+
+_REJECTED = 50
+"""Rejected files of its study that are listed with a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,12 @@ class StatusResult:
     rejected_count: int = 0
     announcements: tuple[Announcement, ...] = ()
     """Of one study, if it was asked for."""
-    found: tuple[Found, ...] = ()
-    """What a word was found in, where it is more than one thing."""
     asked: str = ""
     """"batch", "study", "rejected", "word" or "selected" if only these were asked for."""
+    study_instance_uid: str | None = None
+    """The study that was asked for, or that was found."""
+    studies: tuple[str, ...] = ()
+    """Studies that a word has led to, and that have no batch."""
 
 
 def run(
@@ -66,20 +70,15 @@ def run(
     Raises UsageError for a word, batch, study or destination that does not exist.
     """
 
-    with access.opened(settings) as database:
-        if word is not None:
-            found = database.run(lambda tx: search.find(tx, word))
-            if len(found) > 1:
-                return StatusResult(found=found, asked="word")
-            batch_id, study = found[0].batch_id, found[0].study_instance_uid if found[0].batch_id is None else None
-            if found[0].rejected is not None and study is None:
-                return StatusResult(rejected=(found[0].rejected,), rejected_count=1, asked="rejected")
+    with access.opened(settings, create=False) as database:
         if rejected:
             return database.run(lambda tx: _rejected(tx, limit))
         if batch_id is not None:
             return database.run(lambda tx: _one(tx, batch_id))
+        if word is not None:
+            return database.run(lambda tx: _found(tx, search.find(tx, word, limit), limit))
         if study is not None:
-            return database.run(lambda tx: _study(tx, study, destination, limit))
+            return database.run(lambda tx: _study(tx, study.strip(), destination, limit))
         chosen = (BatchState.FAILED,) if failed else tuple(states)
         if since is not None and not chosen:
             chosen = tuple(BatchState)
@@ -142,26 +141,48 @@ def _notes(settings: Settings, destination: Destination, choice: Choice) -> list
 
 def _rejected(tx: Connection, limit: int) -> StatusResult:
     return StatusResult(
-        rejected=tuple(rejected_files.recent(tx, limit)), rejected_count=rejected_files.count(tx), asked="rejected"
+        rejected=tuple(rejected_files.find(tx, limit=limit)), rejected_count=rejected_files.count(tx), asked="rejected"
     )
 
 
 def _study(tx: Connection, study: str, name: str | None, limit: int) -> StatusResult:
+    """Return one study: its batches in order, what is announced of it, its rejected files."""
     only = get_destination(tx, name).id if name is not None else None
     found = views.batches(tx, study=study, destination_id=only, limit=limit + 1)
     said = evidence.announcements(tx, study, [b.id for b in found])
-    rejected = tuple(rejected_files.of_study(tx, study, limit))
-    if not found and not said and not rejected:
+    files = rejected_files.find(tx, study=study, limit=limit)
+    if not found and not said and not files:
         raise UsageError(
-            f"there is no batch of study {study}, nothing is announced of it, and no file of it is rejected"
+            f"there is no batch of study {study}, nothing is announced of it, and no file of it was rejected"
         )
     return StatusResult(
         batches=tuple(found[:limit]),
         more=max(len(found) - limit, 0),
+        rejected=tuple(files),
+        rejected_count=rejected_files.count(tx),
         announcements=said,
-        rejected=rejected,
-        rejected_count=len(rejected),
         asked="study",
+        study_instance_uid=study,
+    )
+
+
+def _found(tx: Connection, found: search.Found, limit: int) -> StatusResult:
+    """Return what a word has led to: one batch, one study, or a list."""
+    if len(found.batch_ids) == 1 and not found.rejected and len(found.studies) == 1 and not found.more:
+        return _one(tx, found.batch_ids[0])
+    if len(found.studies) == 1 and not found.more:
+        result = _study(tx, found.studies[0], None, limit)
+        others = tuple(f for f in found.rejected if f.path not in {r.path for r in result.rejected})
+        return replace(result, rejected=(*others, *result.rejected))
+    listed = views.batches(tx, ids=found.batch_ids, limit=limit) if found.batch_ids else []
+    here = {b.study_instance_uid for b in listed}
+    return StatusResult(
+        batches=tuple(listed),
+        more=int(found.more),
+        rejected=found.rejected,
+        rejected_count=rejected_files.count(tx),
+        asked="word",
+        studies=tuple(s for s in found.studies if s not in here),
     )
 
 
@@ -169,12 +190,12 @@ def _one(tx: Connection, batch_id: int) -> StatusResult:
     found = views.batches(tx, ids=[batch_id], limit=1)
     if not found:
         raise UsageError(f"there is no batch {batch_id}")
-    rejected = tuple(rejected_files.of_study(tx, found[0].study_instance_uid, 20))
     return StatusResult(
         batches=tuple(found),
         groups=views.groups(tx, batch_id),
         attempts=views.attempts(tx, batch_id),
-        rejected=rejected,
-        rejected_count=len(rejected),
+        rejected=tuple(rejected_files.find(tx, study=found[0].study_instance_uid, limit=_REJECTED)),
+        rejected_count=rejected_files.count(tx),
         asked="batch",
+        study_instance_uid=found[0].study_instance_uid,
     )

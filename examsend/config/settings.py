@@ -175,7 +175,8 @@ def _from_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         if isinstance(error, (tomllib.TOMLDecodeError, UnicodeDecodeError)):
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        hint = " (run the command as a user who may read it)" if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}{hint}") from None
     known = {f.name for f in fields(Settings)}
     unknown = [f"unknown setting {name!r}{nearest(name, known)}" for name in sorted(set(document) - known)]
     if unknown:
@@ -219,6 +220,9 @@ def explained(
     for spec in fields(Settings):
         variable = PREFIX + spec.name.upper()
         raw = environ.get(variable)
+        if raw == "" and spec.name == "database_url" and not (options or {}).get(spec.name):
+            # A variable that its script could not fill must not lead to another database than was meant.
+            raise ConfigError(f"environment variable {variable} is empty: set it to the database's URL, or unset it")
         if raw:
             chosen[spec.name] = _read(spec.name, raw, f"environment variable {variable}")
             origins[spec.name] = Origin(Source.ENVIRONMENT, variable)

@@ -283,7 +283,7 @@ class _Passes:
     def _send(self) -> None:
         sent = send.run(self._settings)
         self._seconds = time.monotonic() - self._began
-        self._delivered |= {d.batch_id: d for d in sent.delivered}
+        self._delivered |= {d.id: d for d in sent.delivered}
         self._show("send", sent)
 
     def _waiting(self, *, first: str) -> list[views.BatchStatus]:

@@ -73,7 +73,7 @@ def state_reason(batch: StateFacts) -> str | None:
     """Return why a batch is in its state, and what is to know about its instances; None for a SENT batch without warnings."""
     reason = _reason(batch)
     said = reason[1] if reason else None
-    return "; ".join(part for part in (said, _never_came(batch), *_versions(batch), *_rejected(batch)) if part) or None
+    return "; ".join(part for part in (said, _rejected(batch), _never_came(batch), *_versions(batch)) if part) or None
 
 
 def state_code(batch: StateFacts) -> str | None:
@@ -84,10 +84,13 @@ def state_code(batch: StateFacts) -> str | None:
     return reason[0] if reason else None
 
 
-def _rejected(batch: StateFacts) -> Iterator[str]:
-    if batch.rejected:
-        files = "1 file was" if batch.rejected == 1 else f"{batch.rejected} files were"
-        yield f"not complete at the archive: {files} rejected"
+def _rejected(batch: StateFacts) -> str:
+    if not batch.rejected:
+        return ""
+    files = "1 file was" if batch.rejected == 1 else f"{batch.rejected} files were"
+    if batch.status is BatchState.SENT:
+        return f"not complete at the archive: {files} rejected"
+    return f"{files} rejected: not part of it"
 
 
 def _never_came(batch: StateFacts) -> str:

@@ -42,9 +42,8 @@ _BATCHES = text(f"""
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
            d.enabled, d.held_reason, d.max_attempts, b.held_at, b.held_reason AS held_by_person, b.prioritized_at, {WAITS},
            extract(epoch FROM {NOW} - b.created_at)::float AS age,
-           (SELECT count(*) FROM rejected_files r
-            WHERE r.study_instance_uid = b.study_instance_uid AND r.dismissed_at IS NULL) AS rejected_files,
-           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions
+           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions,
+           j.rejected_files
     FROM chosen b
     JOIN storage_backend_configs d ON d.id = b.destination_id
     JOIN LATERAL (
@@ -63,6 +62,10 @@ _BATCHES = text(f"""
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
         FROM exam_batch_instances i WHERE i.batch_id = b.id
     ) n ON true
+    JOIN LATERAL (
+        SELECT count(*) AS rejected_files FROM rejected_files r
+        WHERE r.study_instance_uid = b.study_instance_uid AND r.dismissed_at IS NULL
+    ) j ON true
     ORDER BY {_ORDER}
 """)
 

@@ -9,9 +9,10 @@ from examsend.commands.status import StatusResult
 from examsend.queue.evidence import Announcement
 from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.reasons import span
-from examsend.queue.rejected import RejectedFile
 from examsend.queue.views import BatchStatus
+from examsend.report import study
 from examsend.report.layout import byte_size, flow, local_time, plural, table, width
+from examsend.report.rejected import listed
 from examsend.report.sparkline import sparkline
 from examsend.report.terminal import clean
 from examsend.report.uids import SHORTEST, shortened
@@ -22,7 +23,7 @@ def rendered(result: StatusResult) -> list[Any]:
     """Return lines of text and tables."""
     match result.asked:
         case "rejected":
-            return rejected_table(result.rejected) if result.rejected else ["no rejected files"]
+            return list(listed(result.rejected)) if result.rejected else ["no rejected files"]
         case "word":
             return _found(result)
         case "batch":
@@ -185,9 +186,9 @@ def _batches(title: str, shown: Sequence[BatchStatus], *, chains: bool = False) 
             for n, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         room = limit - len(first) - 2
-        study = shortened(batch.study_instance_uid, room if room >= SHORTEST else limit - 4)
-        below = [] if room >= SHORTEST else [study]
-        lines.append(f"{first}  {study}" if room >= SHORTEST else first.rstrip())
+        uid = shortened(batch.study_instance_uid, room if room >= SHORTEST else limit - 4)
+        below = [] if room >= SHORTEST else [uid]
+        lines.append(f"{first}  {uid}" if room >= SHORTEST else first.rstrip())
         if why := clean(_why(batch)):
             below.append(why)
         lines += ["    " + line for line in flow(below, limit - 4)]
@@ -232,46 +233,24 @@ def _why(batch: BatchStatus) -> str:
 
 
 def _found(result: StatusResult) -> list[Any]:
-    rows = (
-        (f.what.lower().replace("_", " "), f.name, f.batch_id or "", f.study_instance_uid or "") for f in result.found
-    )
-    return [
-        f"{len(result.found)} things are called so; name one of them:",
-        table(("what", "name", "batch>", "study"), rows),
-    ]
+    lines: list[Any] = _batches("", result.batches)
+    if result.more:
+        lines.append("... and more: --limit N, or a longer word")
+    lines += study.rejections(result)
+    return [*lines, *(f"no batch of study {uid}: `examsend status --study {uid}`" for uid in result.studies)]
 
 
 def _study(result: StatusResult) -> list[Any]:
-    uids = [b.study_instance_uid for b in result.batches] + [r.study_instance_uid or "" for r in result.rejected]
-    lines: list[Any] = [f"study {uids[0]}"] if uids else []
-    if result.rejected:
-        files = "1 file was" if len(result.rejected) == 1 else f"{len(result.rejected)} files were"
-        lines.append(f"not complete at the archive: {files} rejected")
+    lines: list[Any] = [f"study {result.study_instance_uid}", *study.rejections(result)]
     if result.batches:
         lines += _batches("", result.batches, chains=True)
     if result.more:
         lines.append(f"... and {result.more} more batches: --limit N")
     if result.announcements:
         lines.append(_announcement_table(result.announcements))
-    if result.rejected:
-        lines += rejected_table(result.rejected)
-    if not result.batches:
-        lines.append(
-            "every file of it that was seen is rejected"
-            if result.rejected
-            else "announced, and no batch yet: nothing of this study has arrived"
-        )
+        if not result.batches:
+            lines.append("announced, and no batch yet: nothing of this study has arrived")
     return lines
-
-
-def rejected_table(files: Sequence[RejectedFile]) -> list[Any]:
-    """Return rejected files: each with its reason."""
-    return [
-        table(
-            ("since", "bytes>", "code", "reason", "path"),
-            ((local_time(r.first_seen_at), r.size, r.code, r.reason, r.path) for r in files),
-        )
-    ]
 
 
 def _announcement_table(announcements: Sequence[Announcement]) -> Any:
@@ -328,8 +307,7 @@ def _one(result: StatusResult) -> list[Any]:
             ),
         ),
     ]
-    if result.rejected:
-        lines += rejected_table(result.rejected)
+    lines += study.rejections(result)
     if result.attempts:
         lines.append(
             table(

@@ -141,7 +141,7 @@ def test_a_follow_up_waits_for_its_predecessor_in_a_pause(
         assert (shown[3].waiting_for or "") == "waits for batch 2, which it follows"
         _end_pauses(database)
         assert not _idle(settings)
-        assert [d.batch_id for d in send.run(settings).delivered] == [1, 2, 3]
+        assert [d.id for d in send.run(settings).delivered] == [1, 2, 3]
         assert archive.received == [_digests(database)[0], *_digests(database)]
         assert archive.holds[uid] == _digests(database)[2]
 
@@ -198,7 +198,7 @@ def test_a_batch_is_claimed_after_the_earlier_ones_of_its_study(
             assert why.startswith(f"waits for batch {which}; 1 stored under a UID")
         assert _idle(settings) == (not wanted and before != "READY and expired")
         result = send.run(settings)
-        assert [d.batch_id for d in result.delivered] == wanted
+        assert [d.id for d in result.delivered] == wanted
         assert _idle(settings)
 
 

@@ -243,7 +243,7 @@ def test_without_an_attempt_left_it_is_failed(
     result = send.run(settings)
     assert (result.expired, result.taken_back) == ((1,), ())
     assert states(database) == ["FAILED"]
-    assert retry.run(settings, [1]).retried[0].batch_id == 1
+    assert retry.run(settings, [1]).retried[0].id == 1
 
 
 def test_a_taken_back_batch_that_waited_too_long_is_failed_once(

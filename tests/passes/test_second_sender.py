@@ -192,7 +192,7 @@ def test_a_missing_program_is_said_by_echo_and_status_and_holds_the_destination(
         # Settings that have nothing to do with the sender can still be changed.
         destination.change(without, "pacs", None, {"quiet_seconds": 5.0})
         [delivered] = send.run(without).delivered
-    assert (delivered.state, delivered.associations) == ("READY", 0)
+    assert (delivered.status, delivered.associations) == ("READY", 0)
     assert one(database, "SELECT attempt_count FROM exam_batches") == 0
     assert one(database, "SELECT held_code FROM storage_backend_configs") == "MISCONFIGURED"
 

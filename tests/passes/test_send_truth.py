@@ -267,4 +267,4 @@ def test_a_batch_is_sent_exactly_if_the_tally_has_nothing_left_to_do(
         Outcome.NOT_SENT: "SENT",
     }
     assert states(database) == [expected.get(outcome, "FAILED")]
-    assert (delivered.state == "SENT") == (delivered.batch_stored == delivered.batch_instances)
+    assert (delivered.status == "SENT") == (delivered.batch_stored == delivered.batch_instances)
