@@ -75,7 +75,7 @@ def digests(database: engine.Database) -> dict[str, str]:
 
 def cli(*arguments: str | Path, url: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a new process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_") and k != "COLUMNS"}
     kept |= environment
     if url is not None:
         kept["EXAMSEND_DATABASE_URL"] = url

@@ -41,12 +41,12 @@ def register(app: typer.Typer) -> None:
         rejected: Annotated[
             bool, typer.Option("--rejected", help="Show the files that could not be registered.")
         ] = False,
-        limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="List at most this many.")] = 50,
+        limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="List at most this many.")] = 20,
         watch: Annotated[
             bool, typer.Option("--watch", help="Show it again every 2 seconds, until q is pressed.")
         ] = False,
     ) -> object | None:
-        """Show where exams are: destinations, what needs attention, what moves, each with the reason."""
+        """Show where exams are. What needs attention comes first, then what moves, each with the reason."""
         from examsend.commands import status as command
         from examsend.config import ages
 

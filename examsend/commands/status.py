@@ -60,7 +60,7 @@ def run(
     since: float | None = None,
     failed: bool = False,
     rejected: bool = False,
-    limit: int = 50,
+    limit: int = 20,
 ) -> StatusResult:
     """Return the state of the site: the destinations, and at most ``limit`` batches that need a person, then those that move.
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from examsend.report.terminal import clean
-from examsend.report.uids import Uid, is_uid
+from examsend.report.uids import Uid, is_uid, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +33,11 @@ def width() -> int | None:
     return shutil.get_terminal_size().columns if on_terminal() else None
 
 
+def screen() -> int | None:
+    """Return the columns of the terminal; None: the output is none, and each record is one line."""
+    return width() if on_terminal() else None
+
+
 def console() -> Console:
     """Return the console on standard output."""
     from rich.console import Console
@@ -49,50 +54,53 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     nothing is drawn around it.
     """
     cells = [[_lines(cell) for cell in row] for row in rows]
-    if width() is None:
+    if not on_terminal():
         return _plain(columns, cells, title)
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = on_terminal()
-    made = Table(
-        box=box.SIMPLE_HEAD if drawn else None, title=title, title_justify="left", pad_edge=False, expand=False
-    )
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, expand=False)
     for name in columns:
         right = name.endswith(">")
-        made.add_column(
-            name.removesuffix(">"),
-            justify="right" if right else "left",
-            overflow="fold" if drawn else "ellipsis",
-            no_wrap=not drawn,
-        )
+        made.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
     for row in cells:
         made.add_row(
-            *(
-                Uid(lines[0]) if len(lines) == 1 and is_uid(lines[0]) else Text(("\n" if drawn else "; ").join(lines))
-                for lines in row
-            )
+            *(Uid(lines[0]) if len(lines) == 1 and is_uid(lines[0]) else Text("\n".join(lines)) for lines in row)
         )
     return made
 
 
 def _plain(columns: Sequence[str], rows: list[list[list[str]]], title: str | None) -> Any:
+    """Return a table for a pipe: a line for each row, cut only where COLUMNS asks for it."""
     from rich.text import Text
 
-    names = [name.removesuffix(">") for name in columns]
-    lines = [names, *(["; ".join(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(names))]
+    lines = [[name.removesuffix(">") for name in columns], *(["; ".join(cell) for cell in row] for row in rows)]
+    limit = width()
+    if limit is not None:
+        _shorten(lines, limit)
+    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
 
     def padded(line: list[str]) -> str:
         parts = [
             text.rjust(wide) if name.endswith(">") else text.ljust(wide)
             for text, wide, name in zip(line, widths, columns, strict=True)
         ]
-        return "  ".join(parts).rstrip()
+        whole = "  ".join(parts).rstrip()
+        return whole if limit is None or len(whole) <= limit else whole[: limit - 1] + "…"
 
     head = [title] if title else []
     return Text("\n".join([*head, *map(padded, lines)]), no_wrap=True, overflow="ignore")
+
+
+def _shorten(lines: list[list[str]], limit: int) -> None:
+    """Shorten the UIDs of a table, so that they and what stands before the last column fit."""
+    for n in range(len(lines[0])):
+        if any(is_uid(line[n]) for line in lines):
+            others = (max(len(line[k]) for line in lines) + 2 for k in range(len(lines[0]) - 1) if k != n)
+            room = limit - sum(others)
+            for line in lines:
+                line[n] = shortened(line[n], room) if is_uid(line[n]) else line[n]
 
 
 def _lines(cell: object) -> list[str]:
@@ -107,7 +115,7 @@ def flow(segments: Iterable[str], limit: int, *, indent: int = 0) -> list[str]:
     line = ""
     for segment in filter(None, segments):
         if line and len(line) + 2 + len(segment) <= limit:
-            line += "  " + segment
+            line += (" " if line.endswith(",") else "  ") + segment
             continue
         if line:
             lines.append(line)

@@ -11,7 +11,7 @@ from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.reasons import span
 from examsend.queue.views import BatchStatus
 from examsend.report import study
-from examsend.report.layout import byte_size, flow, local_time, plural, table, width
+from examsend.report.layout import byte_size, flow, local_time, plural, screen, table
 from examsend.report.rejected import listed
 from examsend.report.sparkline import sparkline
 from examsend.report.terminal import clean
@@ -21,6 +21,19 @@ from examsend.states import ExpectationSource, ExpectationState
 
 def rendered(result: StatusResult) -> list[Any]:
     """Return lines of text and tables."""
+    limit = screen()
+    parts = _parts(result)
+    if limit is None:
+        return parts
+    # Each line is fitted to the screen here, and not broken in a word.
+    return [
+        line
+        for part in parts
+        for line in (flow([part], limit, indent=2) or [""] if isinstance(part, str) and len(part) > limit else [part])
+    ]
+
+
+def _parts(result: StatusResult) -> list[Any]:
     match result.asked:
         case "rejected":
             return list(listed(result.rejected)) if result.rejected else ["no rejected files"]
@@ -67,7 +80,7 @@ def _site(result: StatusResult) -> list[Any]:
 
 
 def _head(o: Overview) -> list[str]:
-    limit = width()
+    limit = screen()
     where = [f"{local_time(o.now)}", o.host, clean(o.database)]
     now = [
         f"{o.failed} FAILED" if o.failed else "",
@@ -84,13 +97,19 @@ def _head(o: Overview) -> list[str]:
         f"first instance to READY {span(o.ready_seconds)}" if o.ready_seconds is not None else "",
         f"READY to SENT {span(o.sent_seconds)}" if o.sent_seconds is not None else "",
     ]
-    passes = [f"{p.command} {span(p.ago)} ago" + (f" (exit {p.exit_code})" if p.exit_code else "") for p in _ordered(o)]
-    lines = [where, [", ".join(filter(None, now)) or "nothing needs attention"], [", ".join(filter(None, today))]]
-    if passes:
-        lines.append(["last passes: " + ", ".join(passes)])
+    passes = [
+        f"last {p.command} {span(p.ago)} ago" + (f" (exit {p.exit_code})" if p.exit_code else "") for p in _ordered(o)
+    ]
+    lines = [where, _listed(now) or ["nothing needs attention"], _listed(today), _listed(passes)]
     if limit is None:
-        return ["  ".join(filter(None, line)) for line in lines]
+        return [" ".join(line) for line in lines if line]
     return [part for line in lines for part in flow(line, limit, indent=2)]
+
+
+def _listed(parts: Sequence[str]) -> list[str]:
+    """Return the parts that are not empty, with a comma after all but the last."""
+    given = [part for part in parts if part]
+    return [*(f"{part}," for part in given[:-1]), *given[-1:]]
 
 
 def _ordered(o: Overview) -> list[Any]:
@@ -99,7 +118,7 @@ def _ordered(o: Overview) -> list[Any]:
 
 
 def _destinations(shown: Sequence[DestinationStatus]) -> list[Any]:
-    limit = width()
+    limit = screen()
     if not shown:
         return []
     if limit is None:
@@ -143,8 +162,7 @@ def _destinations(shown: Sequence[DestinationStatus]) -> list[Any]:
 
 
 def _destination(d: DestinationStatus, wide: int) -> Iterator[str]:
-    yield d.name.ljust(wide)
-    yield clean(_health(d))
+    yield f"{d.name.ljust(wide)}  {clean(_health(d))}"
     queue = (("FAILED", d.failed), ("PENDING", d.pending), ("READY", d.ready), ("SENDING", d.sending), ("SENT", d.sent))
     yield ", ".join(f"{number} {state}" for state, number in queue if number) or "nothing queued"
     if d.oldest_waiting_seconds is not None:
@@ -173,7 +191,7 @@ def _success(d: DestinationStatus) -> str:
 def _batches(title: str, shown: Sequence[BatchStatus], *, chains: bool = False) -> list[Any]:
     if not shown:
         return []
-    limit = width()
+    limit = screen()
     if limit is None:
         head = ["", f"{title}:"] if title else [""]
         return [*head, _batch_table(shown, chains=chains)]
@@ -189,7 +207,8 @@ def _batches(title: str, shown: Sequence[BatchStatus], *, chains: bool = False) 
         uid = shortened(batch.study_instance_uid, room if room >= SHORTEST else limit - 4)
         below = [] if room >= SHORTEST else [uid]
         lines.append(f"{first}  {uid}" if room >= SHORTEST else first.rstrip())
-        if why := clean(_why(batch)):
+        # What is said of its destination above is not said again of each of its batches.
+        if batch.waiting_code not in {"DESTINATION_HELD", "DESTINATION_DISABLED"} and (why := clean(_why(batch))):
             below.append(why)
         lines += ["    " + line for line in flow(below, limit - 4)]
     return lines
