@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from typer.models import ParameterInfo
 
 from examsend import __version__
 from examsend.cli import suggest
+from examsend.cli.pass_record import recorded
 from examsend.config.settings import Explained, Settings, explained, unknown_variables
 from examsend.errors import TRACEBACKS, UsageError
 from examsend.report.terminal import clean
@@ -76,12 +77,22 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
+def always(_values: Mapping[str, Any]) -> bool:
+    """An ``is_pass`` of ``command``: whatever the options."""
+    return True
+
+
 def command(
-    app: typer.Typer, name: str | None = None, **options: Any
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    is_pass: Callable[[Mapping[str, Any]], bool] = lambda _values: False,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function ``(session, ...) -> result`` as a command.
 
-    The command has the function's own options and the common ones. Its result is shown, and sets the exit code.
+    The command has the function's own options and the common ones. Its result is shown, and sets the exit code. Given the
+    values of its options, ``is_pass`` returns whether a run is a pass, which is recorded.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,7 +107,13 @@ def command(
         def run(**values: Any) -> None:
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
             _check_text(values)
-            result = function(session, **values)
+            if is_pass(values):
+                with recorded(session.settings, function.__name__) as ended:
+                    result = function(session, **values)
+                    if result is not None:
+                        ended(_exit_code(result))
+            else:
+                result = function(session, **values)
             if result is not None:
                 _show(session, result)
 
@@ -162,8 +179,12 @@ def _log_to_stderr() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
+def _exit_code(result: object) -> int:
+    return int(getattr(result, "exit_code", getattr(result, "needs_person", False)))
+
+
 def _show(session: Session, result: object) -> None:
-    code = int(getattr(result, "exit_code", getattr(result, "needs_person", False)))
+    code = _exit_code(result)
     if session.json or not session.quiet or code:
         # Imported only if there is something to show, so that an idle pass with -q is fast.
         from examsend.report.json import as_json
