@@ -197,13 +197,19 @@ def _queues(destinations: Iterable[DestinationMeasures]) -> Iterator[Metric]:
         "PENDING batches that should have left PENDING 10 minutes ago or earlier, by the longest wait of their destination.",
         labels=["destination"],
     )
+    incomplete = GaugeMetricFamily(
+        "examsend_pending_incomplete",
+        "PENDING batches that wait for a person, because their study is incomplete after the longest wait.",
+        labels=["destination"],
+    )
     for d in destinations:
         stuck.add_metric([d.name], d.stuck)
+        incomplete.add_metric([d.name], d.incomplete)
         for found in d.queue:
             batches.add_metric([d.name, found.state], found.batches)
             held.add_metric([d.name, found.state], found.held)
             age.add_metric([d.name, found.state], found.age)
-    yield from (batches, held, age, stuck)
+    yield from (batches, held, age, stuck, incomplete)
 
 
 def _health(destinations: Iterable[DestinationMeasures]) -> Iterator[Metric]:

@@ -175,7 +175,8 @@ def _from_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         if isinstance(error, (tomllib.TOMLDecodeError, UnicodeDecodeError)):
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        hint = " (run the command as a user who may read it)" if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}{hint}") from None
     known = {f.name for f in fields(Settings)}
     unknown = [f"unknown setting {name!r}{nearest(name, known)}" for name in sorted(set(document) - known)]
     if unknown:

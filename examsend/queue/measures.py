@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from examsend.db.due import NOW
 from examsend.queue import stuck
-from examsend.states import BatchState, Stage
+from examsend.states import NOT_COUNTED, BatchState, OnIncomplete, Stage, sql_list
 
 LIVE = {
     BatchState.PENDING: "created_at",
@@ -34,6 +34,16 @@ _QUEUE = text(
         for state, since in LIVE.items()
     )
 )
+
+# finalize has looked at it and looks no more, since a person is to decide.
+_INCOMPLETE = text(f"""
+    SELECT b.destination_id AS id, count(*) AS batches
+    FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+    WHERE b.status = '{BatchState.PENDING}' AND b.check_at = 'infinity' AND b.held_at IS NULL
+      AND d.on_incomplete = '{OnIncomplete.HOLD}'
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)}))
+    GROUP BY 1
+""")
 
 _DESTINATIONS = text(f"""
     SELECT d.id, d.name, d.enabled, d.removed_at IS NOT NULL AS removed, d.last_success_at,
@@ -116,6 +126,8 @@ class DestinationMeasures:
     queue: tuple[Queue, ...]
     stuck: int
     """PENDING batches that should have left PENDING."""
+    incomplete: int
+    """PENDING batches that wait for a person, since their studies are incomplete."""
     totals: Totals
     statuses: Mapping[int, int]
     """DIMSE status -> C-STORE responses."""
@@ -164,6 +176,7 @@ def take(tx: Connection) -> Measures:
 
 def _destinations(tx: Connection) -> Iterator[DestinationMeasures]:
     queue = {(row.id, row.state): Queue(row.state, row.batches, row.held, row.age or 0.0) for row in tx.execute(_QUEUE)}
+    incomplete = {row.id: row.batches for row in tx.execute(_INCOMPLETE)}
     stuck_by_name = stuck.pending(tx)
     totals = {row.id: _totals(row) for row in tx.execute(_DELIVERIES)}
     statuses: dict[int, dict[int, int]] = {}
@@ -185,6 +198,7 @@ def _destinations(tx: Connection) -> Iterator[DestinationMeasures]:
             row.last_success_at,
             tuple(queue.get((row.id, state), Queue(state)) for state in LIVE),
             len(found.batch_ids) if (found := stuck_by_name.get(row.name)) is not None else 0,
+            incomplete.get(row.id, 0),
             totals.get(row.id, Totals()),
             statuses.get(row.id, {}),
             {stage: (counts, seconds[row.id, stage]) for stage, counts in buckets.get(row.id, {}).items()},

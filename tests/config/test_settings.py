@@ -50,12 +50,13 @@ def test_the_files_that_were_looked_for_are_named(tmp_path: Path, monkeypatch: p
 def test_settings_that_this_user_may_not_reach_are_not_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(_path: Path) -> bool:
+    def forbidden(*_given: object, **_more: object) -> bool:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(module, "search_path", lambda: [tmp_path / "examsend.toml"])
     monkeypatch.setattr(Path, "is_file", forbidden)
-    with pytest.raises(ConfigError, match=r"denied|No such"):
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(ConfigError, match=r"examsend.toml: Permission denied \(run the command as"):
         load(environ={})
 
 
