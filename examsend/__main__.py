@@ -90,6 +90,9 @@ def _run() -> int:
     try:
         returned = app(standalone_mode=False, prog_name="examsend")
     except ExamsendError as error:
+        if _is_check(sys.argv):
+            sys.stdout.write(f"EXAMSEND UNKNOWN: {clean(str(error))}\n")
+            return 3
         _say(clean(str(error)))
         _trace()
         return error.exit_code
@@ -106,6 +109,11 @@ def _run() -> int:
         _trace()
         return 70
     return returned if isinstance(returned, int) else 0
+
+
+def _is_check(arguments: list[str]) -> bool:
+    """Whether the command is ``status --check``, which answers a monitoring system as a Nagios plugin does: 3 is UNKNOWN."""
+    return "status" in arguments[1:3] and "--check" in arguments
 
 
 def _usage(error: Exception) -> int | None:

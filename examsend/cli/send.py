@@ -15,7 +15,7 @@ from examsend.db import probe
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=common.always)
     def send(
         session: common.Session,
         limit: Annotated[
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
     ) -> object | None:
         """Send READY batches, each over one association. All destinations are served side by side; ends when none is due."""
         asked = common.Asked()
-        with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
+        with idle(session, "send", probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:
                 return None
             from examsend.cli import live
