@@ -85,6 +85,9 @@ class FileProblem(ExamsendError):
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
+        self.study_instance_uid: str | None = None
+        self.sop_instance_uid: str | None = None
+        """What the file says of itself, as far as it could be read."""
 
 
 class NotDicom(FileProblem):

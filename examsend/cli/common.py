@@ -87,6 +87,7 @@ def command(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
+        paths = {p.name for p in own if _metavar(p) in _PATHS}
         common = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             for n, (annotation, default) in _OPTIONS.items()
@@ -95,7 +96,7 @@ def command(
         @functools.wraps(function)
         def run(**values: Any) -> None:
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
-            _check_text(values)
+            _check_text({name: value for name, value in values.items() if name not in paths})
             try:
                 result = function(session, **values)
             except NoDatabase as error:
@@ -113,6 +114,17 @@ def command(
         return function
 
     return decorate
+
+
+_PATHS = {"PATH", "WORD", "DIR", "FILE"}
+"""Metavars of parameters that are, or may be, the path of a file: any bytes."""
+
+
+def _metavar(parameter: inspect.Parameter) -> str:
+    for declared in getattr(parameter.annotation, "__metadata__", ()):
+        if isinstance(declared, ParameterInfo):
+            return (declared.metavar or "").strip("[].")
+    return ""
 
 
 def _offer(parameter: inspect.Parameter) -> None:

@@ -14,11 +14,11 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import Refused, UsageError
-from examsend.queue import batches, evidence, late, pending, questions, reasons, views
+from examsend.queue import batches, events, evidence, late, pending, questions, reasons, views
 from examsend.queue.batches import Completed
 from examsend.queue.lookup import named_batches
 from examsend.queue.views import BatchStatus
-from examsend.states import BatchState
+from examsend.states import Act, BatchState
 
 _GROUP = 1000
 """Batches changed in one transaction."""
@@ -31,7 +31,7 @@ _WHILE_ASKING = 1.0
 class Ready:
     """A batch that is complete, and why."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     reason: str
@@ -41,7 +41,7 @@ class Ready:
 class Held:
     """A batch that is incomplete after its longest wait, and is held for a person (``on_incomplete``)."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     reason: str
@@ -155,7 +155,7 @@ def _dry_run(tx: Connection) -> FinalizeResult:
     held: list[Held] = []
     _evaluate(lambda work: work(tx), ready, held)
     doing.rollback()
-    ids = {r.batch_id for r in ready}
+    ids = {r.id for r in ready}
     others = views.batches(tx, state=BatchState.PENDING, limit=_GROUP)
     return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 
@@ -192,6 +192,7 @@ def _named(
         tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
     )
     late.release(tx, moved)
+    events.record(tx, Act.FINALIZE, moved, who=by)
     # What arrived for them may be what a batch of another study waits for.
     evidence.look_at_others(tx, sorted(moved))
     left = [b.batch_id for b in waiting if b.batch_id not in moved]

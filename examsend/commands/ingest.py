@@ -12,6 +12,7 @@ from examsend.db import access
 from examsend.errors import Interrupted
 from examsend.intake.directory import root_of
 from examsend.intake.intake import Intake, Noted, Progress
+from examsend.queue import rejected
 from examsend.queue.destination import routed_destinations
 from examsend.states import LatePolicy
 
@@ -42,6 +43,7 @@ class IngestResult:
     """Ids of the batches that were opened, re-opened or extended."""
     opened: int
     rejections: tuple[Noted, ...]
+    """The rejected files that no earlier pass has reported, each with its reason."""
     warnings: tuple[Noted, ...]
     """New versions of known SOP Instance UIDs, and directories that could not be read."""
     unreadable_directories: int
@@ -57,13 +59,15 @@ class IngestResult:
     """New files that are recorded and not sent, because of the late policy ``never`` of a destination."""
     late: tuple[Late, ...] = ()
     """Late instances, by destination and policy."""
+    rejected_before: int = 0
+    """Those of ``rejected`` that an earlier pass has reported, and that have not changed since."""
     left_out: tuple[str, ...] = ()
     """Sentences about batches with a whole study of which instances are not sent again, because their files are gone."""
 
     @property
     def needs_person(self) -> bool:
-        """Whether a file was rejected or has changed unnoticed, or a directory could not be read."""
-        return bool(self.rejected or self.unreadable_directories or self.differing)
+        """Whether a file was rejected that no earlier pass has reported, or has changed unnoticed, or a directory could not be read."""
+        return bool(self.rejections or self.unreadable_directories or self.differing)
 
 
 def run(
@@ -99,6 +103,7 @@ def run(
             intake.run(roots)
         except (KeyboardInterrupt, SystemExit) as end:
             raise _interrupted(intake, end) from None
+        database.run(lambda tx: rejected.reported(tx, [r.path for r in intake.counts.rejections]), idempotent=True)
     counts, walk = intake.counts, intake.walk
     return IngestResult(
         seen=walk.seen,
@@ -112,6 +117,7 @@ def run(
         batches=tuple(sorted(counts.batches)),
         opened=len(counts.opened),
         rejections=tuple(counts.rejections),
+        rejected_before=len(counts.before),
         warnings=tuple(counts.warnings),
         unreadable_directories=counts.unreadable_directories,
         differing=counts.differing,

@@ -41,7 +41,7 @@ class SendResult:
     @property
     def failed(self) -> int:
         """Batches that went FAILED in this pass."""
-        return len(self.expired) + sum(d.state is BatchState.FAILED for d in self.delivered)
+        return len(self.expired) + sum(d.status is BatchState.FAILED for d in self.delivered)
 
     @property
     def needs_person(self) -> bool:

@@ -36,11 +36,12 @@ log = logging.getLogger("examsend.delivery")
 class Delivered:
     """The result of one attempt at a batch."""
 
-    batch_id: int
+    id: int
+    """Of the batch, as ``status``."""
     study_instance_uid: str
     destination: str
     attempt: int
-    state: BatchState
+    status: BatchState
     """The batch's state afterwards: SENT, READY or FAILED."""
     instances: int
     """Unsent at the beginning of this attempt."""
@@ -200,11 +201,11 @@ class Delivery:
 
     def _result(self, destination: Destination, state: NextState, tally: instances.Tally, offered: int) -> Delivered:
         return Delivered(
-            batch_id=self._claim.batch_id,
+            id=self._claim.batch_id,
             study_instance_uid=self._claim.study_instance_uid,
             destination=destination.name,
             attempt=self._claim.attempt,
-            state=state.state,
+            status=state.state,
             instances=offered,
             stored=self._written[Outcome.STORED],
             failed=sum(self._written[outcome] for outcome in UNDELIVERABLE),
@@ -233,7 +234,7 @@ def _log(delivered: Delivered) -> None:
     log.info(
         "attempt batch=%d study=%s destination=%s attempt=%d instances=%d stored=%d failed=%d bytes=%d seconds=%.3f"
         " rate_mb_s=%.1f associations=%d outcome=%s reason=%r",
-        delivered.batch_id,
+        delivered.id,
         delivered.study_instance_uid,
         delivered.destination,
         delivered.attempt,
@@ -244,6 +245,6 @@ def _log(delivered: Delivered) -> None:
         delivered.association_seconds,
         rate,
         delivered.associations,
-        delivered.state,
+        delivered.status,
         delivered.reason,
     )

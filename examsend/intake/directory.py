@@ -60,7 +60,7 @@ class Walk:
                     if entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)
                         continue
-                    if entry.is_symlink() and not _stays(entry.path, real_root):
+                    if entry.is_symlink() and not stays(entry.path, real_root):
                         self.seen += 1
                         self.ignored += 1
                         continue
@@ -79,7 +79,8 @@ class Walk:
                 stack.extend(reversed(below))
 
 
-def _stays(link: str, real_root: str) -> bool:
+def stays(link: str, real_root: str) -> bool:
+    """Return whether a link leads to a file in a directory, which is given without links."""
     target = os.path.realpath(link)
     return os.path.isfile(target) and os.path.commonpath([target, real_root]) == real_root  # noqa: PTH113
 
