@@ -255,7 +255,7 @@ def _read_database_url(chosen: dict[str, Any], origins: dict[str, Origin]) -> No
         return
     from examsend.config import files  # here, because most settings name no file
 
-    found = files.located(path)
+    found = files.located(path) or path
     raw = files.read_secret(found).decode(errors="surrogateescape")
     chosen["database_url"] = _read("database_url", raw, found)
     origins["database_url"] = Origin(Source.FILE, found)
