@@ -10,7 +10,7 @@ from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
 from examsend.intake import again
-from examsend.queue import batches, instances, views
+from examsend.queue import batches, instances, overview
 from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
 from examsend.states import BatchState
@@ -122,7 +122,7 @@ def run(
 def _waits(tx: Connection, names: set[str]) -> tuple[str, ...]:
     """Given names of destinations, return a sentence about each that the next send leaves out, with the command that changes it."""
     found = []
-    for d in views.destinations(tx):
+    for d in overview.destinations(tx):
         if d.name in names and not d.enabled:
             found.append(f"destination {d.name} is {d.health}: `examsend destination enable {d.name}`")
         elif d.name in names and d.held:

@@ -42,7 +42,7 @@ def test_the_commands_take_files_from_ingest_to_sent(
     assert sent.returncode == 0
     assert sent.stdout.count(" SENT,") == 4
     assert sent.stderr == "", "each batch is told once"
-    shown = cli("status", "--json", url=database_url)
+    shown = cli("status", "--json", "--state", "SENT", url=database_url)
     batch = json.loads(shown.stdout)["batches"][0]
     assert {
         "id", "study_instance_uid", "destination", "status", "instances", "stored", "failed", "attempts", "waiting_for",
