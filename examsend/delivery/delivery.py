@@ -31,6 +31,9 @@ from examsend.states import UNDELIVERABLE, BatchState, Outcome
 
 log = logging.getLogger("examsend.delivery")
 
+_attempts = logging.getLogger("examsend.attempt")
+"""The trail: one line an attempt. Which of the passes leave it is the command line's choice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -231,7 +234,7 @@ class Delivery:
 def _log(delivered: Delivered) -> None:
     """Log one line per attempt, always with the same fields in the same order."""
     rate = delivered.bytes_sent / delivered.association_seconds / 1e6 if delivered.association_seconds else 0.0
-    log.info(
+    _attempts.info(
         "attempt batch=%d study=%s destination=%s attempt=%d instances=%d stored=%d failed=%d bytes=%d seconds=%.3f"
         " rate_mb_s=%.1f associations=%d outcome=%s reason=%r",
         delivered.id,

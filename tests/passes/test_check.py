@@ -82,7 +82,7 @@ def test_a_destination_that_nobody_listens_at(
     settings: Settings, database: engine.Database, tmp_path: Path, port: int
 ) -> None:
     samples.ct_study(tmp_path / "drop", 2, size=8)
-    add(settings, f"PACS@127.0.0.1:{port}", backoff_seconds=60.0)
+    add(settings, f"PACS@127.0.0.1:{port}", backoff_seconds=60.0, backoff_max_seconds=60.0)
     prepare(settings, tmp_path / "drop")
     send.run(settings)
     _passes(database)
