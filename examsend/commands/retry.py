@@ -10,7 +10,7 @@ from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
 from examsend.intake import again
-from examsend.queue import batches, events, instances
+from examsend.queue import batches, events, instances, overview
 from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
 from examsend.states import Act, BatchState
