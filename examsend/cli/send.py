@@ -15,7 +15,7 @@ from examsend.db import probe
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=common.always)
     def send(
         session: common.Session,
         limit: Annotated[
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> object | None:
         """Send READY batches, each over one association. All destinations are served side by side; ends when none is due."""
-        with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
+        with idle(session, "send", probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:
                 return None
             # From here on a signal ends the pass in good order. Before, there is nothing to put in order.

@@ -12,9 +12,11 @@ from examsend.config.settings import Settings
 from examsend.db import access, engine
 from examsend.delivery.delivery import Delivered, Observer
 from examsend.delivery.lanes import Lanes
+from examsend.delivery.notices import Notices
 from examsend.delivery.stop import Stop
 from examsend.queue import batches, totals
 from examsend.queue.destination import Destination, get_destination, list_destinations
+from examsend.queue.outlook import Outlook, ready
 from examsend.states import BatchState
 
 log = logging.getLogger("examsend.send")
@@ -37,6 +39,9 @@ class SendResult:
     """The pass was ended by SIGINT."""
     taken_back: tuple[int, ...] = ()
     """Ids of batches that are READY again, because their sender died and their destination is disabled or held."""
+
+    outlook: Outlook | None = None
+    """What waits, where the pass found nothing to do."""
 
     @property
     def failed(self) -> int:
@@ -98,16 +103,28 @@ def run(
         _check_lease(selected, settings.lease)
         begun = True
         lanes = Lanes(database, settings, ending, only=only, limit=limit, most=parallel, observer=observer)
-        lanes.run()
-    delivered = tuple(lanes.delivered)
+        notices = Notices(
+            database,
+            settings,
+            only=only,
+            failed=lambda: [*expired, *(d.id for d in lanes.delivered if d.status is BatchState.FAILED)],
+            is_stopped=ending.asked,
+        )
+        with notices:
+            lanes.run()
+        delivered = tuple(lanes.delivered)
+        outlook = None
+        if not (delivered or expired or taken_back or lanes.lost or ending()):
+            outlook = database.run(lambda tx: ready(tx, only))
     return SendResult(
         delivered,
         tuple(lanes.lost),
         tuple(expired),
         stopped=ending(),
         seconds=time.monotonic() - began,
-        bugs=(*(d.bug for d in delivered if d.bug), *lanes.bugs),
+        bugs=(*(d.bug for d in delivered if d.bug), *lanes.bugs, *notices.bugs),
         taken_back=tuple(b for b in taken_back if b not in expired),
+        outlook=outlook,
     )
 
 
