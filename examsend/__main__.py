@@ -85,6 +85,9 @@ def _say(sentence: str) -> None:
 
 def _failed(code: str, sentence: str, exit_code: int) -> int:
     """Say why the command ends without a result: to people, and with --json to programs. Return the exit code."""
+    if _is_check(sys.argv):
+        sys.stdout.write(f"EXAMSEND UNKNOWN: {sentence}\n")
+        return 3
     _say(sentence)
     _tell_programs(code, sentence, exit_code)
     return exit_code
@@ -126,6 +129,11 @@ def _run() -> int:
         _trace()
         return code
     return returned if isinstance(returned, int) else 0
+
+
+def _is_check(arguments: list[str]) -> bool:
+    """Whether the command is ``status --check``, which answers a monitoring system as a Nagios plugin does: 3 is UNKNOWN."""
+    return "status" in arguments[1:3] and "--check" in arguments
 
 
 def _usage(error: Exception) -> int | None:

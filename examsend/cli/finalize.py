@@ -14,7 +14,7 @@ from examsend.db import probe
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=lambda values: not (values["study"] or values["batch"] or values["dry_run"]))
     def finalize(
         session: common.Session,
         study: Annotated[
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
     ) -> object | None:
         """Make complete batches READY. A batch is complete when all that was announced is here, after its quiet period or
         longest wait, or if you name it."""
-        with idle(session, probe.nothing_to_finalize, selected=bool(study or batch or dry_run)) as is_idle:
+        with idle(session, "finalize", probe.nothing_to_finalize, selected=bool(study or batch or dry_run)) as is_idle:
             if is_idle:
                 return None
             from examsend.commands import finalize as command

@@ -15,7 +15,7 @@ from examsend.db import probe
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=lambda values: not values["study"])
     def send(
         session: common.Session,
         limit: Annotated[
@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> object | None:
         """Send READY batches, each over one association. All destinations are served side by side; ends when none is due."""
-        with idle(session, probe.nothing_to_send, selected=bool(destination or study or wait)) as is_idle:
+        with idle(session, "send", probe.nothing_to_send, selected=bool(destination or study or wait)) as is_idle:
             if is_idle:
                 return None
             # From here on a signal ends the pass in good order. Before, there is nothing to put in order.

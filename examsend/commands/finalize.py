@@ -17,6 +17,8 @@ from examsend.errors import Refused, UsageError
 from examsend.queue import batches, events, evidence, late, pending, questions, reasons, views
 from examsend.queue.batches import Completed
 from examsend.queue.lookup import named_batches
+from examsend.queue.outlook import Outlook
+from examsend.queue.outlook import pending as pending_outlook
 from examsend.queue.views import BatchStatus
 from examsend.states import Act, BatchState
 
@@ -58,6 +60,9 @@ class FinalizeResult:
     held: tuple[Held, ...] = ()
     """Those that this pass found to be held for a person."""
 
+    outlook: Outlook | None = None
+    """What is PENDING, where the pass made nothing READY."""
+
     @property
     def needs_person(self) -> bool:
         """Whether a batch is held for a person."""
@@ -86,7 +91,8 @@ def run(
         _evaluate(database.run, ready, held)
         if database.run(questions.any_due):
             _ask(database, lambda: _evaluate(database.run, ready, held))
-        return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held))
+        outlook = None if ready else database.run(pending_outlook)
+        return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held), outlook=outlook)
 
 
 def _ask(database: Database, meanwhile: Callable[[], None]) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from examsend.config.destination import longest_timeout
 from examsend.config.settings import Settings
 from examsend.db import access, engine
 from examsend.delivery.delivery import Delivered, Observer
 from examsend.delivery.lanes import Lanes
+from examsend.delivery.notices import Notices
 from examsend.delivery.stop import Stop
 from examsend.errors import UsageError
 from examsend.queue import batches, outstanding, totals, views
 from examsend.queue.destination import Destination, get_destination, list_destinations
+from examsend.queue.outlook import Outlook, ready
 from examsend.queue.outstanding import Awaited
 from examsend.queue.views import BatchStatus
 from examsend.states import BatchState
@@ -51,6 +53,8 @@ class SendResult:
     """It was asked to wait until batches are SENT or FAILED."""
     left: tuple[BatchStatus, ...] = ()
     """With a study, or after a wait: the batches of these that are not SENT, and why. At most 50."""
+    outlook: Outlook | None = None
+    """What waits, where the pass found nothing to do."""
 
     @property
     def failed(self) -> int:
@@ -103,6 +107,7 @@ def run(
         raise UsageError("--timeout bounds --wait: add --wait")
     began = time.monotonic()
     ending = Stop(stop, timeout if wait else max_runtime)
+    found = _Found()
     begun = False
 
     def until() -> float:
@@ -118,56 +123,73 @@ def run(
 
         only, selected, awaited = database.run(select)
         _check_lease(selected, settings.lease)
-        found = _Found()
-        while True:
-            if study is None:
-                database.run(lambda tx: _housekeep(tx, only)).add_to(found)
-            elif not begun:
-                database.run(lambda tx: outstanding.hasten(tx, study, only))
-            if total is not None:
-                total(database.run(lambda tx: outstanding.due_batches(tx, destination_id=only, study=study)))
-            begun = True
-            lanes = Lanes(
-                database, settings, ending, only=only, study=study, limit=limit, most=parallel, observer=observer
-            )
-            try:
-                lanes.run()
-            finally:
+        notices = Notices(database, settings, only=only, failed=found.failed, is_stopped=ending.asked)
+        with notices:
+            while True:
+                if study is None:
+                    database.run(lambda tx: _housekeep(tx, only)).add_to(found)
+                elif not begun:
+                    database.run(lambda tx: outstanding.hasten(tx, study, only))
+                if total is not None:
+                    total(database.run(lambda tx: outstanding.due_batches(tx, destination_id=only, study=study)))
+                begun = True
+                lanes = Lanes(
+                    database, settings, ending, only=only, study=study, limit=limit, most=parallel, observer=observer
+                )
                 found.add(lanes)
-            awaited = _look_again(database, awaited)
-            if not wait or ending() or found.bugs or all(a.ended for a in awaited):
-                break
-            _pause(ending)
+                lanes.run()
+                awaited = _look_again(database, awaited)
+                if not wait or ending() or found.bugs or all(a.ended for a in awaited):
+                    break
+                _pause(ending)
         ids = [a.id for a in awaited if a.status is not BatchState.SENT][:_SHOWN]
         left = database.run(lambda tx: views.batches(tx, ids=ids, limit=_SHOWN)) if ids else []
+        idle = not (found.delivered or found.expired or found.taken_back or found.lost or awaited or ending())
+        outlook = database.run(lambda tx: ready(tx, only)) if idle else None
     return SendResult(
         tuple(found.delivered),
         tuple(found.lost),
         tuple(found.expired),
         stopped=ending(),
         seconds=time.monotonic() - began,
-        bugs=(*(d.bug for d in found.delivered if d.bug), *found.bugs),
+        bugs=(*(d.bug for d in found.delivered if d.bug), *found.bugs, *notices.bugs),
         taken_back=tuple(b for b in found.taken_back if b not in found.expired),
+        outlook=outlook,
         waited=wait,
         left=tuple(left),
     )
 
 
-@dataclass(slots=True)
 class _Found:
     """What the passes of one command have done."""
 
-    delivered: list[Delivered] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)
-    bugs: list[str] = field(default_factory=list)
-    taken_back: list[int] = field(default_factory=list)
-    expired: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._passes: list[Lanes] = []
+        self.taken_back: list[int] = []
+        self.expired: list[int] = []
 
     def add(self, lanes: Lanes) -> None:
-        """Add what the lanes of one pass have done."""
-        self.delivered += lanes.delivered
-        self.lost += lanes.lost
-        self.bugs += lanes.bugs
+        """Add a pass that begins. One before it that had nothing to do is forgotten."""
+        self._passes = [p for p in self._passes if p.delivered or p.lost or p.bugs] + [lanes]
+
+    @property
+    def delivered(self) -> list[Delivered]:
+        """The attempts by now."""
+        return [d for lanes in self._passes for d in lanes.delivered]
+
+    @property
+    def lost(self) -> list[int]:
+        """Ids of batches that another sender claimed during the attempt."""
+        return [b for lanes in self._passes for b in lanes.lost]
+
+    @property
+    def bugs(self) -> list[str]:
+        """What went wrong outside the attempt at a batch."""
+        return [b for lanes in self._passes for b in lanes.bugs]
+
+    def failed(self) -> list[int]:
+        """Return the ids of the batches that went FAILED by now."""
+        return [*self.expired, *(d.id for d in self.delivered if d.status is BatchState.FAILED)]
 
 
 @dataclass(frozen=True, slots=True)

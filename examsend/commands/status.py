@@ -10,11 +10,12 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import ConfigError, UsageError
-from examsend.queue import evidence, listing, search, views
+from examsend.queue import evidence, health, listing, search, views
 from examsend.queue import overview as figures
 from examsend.queue import rejected as rejected_files
 from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.queue.evidence import Announcement
+from examsend.queue.health import Level, Measure
 from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.rejected import RejectedFile
 from examsend.queue.second_sender import Choice, choose
@@ -47,6 +48,41 @@ class StatusResult:
     """The study that was asked for, or that was found."""
     studies: tuple[str, ...] = ()
     """Studies that a word has led to, and that have no batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of ``status --check``."""
+
+    level: Level
+    measures: tuple[Measure, ...]
+    batches: dict[str, int]
+    """Batches by state; SENT: in the last 24 hours."""
+
+    @property
+    def exit_code(self) -> int:
+        """That of a Nagios plugin."""
+        return int(self.level)
+
+
+def check(settings: Settings, *, warning: Sequence[str] = (), critical: Sequence[str] = ()) -> CheckResult:
+    """Return whether the site is well, by thresholds such as ``failed=5`` (``queue.health``).
+
+    Raises UsageError for a threshold that there is none of.
+    """
+    given = health.limits(warning, critical)
+
+    def read(tx: Connection) -> CheckResult:
+        every = figures.destinations(tx)
+        site = figures.overview(tx, every, database="", host=settings.host_name)
+        measures = health.judge(site, every, given)
+        counts = {
+            state: sum(getattr(d, state) for d in every) for state in ("pending", "ready", "sending", "failed", "sent")
+        }
+        return CheckResult(max((m.level for m in measures), default=Level.OK), measures, counts)
+
+    with access.opened(settings, create=False) as database:
+        return database.run(read)
 
 
 def run(

@@ -82,3 +82,21 @@ TO_SEND = (
     f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_for_earliest(EXPIRED, 'ready_at', 'READY')}"
 )
 """A destination has a batch that ``examsend send`` would claim, take back from a dead sender, or make FAILED."""
+
+TOLD_EVERY = 3600
+"""Seconds between two lines about a destination that stays down."""
+
+DOWN_TO_TELL = (
+    "d.enabled AND d.removed_at IS NULL AND d.down_since IS NOT NULL"
+    f" AND (d.told_at IS NULL OR d.told_at <= {NOW} - interval '{TOLD_EVERY} s')"
+)
+"""``send`` is to say that a destination is down: that it went down, or after an hour that it still is, or is again without
+that it was told to be back."""
+
+BACK_TO_TELL = (
+    "d.removed_at IS NULL AND d.told_since IS NOT NULL AND d.down_since IS NULL AND d.last_success_at >= d.told_since"
+)
+"""``send`` has said that a destination was down, and is to say that it stores again. The end of a hold by a person does not
+show that."""
+
+TO_TELL = f"{DOWN_TO_TELL} OR {BACK_TO_TELL}"

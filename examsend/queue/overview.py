@@ -212,7 +212,7 @@ def overview(tx: Connection, shown: tuple[DestinationStatus, ...], *, database: 
         oldest_waiting_seconds=max(
             (d.oldest_waiting_seconds for d in shown if d.oldest_waiting_seconds is not None), default=None
         ),
-        stuck_pending=sum(len(found.batch_ids) for found in stuck.pending(tx).values()),
+        stuck_pending=sum(found.batches for found in stuck.pending(tx).values()),
         rejected=files.open,
         rejected_today=files.today,
         passes=tuple(

@@ -6,7 +6,12 @@ from typing import Any
 
 from examsend.commands.send import SendResult
 from examsend.delivery.delivery import Delivered
+from examsend.queue.outlook import Outlook
+from examsend.queue.reasons import span
 from examsend.report.layout import byte_size, plural
+
+_MOST_OBSTACLES = 5
+"""Destinations that are named, at most."""
 
 
 def rendered(result: SendResult) -> list[Any]:
@@ -30,7 +35,23 @@ def rendered(result: SendResult) -> list[Any]:
         lines.append("the wait is over: these are not sent yet, and go with the next send")
     elif result.stopped:
         lines.append("stopped as requested; the rest goes with the next send")
-    return lines or ["all is sent" if result.waited else "nothing is due"]
+    return lines or ["all is sent" if result.waited else _nothing(result.outlook)]
+
+
+def _nothing(outlook: Outlook | None) -> str:
+    """Return what waits, where nothing is due."""
+    if outlook is None:
+        return "nothing is due"
+    parts = []
+    if outlook.waiting:
+        soon = f", the next in {span(outlook.next_in)}" if outlook.next_in else ""
+        why = f" ({', '.join(outlook.obstacles[:_MOST_OBSTACLES])})" if outlook.obstacles else ""
+        parts.append(f"{outlook.waiting} READY {'batch waits' if outlook.waiting == 1 else 'batches wait'}{soon}{why}")
+    if outlook.held:
+        parts.append(f"{outlook.held} held by an operator")
+    if outlook.sending:
+        parts.append(f"{plural(outlook.sending, 'batch is', 'batches are')} being sent by another pass")
+    return f"nothing is due: {'; '.join(parts) or 'no batch is READY'}"
 
 
 def _delivered(d: Delivered) -> str:
