@@ -41,6 +41,7 @@ def _main(
 
 
 from examsend.cli import (  # noqa: E402
+    cancel,
     config,
     db,
     demo,
@@ -48,14 +49,17 @@ from examsend.cli import (  # noqa: E402
     expect,
     explain,
     finalize,
+    hold,
     ingest,
     listen,
     metrics,
+    prioritize,
     prune,
     rejected,
     retry,
     send,
     status,
+    unhold,
 )
 
 # In the order of --help.
@@ -69,6 +73,10 @@ _MODULES = (
     rejected,
     metrics,
     retry,
+    hold,
+    unhold,
+    cancel,
+    prioritize,
     listen,
     destination,
     prune,

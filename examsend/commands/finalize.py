@@ -16,7 +16,7 @@ from examsend.db.engine import Connection, Database
 from examsend.errors import Refused, UsageError
 from examsend.queue import batches, events, evidence, late, pending, questions, reasons, views
 from examsend.queue.batches import Completed
-from examsend.queue.lookup import named_batches
+from examsend.queue.lookup import NamedBatch, named_batches
 from examsend.queue.outlook import Outlook
 from examsend.queue.outlook import pending as pending_outlook
 from examsend.queue.views import BatchStatus
@@ -166,6 +166,14 @@ def _dry_run(tx: Connection) -> FinalizeResult:
     return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 
 
+def _refuse_held(named: Sequence[NamedBatch]) -> None:
+    for batch in named:
+        if batch.held_reason is not None:
+            raise Refused(
+                f"batch {batch.batch_id} is held by {batch.held_reason}; `examsend unhold {batch.batch_id}` ends that"
+            )
+
+
 def _named(
     tx: Connection, studies: Sequence[str], batch_ids: Sequence[int], by: str, *, dry_run: bool
 ) -> FinalizeResult:
@@ -178,6 +186,7 @@ def _named(
             raise Refused(f"batch {batch_id} is {state}, not PENDING: nothing to finalize")
         if any(b.removed for b in found if b.batch_id == batch_id):
             raise Refused(f"the destination of batch {batch_id} is removed: nothing is sent to it")
+        _refuse_held([b for b in found if b.batch_id == batch_id])
     for study in studies:
         states = {b.status for b in found if b.study_instance_uid == study}
         if not states:
@@ -187,6 +196,7 @@ def _named(
                 raise Refused(f"the destination of study {study} is removed: nothing is sent to it")
             raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
     waiting = [b for b in found if b.status is BatchState.PENDING and not b.removed]
+    _refuse_held(waiting)
     known = evidence.gather(tx, [b.batch_id for b in waiting])
     ready = tuple(
         Ready(b.batch_id, b.study_instance_uid, b.destination, rules.by_operator(by, known.get(b.batch_id)))

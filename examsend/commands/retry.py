@@ -10,10 +10,10 @@ from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
 from examsend.intake import again
-from examsend.queue import batches, instances, overview
+from examsend.queue import batches, events, instances, overview
 from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
-from examsend.states import BatchState
+from examsend.states import Act, BatchState
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ def run(
                     continue
                 count = batches.retry(tx, row.batch_id, reason=f"RETRY: requested by {by}")
                 retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
+            events.record(tx, Act.RETRY, [r.id for r in retried], who=by)
             unheld = named.name if named and end_hold(tx, named.id) else None
             return RetryResult(tuple(retried), tuple(refused), unheld, _waits(tx, {r.destination for r in retried}))
 

@@ -232,6 +232,7 @@ def _state_facts(row: Any, found: Evidence) -> StateFacts:
         replaced=row.replaced,
         held_by_person=row.held_by_person or "a person" if row.held_at is not None else None,
         prioritized=row.prioritized_at is not None,
+        waits_for_held=row.waits_for_held,
         rejected=row.rejected_files,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from examsend.commands import ingest, send, status
+from examsend.config import ages
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
@@ -157,3 +158,15 @@ def test_thresholds_need_check(database_url: str) -> None:
 def test_every_threshold_is_named_in_the_help() -> None:
     text = " ".join(cli("status", "--help").stdout.split())
     assert all(name in text for name in LIMITS)
+
+
+def test_the_thresholds_of_the_documents_are_those_of_the_program() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    rows = re.findall(r"^\| `([a-z]+)` \| (\S+) \| (\S+) \|", page, re.MULTILINE)
+
+    def value(text: str, name: str) -> float:
+        return float("inf") if text == "off" else ages.parse(text) if LIMITS[name].seconds else float(text)
+
+    assert {n: (value(w, n), value(c, n)) for n, w, c in rows if n in LIMITS} == {
+        n: (limit.warning, limit.critical) for n, limit in LIMITS.items()
+    }
