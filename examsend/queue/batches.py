@@ -123,19 +123,6 @@ def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tupl
     return found
 
 
-_DROP_EMPTY = text("""
-    DELETE FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = 'PENDING'
-      AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id)
-""")
-
-
-def drop_empty(tx: Connection, batch_ids: Iterable[int]) -> None:
-    """Delete batches that were opened in this transaction and have no instance, because another ingest was first."""
-    ids = sorted(batch_ids)
-    if ids:
-        tx.execute(_DROP_EMPTY, {"ids": ids})
-
-
 # --- finalize ---------------------------------------------------------------------------------------------------------
 
 _FINALIZE = text(f"""

@@ -22,7 +22,7 @@ from examsend.config.destination import (
 )
 from examsend.db import due
 from examsend.errors import Refused, UsageError
-from examsend.outcomes import DestinationAction, DestinationProblem, back_off
+from examsend.outcomes import DestinationAction, DestinationProblem, OwnStatuses, back_off
 from examsend.queue import events
 from examsend.states import NOT_COUNTED, Act, BatchState, SenderName, Transcode, sql_list
 from examsend.transfer import Peer, Tls, UserIdentity
@@ -45,6 +45,11 @@ class Destination(DestinationSettings):
     def senders(self) -> tuple[SenderName, ...]:
         """Its sender, and its second one where there is one."""
         return (self.sender,) if self.fallback_sender is None else (self.sender, self.fallback_sender)
+
+    @property
+    def own_statuses(self) -> OwnStatuses:
+        """The statuses that mean something else here than in the standard's table."""
+        return OwnStatuses.of(self.accept_status, self.fail_status)
 
     def peer(self, *, async_window: int | None = None) -> Peer:
         """Return the destination as the peer of a sender. ``async_window``: None is the destination's own setting."""

@@ -10,7 +10,7 @@ from examsend.db import due
 from examsend.queue import waits
 from examsend.queue.evidence import Evidence
 from examsend.queue.waits import Waits
-from examsend.states import BatchState, OnIncomplete, Rule
+from examsend.states import BatchState, OnIncomplete, Outcome, Rule
 
 WAITS = f"""
     {waits.COLUMNS}, d.removed_at IS NOT NULL AS removed,
@@ -130,7 +130,10 @@ def _reason(batch: StateFacts) -> Reason | None:
         case BatchState.SENT:
             if batch.warned_status is None:
                 return None
-            return "WARNING", f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status)}"
+            return (
+                "WARNING",
+                f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status, Outcome.STORED)}",
+            )
 
 
 def _pending(batch: StateFacts) -> Reason:

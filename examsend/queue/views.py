@@ -276,7 +276,7 @@ def groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:
     return tuple(
         InstanceGroup(
             row.outcome,
-            None if row.dimse_status is None else outcomes.status_text(row.dimse_status),
+            None if row.dimse_status is None else outcomes.status_text(row.dimse_status, row.outcome),
             row.error_comment,
             row.n,
             int(row.total_bytes),
