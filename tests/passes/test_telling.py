@@ -18,6 +18,7 @@ from examsend.commands import finalize, send
 from examsend.config.settings import Settings
 from examsend.db import engine, probe
 from examsend.delivery import notices
+from examsend.demo import samples
 from examsend.queue import down
 from examsend.queue.destination import record_success
 from examsend.report import text
@@ -233,7 +234,7 @@ def test_a_receiver_that_was_away_is_told_of_by_the_pass_that_finds_it_back(
     [line] = _lines(caplog)
     assert line.startswith("destination pacs is down since T")
     with scripted() as peer:
-        destinations.change(settings, "pacs", {"port": peer.port})
+        execute(database, "UPDATE storage_backend_configs SET port = :port", port=int(peer.address.rpartition(":")[2]))
         _due(database)
         assert send.run(settings).exit_code == 0
     [line] = _lines(caplog)
