@@ -67,7 +67,7 @@ def _one(place: Path, url: str, drop: Path, parallel: int, repeats: int) -> floa
             common.examsend("ingest", drop, "--to", name, url=url)
             common.examsend("finalize", url=url)
             seconds, done = common.timed("send", "--json", "--parallel", str(parallel), "--destination", name, url=url)
-            assert {d["state"] for d in json.loads(done.stdout)["delivered"]} == {"SENT"}, done.stderr
+            assert {d["status"] for d in json.loads(done.stdout)["delivered"]} == {"SENT"}, done.stderr
             took.append(seconds)
         finally:
             dcmtk.stop(process)

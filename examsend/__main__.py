@@ -31,6 +31,7 @@ def main() -> None:
         _discard_output()
         code = code or 1
     except KeyboardInterrupt:
+        _say("interrupted")
         code = 130
     sys.exit(code)
 
@@ -82,6 +83,25 @@ def _say(sentence: str) -> None:
         sys.stderr.flush()
 
 
+def _failed(code: str, sentence: str, exit_code: int) -> int:
+    """Say why the command ends without a result: to people, and with --json to programs. Return the exit code."""
+    if _is_check(sys.argv):
+        sys.stdout.write(f"EXAMSEND UNKNOWN: {sentence}\n")
+        return 3
+    _say(sentence)
+    _tell_programs(code, sentence, exit_code)
+    return exit_code
+
+
+def _tell_programs(code: str, sentence: str, exit_code: int) -> None:
+    """With --json, write the error to standard output, which has no result then."""
+    options = sys.argv[1:]
+    if "--json" in (options[: options.index("--")] if "--" in options else options):
+        from examsend.report.json import error_as_json
+
+        sys.stdout.write(error_as_json(code, sentence, exit_code) + "\n")
+
+
 def _run() -> int:
     from examsend.cli import app
     from examsend.errors import ExamsendError
@@ -90,9 +110,12 @@ def _run() -> int:
     try:
         returned = app(standalone_mode=False, prog_name="examsend")
     except ExamsendError as error:
-        _say(clean(str(error)))
+        code = _failed(error.code, clean(str(error)), error.exit_code)
         _trace()
-        return error.exit_code
+        return code
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        return _failed("INTERRUPTED", "ended by SIGTERM", code) if code == 143 else code
     except (BrokenPipeError, _OutputLostError):
         raise
     except Exception as error:  # noqa: BLE001 (the last handler before the process ends)
@@ -102,10 +125,15 @@ def _run() -> int:
         # Only the first line of the message: the rest may contain bound values, such as a secret.
         lines = str(error).splitlines()
         what = clean(lines[0] if lines else "")[:300]
-        _say(f"this is a bug in examsend: {type(error).__name__}: {what} (-vv shows where)")
+        code = _failed("BUG", f"this is a bug in examsend: {type(error).__name__}: {what} (-vv shows where)", 70)
         _trace()
-        return 70
+        return code
     return returned if isinstance(returned, int) else 0
+
+
+def _is_check(arguments: list[str]) -> bool:
+    """Whether the command is ``status --check``, which answers a monitoring system as a Nagios plugin does: 3 is UNKNOWN."""
+    return "status" in arguments[1:3] and "--check" in arguments
 
 
 def _usage(error: Exception) -> int | None:
@@ -117,8 +145,10 @@ def _usage(error: Exception) -> int | None:
     if callable(show) and isinstance(code, int):
         with suppress(OSError):
             show()
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        _tell_programs("USAGE", message, code)
         return code
-    return 130 if type(error).__name__ == "Abort" else None
+    return _failed("INTERRUPTED", "interrupted", 130) if type(error).__name__ == "Abort" else None
 
 
 def _trace() -> None:

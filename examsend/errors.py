@@ -5,6 +5,7 @@
     ExamsendError
     ├── UsageError            2   the command was used wrongly; nothing was changed
     ├── ConfigError          78   a setting, the settings file or the database's schema is wrong
+    │   └── NoDatabase            a command that only reads found no database, and makes none
     ├── DatabaseUnavailable  69   PostgreSQL cannot be reached now; nothing is lost, the next run tries again
     │   └── CommitUnknown         the connection was lost after COMMIT was sent: it is unknown whether it was committed
     ├── Refused               1   the request is valid, but the state does not allow it (retrying a SENT batch, ...)
@@ -28,38 +29,54 @@ class ExamsendError(Exception):
     """Base class of the exceptions that examsend raises."""
 
     exit_code = 70
+    code: str = "BUG"
+    """A short constant for programs: ``--json`` shows it beside the sentence."""
 
 
 class UsageError(ExamsendError):
     """Wrong usage of a command."""
 
     exit_code = 2
+    code = "USAGE"
 
 
 class ConfigError(ExamsendError):
     """The configuration or the database's schema is wrong."""
 
     exit_code = 78
+    code = "CONFIGURATION"
+
+
+class NoDatabase(ConfigError):
+    """No setting names a database, there is no embedded one yet, and a command that only reads makes none."""
+
+    code = "NO_DATABASE"
 
 
 class DatabaseUnavailable(ExamsendError):
     """PostgreSQL cannot be reached now."""
 
     exit_code = 69
+    code = "DATABASE_UNAVAILABLE"
 
 
 class CommitUnknown(DatabaseUnavailable):
     """The connection was lost after COMMIT was sent: it is unknown whether the transaction was committed."""
+
+    code = "COMMIT_UNKNOWN"
 
 
 class Refused(ExamsendError):
     """The request is valid, but the present state does not allow it."""
 
     exit_code = 1
+    code = "REFUSED"
 
 
 class Interrupted(ExamsendError):
     """A user or a service manager asked the command to end. The message says what was done."""
+
+    code = "INTERRUPTED"
 
     def __init__(self, exit_code: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -80,6 +97,9 @@ class FileProblem(ExamsendError):
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
+        self.study_instance_uid: str | None = None
+        self.sop_instance_uid: str | None = None
+        """What the file says of itself, as far as it could be read."""
 
 
 class NotDicom(FileProblem):

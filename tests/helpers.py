@@ -10,9 +10,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from examsend.commands import destination, finalize, ingest, send
+from examsend.commands import destination, finalize, ingest, send, status
 from examsend.config.settings import Settings
 from examsend.db import engine
+from examsend.queue import views
+from examsend.states import BatchState
 
 
 def add(settings: Settings, address: str, name: str = "pacs", **values: Any) -> None:
@@ -32,6 +34,11 @@ def deliver(settings: Settings, directory: Path, **values: Any) -> send.SendResu
     """Ingest, finalize, send."""
     prepare(settings, directory)
     return send.run(settings, **values)
+
+
+def listed(settings: Settings, **values: Any) -> tuple[views.BatchStatus, ...]:
+    """Return every batch as ``status`` shows it, the one to which something happened last first."""
+    return status.run(settings, states=tuple(BatchState), limit=100_000, **values).batches
 
 
 def rows(database: engine.Database, statement: str, **values: Any) -> list[Any]:
@@ -68,7 +75,7 @@ def digests(database: engine.Database) -> dict[str, str]:
 
 def cli(*arguments: str | Path, url: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a new process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_") and k != "COLUMNS"}
     kept |= environment
     if url is not None:
         kept["EXAMSEND_DATABASE_URL"] = url

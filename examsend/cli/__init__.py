@@ -41,19 +41,25 @@ def _main(
 
 
 from examsend.cli import (  # noqa: E402
+    cancel,
     config,
     db,
     demo,
     destination,
     expect,
+    explain,
     finalize,
+    hold,
     ingest,
     listen,
     metrics,
+    prioritize,
     prune,
+    rejected,
     retry,
     send,
     status,
+    unhold,
 )
 
 # In the order of --help.
@@ -63,8 +69,14 @@ _MODULES = (
     finalize,
     send,
     status,
+    explain,
+    rejected,
     metrics,
     retry,
+    hold,
+    unhold,
+    cancel,
+    prioritize,
     listen,
     destination,
     prune,

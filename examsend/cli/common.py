@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from examsend import __version__
 from examsend.cli import suggest
 from examsend.cli.pass_record import recorded
 from examsend.config.settings import Explained, Settings, explained, unknown_variables
-from examsend.errors import TRACEBACKS, UsageError
+from examsend.errors import TRACEBACKS, DatabaseUnavailable, Interrupted, NoDatabase, UsageError
 from examsend.report.terminal import clean
 
 LARGEST_ID = 2**63 - 1
@@ -98,6 +99,7 @@ def command(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
+        paths = {p.name for p in own if _metavar(p) in _PATHS}
         common = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             for n, (annotation, default) in _OPTIONS.items()
@@ -106,14 +108,14 @@ def command(
         @functools.wraps(function)
         def run(**values: Any) -> None:
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
-            _check_text(values)
-            if is_pass(values):
-                with recorded(session.settings, function.__name__) as ended:
-                    result = function(session, **values)
-                    if result is not None:
-                        ended(_exit_code(result))
-            else:
-                result = function(session, **values)
+            _check_text({name: value for name, value in values.items() if name not in paths})
+            try:
+                result = _result(session, function, values, recorded_as=function.__name__ if is_pass(values) else None)
+            except KeyboardInterrupt:
+                raise Interrupted(130, "interrupted; what was written to the database by then stays written") from None
+            except NoDatabase as error:
+                looked = ", ".join(f"{file.path} ({file.state})" for file in session.explained.files)
+                raise NoDatabase(f"{error}. Settings were looked for in {looked}: `examsend config show`") from None
             if result is not None:
                 _show(session, result)
 
@@ -128,11 +130,35 @@ def command(
     return decorate
 
 
+_PATHS = {"PATH", "WORD", "DIR", "FILE"}
+"""Metavars of parameters that are, or may be, the path of a file: any bytes."""
+
+
+def _metavar(parameter: inspect.Parameter) -> str:
+    for declared in getattr(parameter.annotation, "__metadata__", ()):
+        if isinstance(declared, ParameterInfo):
+            return (declared.metavar or "").strip("[].")
+    return ""
+
+
 def _offer(parameter: inspect.Parameter) -> None:
     """Let the shell complete a parameter that is the name of a destination or the id of a batch."""
     for declared in getattr(parameter.annotation, "__metadata__", ()):
         if isinstance(declared, ParameterInfo) and declared.autocompletion is None:
             declared.autocompletion = suggest.completer(parameter.name, declared.metavar)
+
+
+def _result(
+    session: Session, function: Callable[..., Any], values: dict[str, Any], *, recorded_as: str | None
+) -> object:
+    """Run a command. ``recorded_as``: the name of the pass that it is; None: it is none."""
+    if recorded_as is None:
+        return function(session, **values)
+    with recorded(session.settings, recorded_as) as ended:
+        result = function(session, **values)
+        if result is not None:
+            ended(_exit_code(result))
+    return result
 
 
 def _check_text(values: dict[str, Any]) -> None:
@@ -150,11 +176,20 @@ def _session(
     session = Session(found.settings, as_json, quiet, verbose, found)
     level = logging.WARNING if quiet or (session.live and not verbose) else logging.INFO
     _log_to_stderr()
+    # A result tells each attempt already. A quiet pass leaves its trail in the journal, and nowhere else: cron mails what it gets.
+    trail = verbose or (quiet and _stderr_is_journal())
+    logging.getLogger("examsend.attempt").setLevel(logging.INFO if trail else logging.WARNING)
     logging.getLogger("examsend").setLevel((level, logging.DEBUG, TRACEBACKS)[min(verbose, 2)])
     if not quiet:
         for sentence in unknown_variables(os.environ):
             logging.getLogger("examsend").warning("warning: %s", sentence)
     return session
+
+
+def _stderr_is_journal() -> bool:
+    """Whether standard error goes to systemd's journal, which says so by the file's device and inode."""
+    found = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 class _Escaping(logging.Formatter):
@@ -222,6 +257,16 @@ class Asked:
         """One of them was SIGINT: the command exits with 130."""
         signal.signal(signal.SIGTERM, self._ask)
         signal.signal(signal.SIGINT, self._ask)
+
+    @contextmanager
+    def obeyed(self) -> Iterator[None]:
+        """Run the block. A database that was not reached before SIGINT ended the wait for it is no failure of the command."""
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            if not self.interrupted:
+                raise
+            raise Interrupted(130, f"interrupted; {error}") from None
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         at_once = number == signal.SIGINT and self.to_end

@@ -37,14 +37,15 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> object | None:
         """Send READY batches, each over one association. All destinations are served side by side; ends when none is due."""
-        asked = common.Asked()
         with idle(session, "send", probe.nothing_to_send, selected=destination is not None) as is_idle:
             if is_idle:
                 return None
+            # From here on a signal ends the pass in good order. Before, there is nothing to put in order.
+            asked = common.Asked()
             from examsend.cli import live
             from examsend.commands import send as command
 
-            with live.sending(session) as observer:
+            with asked.obeyed(), live.sending(session) as observer:
                 result = command.run(
                     session.settings,
                     limit=limit,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from examsend.cli import common
+from examsend.errors import UsageError
+from examsend.states import BatchState
 
 
 def register(app: typer.Typer) -> None:
@@ -15,26 +18,71 @@ def register(app: typer.Typer) -> None:
     @common.command(app)
     def status(
         session: common.Session,
-        batch: Annotated[
-            int | None, typer.Argument(min=1, max=common.LARGEST_ID, metavar="[BATCH]", help="Show this batch.")
+        word: Annotated[
+            str | None,
+            typer.Argument(
+                metavar="[WORD]",
+                help="A batch, a Study, Series or SOP Instance UID or a part of one, or a file's path.",
+            ),
         ] = None,
-        study: Annotated[str | None, typer.Option(metavar="UID", help="Show this study's batches.")] = None,
-        destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
+        study: Annotated[str | None, typer.Option(metavar="UID", help="Show this study alone.")] = None,
+        destination: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Only this destination."),
+        ] = None,
+        state: Annotated[
+            list[BatchState] | None,
+            typer.Option("--state", metavar="STATE", help="Only batches in this state (repeatable)."),
+        ] = None,
+        since: Annotated[
+            str | None,
+            typer.Option(metavar="AGE", help="Only batches to which something happened in the last 2h, 3d, 15min."),
+        ] = None,
         failed: Annotated[bool, typer.Option("--failed", help="Only FAILED batches.")] = False,
         rejected: Annotated[
             bool, typer.Option("--rejected", help="Show the files that could not be registered.")
         ] = False,
-        limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="List at most this many.")] = 50,
-    ) -> object:
-        """Show the state of batches and destinations. Each batch is shown with the reason for its state."""
+        limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="List at most this many.")] = 20,
+        check: Annotated[
+            bool,
+            typer.Option("--check", help="One line for Nagios; exits 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."),
+        ] = False,
+        warning: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=VALUE",
+                help="With --check: WARNING above this: failed, down, stuck, waiting, rejected, finalize, send; off.",
+            ),
+        ] = None,
+        critical: Annotated[
+            list[str] | None, typer.Option(metavar="NAME=VALUE", help="With --check: CRITICAL above this.")
+        ] = None,
+        watch: Annotated[
+            bool, typer.Option("--watch", help="Show it again every 2 seconds, until q is pressed.")
+        ] = False,
+    ) -> object | None:
+        """Show where exams are. What needs attention comes first, then what moves, each with the reason."""
         from examsend.commands import status as command
+        from examsend.config import ages
 
-        return command.run(
-            session.settings,
-            batch_id=batch,
-            study=study,
+        if check:
+            return command.check(session.settings, warning=warning or (), critical=critical or ())
+        if warning or critical:
+            raise UsageError("--warning and --critical go with --check")
+        show = partial(
+            command.run,
+            word=word,
+            study=None if study is None else study.strip(),
             destination=destination,
+            states=tuple(state or ()),
+            since=None if since is None else ages.option("--since", since),
             failed=failed,
             rejected=rejected,
             limit=limit,
         )
+        if not watch:
+            return show(session.settings)
+        from examsend.cli import watching
+
+        watching.watch(session, show)
+        return None

@@ -42,14 +42,14 @@ def upgrade(settings: Settings) -> SchemaResult:
 
 def current(settings: Settings) -> SchemaResult:
     """Return the revision of the schema. Raises ConfigError, DatabaseUnavailable."""
-    with access.opened(settings, check=False) as database:
+    with access.opened(settings, check=False, create=False) as database:
         revision = database.run(migrate.current)
         return SchemaResult(revision, revision, HEAD, database.version(), database.embedded)
 
 
 def check(settings: Settings) -> SchemaResult:
     """Compare the schema with the models. Raises ConfigError, DatabaseUnavailable."""
-    with access.opened(settings, check=False) as database:
+    with access.opened(settings, check=False, create=False) as database:
         revision = database.run(migrate.current)
         found = tuple(migrate.differences(database)) if revision else ()
         return SchemaResult(revision, revision, HEAD, database.version(), database.embedded, found, bool(revision))

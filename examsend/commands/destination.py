@@ -114,7 +114,7 @@ def change(
         similar = _resembling(tx, changed) if wanted.keys() & {"host", "port", "called_aet"} else ()
         return (*similar, *_inspect(settings, changed, wanted))
 
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         warnings = database.run(work)
     return Changed(name, f"destination {name}: {', '.join(sorted(map(label, wanted))) or 'nothing'} changed", warnings)
 
@@ -186,28 +186,28 @@ def _inspect(settings: Settings, destination: Destination, wanted: Mapping[str, 
 
 def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:
     """Enable or disable a destination. Raises UsageError."""
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         database.run(lambda tx: enable_destination(tx, name, enabled=enabled))
     return Changed(name, f"destination {name} {'enabled' if enabled else 'disabled: its batches wait'}")
 
 
 def remove(settings: Settings, name: str) -> Changed:
     """Remove a destination. Raises UsageError, Refused while it has unsent or failed batches."""
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         database.run(lambda tx: remove_destination(tx, name))
     return Changed(name, f"destination {name} removed")
 
 
 def unhold(settings: Settings, name: str) -> Changed:
     """End a destination's hold. Raises UsageError."""
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         was = database.run(lambda tx: end_hold(tx, get_destination(tx, name).id))
     return Changed(name, f"destination {name} {'is no longer held' if was else 'was not held'}")
 
 
 def show_all(settings: Settings) -> Destinations:
     """Return every destination."""
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         return Destinations(tuple(database.run(list_destinations)))
 
 
@@ -218,7 +218,7 @@ def show(settings: Settings, name: str) -> Shown:
         found = get_destination(tx, name)
         return found, choose(tx, found)
 
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         found, choice = database.run(read)
     capabilities = {n.value: senders.get(n, settings).capabilities for n in found.senders}
     return Shown(found, capabilities, choice.name, choice.reason)
@@ -232,7 +232,7 @@ def echo(settings: Settings, name: str) -> Echoed:
     """
     from examsend.dimse import echo as wire
 
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         found = database.run(lambda tx: get_destination(tx, name))
     answer = wire.echo(found.peer())
     problems = list(filter(None, (senders.problem(n, found.peer(), settings) for n in found.senders)))

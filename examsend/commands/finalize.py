@@ -14,13 +14,13 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import Refused, UsageError
-from examsend.queue import batches, evidence, late, pending, questions, reasons, views
+from examsend.queue import batches, events, evidence, late, pending, questions, reasons, views
 from examsend.queue.batches import Completed
-from examsend.queue.lookup import named_batches
+from examsend.queue.lookup import NamedBatch, named_batches
 from examsend.queue.outlook import Outlook
 from examsend.queue.outlook import pending as pending_outlook
 from examsend.queue.views import BatchStatus
-from examsend.states import BatchState
+from examsend.states import Act, BatchState
 
 _GROUP = 1000
 """Batches changed in one transaction."""
@@ -33,7 +33,7 @@ _WHILE_ASKING = 1.0
 class Ready:
     """A batch that is complete, and why."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     reason: str
@@ -43,7 +43,7 @@ class Ready:
 class Held:
     """A batch that is incomplete after its longest wait, and is held for a person (``on_incomplete``)."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     reason: str
@@ -81,7 +81,7 @@ def run(
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
-    with access.opened(settings) as database:
+    with access.opened(settings, create=not dry_run) as database:
         if studies or batch_ids:
             return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:
@@ -161,9 +161,17 @@ def _dry_run(tx: Connection) -> FinalizeResult:
     held: list[Held] = []
     _evaluate(lambda work: work(tx), ready, held)
     doing.rollback()
-    ids = {r.batch_id for r in ready}
+    ids = {r.id for r in ready}
     others = views.batches(tx, state=BatchState.PENDING, limit=_GROUP)
     return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
+
+
+def _refuse_held(named: Sequence[NamedBatch]) -> None:
+    for batch in named:
+        if batch.held_reason is not None:
+            raise Refused(
+                f"batch {batch.batch_id} is held by {batch.held_reason}; `examsend unhold {batch.batch_id}` ends that"
+            )
 
 
 def _named(
@@ -178,6 +186,7 @@ def _named(
             raise Refused(f"batch {batch_id} is {state}, not PENDING: nothing to finalize")
         if any(b.removed for b in found if b.batch_id == batch_id):
             raise Refused(f"the destination of batch {batch_id} is removed: nothing is sent to it")
+        _refuse_held([b for b in found if b.batch_id == batch_id])
     for study in studies:
         states = {b.status for b in found if b.study_instance_uid == study}
         if not states:
@@ -187,6 +196,7 @@ def _named(
                 raise Refused(f"the destination of study {study} is removed: nothing is sent to it")
             raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
     waiting = [b for b in found if b.status is BatchState.PENDING and not b.removed]
+    _refuse_held(waiting)
     known = evidence.gather(tx, [b.batch_id for b in waiting])
     ready = tuple(
         Ready(b.batch_id, b.study_instance_uid, b.destination, rules.by_operator(by, known.get(b.batch_id)))
@@ -198,6 +208,7 @@ def _named(
         tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
     )
     late.release(tx, moved)
+    events.record(tx, Act.FINALIZE, moved, who=by)
     # What arrived for them may be what a batch of another study waits for.
     evidence.look_at_others(tx, sorted(moved))
     left = [b.batch_id for b in waiting if b.batch_id not in moved]

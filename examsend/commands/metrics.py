@@ -78,7 +78,7 @@ def run(settings: Settings, *, textfile: Path | None = None) -> MetricsResult:
     if textfile is not None:
         _check(textfile)
     try:
-        with access.opened(settings) as database:
+        with access.opened(settings, create=False) as database:
             taken = database.run(measures.take)
     except (ConfigError, DatabaseUnavailable):
         if textfile is not None:

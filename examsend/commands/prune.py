@@ -64,7 +64,7 @@ def run(
     def over() -> bool:
         return stop() or (max_runtime is not None and time.monotonic() - began >= max_runtime)
 
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
         pruned = _Batches(database, older_than, cancelled=cancelled, dry_run=dry_run, over=over)
         pruned.run(limit)
         done = pruned.deleted

@@ -10,17 +10,17 @@ from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
 from examsend.intake import again
-from examsend.queue import batches, instances, views
+from examsend.queue import batches, events, instances, overview
 from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
-from examsend.states import BatchState
+from examsend.states import Act, BatchState
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
     """A batch that is READY again."""
 
-    batch_id: int
+    id: int
     study_instance_uid: str
     destination: str
     instances: int
@@ -31,7 +31,7 @@ class Retried:
 class NotRetried:
     """A requested batch that cannot be retried, with the reason as a sentence."""
 
-    batch_id: int
+    id: int
     sentence: str
 
 
@@ -84,7 +84,7 @@ def run(
         raise UsageError("which batch? Name batches, or use --all-failed")
     if batch_ids and all_failed:
         raise UsageError("name batches or use --all-failed, not both")
-    with access.opened(settings) as database:
+    with access.opened(settings, create=False) as database:
 
         def chosen(tx: Connection, *, lock: bool) -> tuple[Destination | None, list[NamedBatch]]:
             named = get_destination(tx, destination) if destination else None
@@ -113,6 +113,7 @@ def run(
                     continue
                 count = batches.retry(tx, row.batch_id, reason=f"RETRY: requested by {by}")
                 retried.append(Retried(row.batch_id, row.study_instance_uid, row.destination, count))
+            events.record(tx, Act.RETRY, [r.id for r in retried], who=by)
             unheld = named.name if named and end_hold(tx, named.id) else None
             return RetryResult(tuple(retried), tuple(refused), unheld, _waits(tx, {r.destination for r in retried}))
 
@@ -122,7 +123,7 @@ def run(
 def _waits(tx: Connection, names: set[str]) -> tuple[str, ...]:
     """Given names of destinations, return a sentence about each that the next send leaves out, with the command that changes it."""
     found = []
-    for d in views.destinations(tx):
+    for d in overview.destinations(tx):
         if d.name in names and not d.enabled:
             found.append(f"destination {d.name} is {d.health}: `examsend destination enable {d.name}`")
         elif d.name in names and d.held:

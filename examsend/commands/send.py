@@ -46,7 +46,7 @@ class SendResult:
     @property
     def failed(self) -> int:
         """Batches that went FAILED in this pass."""
-        return len(self.expired) + sum(d.state is BatchState.FAILED for d in self.delivered)
+        return len(self.expired) + sum(d.status is BatchState.FAILED for d in self.delivered)
 
     @property
     def needs_person(self) -> bool:
@@ -83,8 +83,13 @@ def run(
     began = time.monotonic()
 
     ending = Stop(stop, max_runtime)
+    begun = False
 
-    with access.opened(settings, until=ending.written_by) as database:
+    def until() -> float:
+        """The database is not waited for once the pass was asked to end and nothing is to be written."""
+        return ending.written_by() if begun or not ending.asked() else 0.0
+
+    with access.opened(settings, until=until) as database:
 
         def housekeep(tx: engine.Connection) -> tuple[int | None, list[Destination], list[int], list[int]]:
             selected = [get_destination(tx, destination)] if destination else list_destinations(tx)
@@ -96,12 +101,13 @@ def run(
 
         only, selected, taken_back, expired = database.run(housekeep)
         _check_lease(selected, settings.lease)
+        begun = True
         lanes = Lanes(database, settings, ending, only=only, limit=limit, most=parallel, observer=observer)
         notices = Notices(
             database,
             settings,
             only=only,
-            failed=lambda: [*expired, *(d.batch_id for d in lanes.delivered if d.state is BatchState.FAILED)],
+            failed=lambda: [*expired, *(d.id for d in lanes.delivered if d.status is BatchState.FAILED)],
             is_stopped=ending.asked,
         )
         with notices:

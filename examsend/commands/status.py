@@ -2,85 +2,167 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from examsend import senders
 from examsend.config.settings import Settings
 from examsend.db import access
-from examsend.db.engine import Connection
+from examsend.db.engine import Connection, Database
 from examsend.errors import ConfigError, UsageError
-from examsend.queue import evidence, views
+from examsend.queue import evidence, health, listing, search, views
+from examsend.queue import overview as figures
 from examsend.queue import rejected as rejected_files
 from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.queue.evidence import Announcement
+from examsend.queue.health import Level, Measure
+from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.rejected import RejectedFile
 from examsend.queue.second_sender import Choice, choose
-from examsend.queue.views import AttemptStatus, BatchStatus, DestinationStatus, InstanceGroup
+from examsend.queue.views import AttemptStatus, BatchStatus, InstanceGroup
 from examsend.states import BatchState
+
+_REJECTED = 50
+"""Rejected files of its study that are listed with a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatusResult:
     """The result of ``status``. Parts that were not requested are empty."""
 
+    overview: Overview | None = None
     destinations: tuple[DestinationStatus, ...] = ()
     batches: tuple[BatchStatus, ...] = ()
-    more: bool = False
-    """There are more batches than listed."""
+    """Those that need a person first; ``attention`` says why."""
+    more: int = 0
+    """So many more batches, or more, are not listed."""
     groups: tuple[InstanceGroup, ...] = ()
     attempts: tuple[AttemptStatus, ...] = ()
     rejected: tuple[RejectedFile, ...] = ()
     rejected_count: int = 0
     announcements: tuple[Announcement, ...] = ()
     """Of one study, if it was asked for."""
-    notes: tuple[str, ...] = ()
-    """What deserves a look at a destination's senders, as sentences."""
     asked: str = ""
-    """"study", "rejected" or "failed" if only these were asked for."""
+    """"batch", "study", "rejected", "word" or "selected" if only these were asked for."""
+    study_instance_uid: str | None = None
+    """The study that was asked for, or that was found."""
+    studies: tuple[str, ...] = ()
+    """Studies that a word has led to, and that have no batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of ``status --check``."""
+
+    level: Level
+    measures: tuple[Measure, ...]
+    batches: dict[str, int]
+    """Batches by state; SENT: in the last 24 hours."""
+
+    @property
+    def exit_code(self) -> int:
+        """That of a Nagios plugin."""
+        return int(self.level)
+
+
+def check(settings: Settings, *, warning: Sequence[str] = (), critical: Sequence[str] = ()) -> CheckResult:
+    """Return whether the site is well, by thresholds such as ``failed=5`` (``queue.health``).
+
+    Raises UsageError for a threshold that there is none of.
+    """
+    given = health.limits(warning, critical)
+
+    def read(tx: Connection) -> CheckResult:
+        every = figures.destinations(tx)
+        site = figures.overview(tx, every, database="", host=settings.host_name)
+        measures = health.judge(site, every, given)
+        counts = {
+            state: sum(getattr(d, state) for d in every) for state in ("pending", "ready", "sending", "failed", "sent")
+        }
+        return CheckResult(max((m.level for m in measures), default=Level.OK), measures, counts)
+
+    with access.opened(settings, create=False) as database:
+        return database.run(read)
 
 
 def run(
     settings: Settings,
     *,
+    word: str | None = None,
     batch_id: int | None = None,
     study: str | None = None,
     destination: str | None = None,
+    states: Sequence[BatchState] = (),
+    since: float | None = None,
     failed: bool = False,
     rejected: bool = False,
-    limit: int = 50,
+    limit: int = 20,
 ) -> StatusResult:
-    """Return the state of the destinations and of at most ``limit`` batches: all that are not SENT, and those SENT in the last
-    24 hours. Or return one batch with its attempts, the batches of one study, or the rejected files.
+    """Return the state of the site: the destinations, and at most ``limit`` batches that need a person, then those that move.
 
-    Raises UsageError for a batch, study or destination that does not exist.
+    ``states``, ``since``: the batches in these states, or to which something happened in so many seconds, instead; SENT ones are
+    listed only so. Or return what ``word`` names, one batch with its attempts, everything about one study, or the rejected files.
+
+    Raises UsageError for a word, batch, study or destination that does not exist.
     """
 
-    def read(tx: Connection) -> StatusResult:
-        count = rejected_files.count(tx)
+    with access.opened(settings, create=False) as database:
         if rejected:
-            return StatusResult(
-                rejected=tuple(rejected_files.recent(tx, limit)), rejected_count=count, asked="rejected"
-            )
+            return database.run(lambda tx: _rejected(tx, limit))
         if batch_id is not None:
-            return _one(tx, batch_id, count)
-        only = get_destination(tx, destination).id if destination is not None else None
-        state = BatchState.FAILED if failed else None
-        found = views.batches(tx, study=study, destination_id=only, state=state, limit=limit + 1)
-        said = evidence.announcements(tx, study, [b.id for b in found]) if study is not None else ()
-        if study is not None and not found and not said:
-            raise UsageError(f"there is no batch of study {study}, and nothing is announced of it")
-        shown = tuple(d for d in views.destinations(tx) if destination is None or d.name == destination)
-        more = len(found) > limit
-        asked = "study" if study is not None else "failed" if failed else ""
-        return StatusResult(shown, tuple(found[:limit]), more, rejected_count=count, announcements=said, asked=asked)
+            return database.run(lambda tx: _one(tx, batch_id))
+        if word is not None:
+            return database.run(lambda tx: _found(tx, search.find(tx, word, limit), limit))
+        if study is not None:
+            return database.run(lambda tx: _study(tx, study.strip(), destination, limit))
+        chosen = (BatchState.FAILED,) if failed else tuple(states)
+        if since is not None and not chosen:
+            chosen = tuple(BatchState)
+        return _site(settings, database, destination, chosen, since, limit)
 
-    with access.opened(settings) as database:
-        result = database.run(read)
-        if not result.destinations:
-            return result
-        names = {d.name for d in result.destinations if d.enabled}
-        found = database.run(lambda tx: [(d, choose(tx, d)) for d in list_destinations(tx) if d.name in names])
-    return replace(result, notes=tuple(note for d, choice in found for note in _notes(settings, d, choice)))
+
+def _site(
+    settings: Settings,
+    database: Database,
+    name: str | None,
+    states: Sequence[BatchState],
+    since: float | None,
+    limit: int,
+) -> StatusResult:
+    where = database.describe()
+
+    def read(tx: Connection) -> tuple[StatusResult, list[tuple[Destination, Choice]]]:
+        only = get_destination(tx, name) if name is not None else None
+        every = figures.destinations(tx)
+        head = figures.overview(tx, every, database=where, host=settings.host_name)
+        shown = tuple(d for d in every if only is None or d.name == only.name)
+        enabled = {d.name for d in shown if d.enabled}
+        choices = [(d, choose(tx, d)) for d in list_destinations(tx) if d.name in enabled]
+        if states:
+            listed = listing.selected(
+                tx, states=states, destination_id=only.id if only else None, since=since, limit=limit
+            )
+            return StatusResult(
+                head, shown, listed.batches, listed.more, rejected_count=head.rejected, asked="selected"
+            ), choices
+        first = listing.attention(tx, destination=(only.id, only.name) if only else None, limit=limit)
+        rest = listing.moving(
+            tx,
+            destination_id=only.id if only else None,
+            others=[b.id for b in first.batches],
+            limit=max(limit - len(first.batches), 0),
+        )
+        unfinished = sum(d.pending + d.ready + d.sending + d.failed for d in shown)
+        listed_now = sum(b.status != BatchState.SENT for b in (*first.batches, *rest))
+        more = max(unfinished - listed_now, 0)
+        return StatusResult(head, shown, (*first.batches, *rest), more, rejected_count=head.rejected), choices
+
+    result, choices = database.run(read)
+    # Senders are asked without a transaction: some of them are programs.
+    notes = {d.name: _notes(settings, d, choice) for d, choice in choices}
+    return replace(
+        result, destinations=tuple(replace(d, notes=tuple(notes.get(d.name, ()))) for d in result.destinations)
+    )
 
 
 def _notes(settings: Settings, destination: Destination, choice: Choice) -> list[str]:
@@ -90,10 +172,57 @@ def _notes(settings: Settings, destination: Destination, choice: Choice) -> list
         problems = [senders.problem(name, peer, settings) for name in destination.senders]
     except ConfigError as error:
         problems = [str(error)]
-    return [f"{destination.name}: {note}" for note in (choice.reason, *problems) if note]
+    return [note for note in (choice.reason, *problems) if note]
 
 
-def _one(tx: Connection, batch_id: int, rejected_count: int) -> StatusResult:
+def _rejected(tx: Connection, limit: int) -> StatusResult:
+    return StatusResult(
+        rejected=tuple(rejected_files.find(tx, limit=limit)), rejected_count=rejected_files.count(tx), asked="rejected"
+    )
+
+
+def _study(tx: Connection, study: str, name: str | None, limit: int) -> StatusResult:
+    """Return one study: its batches in order, what is announced of it, its rejected files."""
+    only = get_destination(tx, name).id if name is not None else None
+    found = views.batches(tx, study=study, destination_id=only, limit=limit + 1)
+    said = evidence.announcements(tx, study, [b.id for b in found])
+    files = rejected_files.find(tx, study=study, limit=limit)
+    if not found and not said and not files:
+        raise UsageError(
+            f"there is no batch of study {study}, nothing is announced of it, and no file of it was rejected"
+        )
+    return StatusResult(
+        batches=tuple(found[:limit]),
+        more=max(len(found) - limit, 0),
+        rejected=tuple(files),
+        rejected_count=rejected_files.count(tx),
+        announcements=said,
+        asked="study",
+        study_instance_uid=study,
+    )
+
+
+def _found(tx: Connection, found: search.Found, limit: int) -> StatusResult:
+    """Return what a word has led to: one batch, one study, or a list."""
+    if len(found.batch_ids) == 1 and not found.rejected and len(found.studies) == 1 and not found.more:
+        return _one(tx, found.batch_ids[0])
+    if len(found.studies) == 1 and not found.more:
+        result = _study(tx, found.studies[0], None, limit)
+        others = tuple(f for f in found.rejected if f.path not in {r.path for r in result.rejected})
+        return replace(result, rejected=(*others, *result.rejected))
+    listed = views.batches(tx, ids=found.batch_ids, limit=limit) if found.batch_ids else []
+    here = {b.study_instance_uid for b in listed}
+    return StatusResult(
+        batches=tuple(listed),
+        more=int(found.more),
+        rejected=found.rejected,
+        rejected_count=rejected_files.count(tx),
+        asked="word",
+        studies=tuple(s for s in found.studies if s not in here),
+    )
+
+
+def _one(tx: Connection, batch_id: int) -> StatusResult:
     found = views.batches(tx, ids=[batch_id], limit=1)
     if not found:
         raise UsageError(f"there is no batch {batch_id}")
@@ -101,5 +230,8 @@ def _one(tx: Connection, batch_id: int, rejected_count: int) -> StatusResult:
         batches=tuple(found),
         groups=views.groups(tx, batch_id),
         attempts=views.attempts(tx, batch_id),
-        rejected_count=rejected_count,
+        rejected=tuple(rejected_files.find(tx, study=found[0].study_instance_uid, limit=_REJECTED)),
+        rejected_count=rejected_files.count(tx),
+        asked="batch",
+        study_instance_uid=found[0].study_instance_uid,
     )

@@ -11,6 +11,7 @@ from examsend.config.settings import FILE_NAME, PREFIX, Settings
 
 _EXAMPLES: dict[str, object] = {
     "database_url": "postgresql://examsend:PASSWORD@db.example.org:5432/examsend",
+    "database_url_file": "/etc/examsend/database_url",
     "data_directory": "/var/lib/examsend",
     "dcm4che": "/opt/dcm4che/bin",
     "dcmtk": "/usr/bin",

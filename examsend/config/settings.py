@@ -36,6 +36,11 @@ class Settings:
         checks.text,
         "URL of PostgreSQL, postgresql://user:password@host:5432/database. Not set: an embedded server.",
     )
+    database_url_file: str | None = _setting(
+        None,
+        checks.file,
+        "File that holds database_url, for its reader alone; or $CREDENTIALS_DIRECTORY/ and the name of a credential of systemd.",
+    )
     data_directory: Path | None = _setting(
         None,
         checks.directory,
@@ -220,6 +225,9 @@ def explained(
     for spec in fields(Settings):
         variable = PREFIX + spec.name.upper()
         raw = environ.get(variable)
+        if raw == "" and spec.name == "database_url" and not (options or {}).get(spec.name):
+            # A variable that its script could not fill must not lead to another database than was meant.
+            raise ConfigError(f"environment variable {variable} is empty: set it to the database's URL, or unset it")
         if raw:
             chosen[spec.name] = _read(spec.name, raw, f"environment variable {variable}")
             origins[spec.name] = Origin(Source.ENVIRONMENT, variable)
@@ -228,7 +236,29 @@ def explained(
             option = f"--{name.replace('_', '-')}"
             chosen[name] = _read(name, value, f"option {option}")
             origins[name] = Origin(Source.OPTION, option)
+    _read_database_url(chosen, origins)
     return Explained(Settings(**chosen), origins, files)
+
+
+def _read_database_url(chosen: dict[str, Any], origins: dict[str, Origin]) -> None:
+    """Set ``database_url`` from the file that ``database_url_file`` names, unless a stronger source has set it."""
+    path = chosen.get("database_url_file")
+    if path is None:
+        return
+    named, given = origins["database_url_file"], origins["database_url"]
+    if given.source is named.source:
+        raise ConfigError(
+            f"database_url and database_url_file are both set ({given.name}, {named.name}): set one of them"
+        )
+    order = list(Source)
+    if order.index(given.source) > order.index(named.source):
+        return
+    from examsend.config import files  # here, because most settings name no file
+
+    found = files.located(path) or path
+    raw = files.read_secret(found).decode(errors="surrogateescape")
+    chosen["database_url"] = _read("database_url", raw, found)
+    origins["database_url"] = Origin(Source.FILE, found)
 
 
 def load(

@@ -15,15 +15,18 @@ from examsend.errors import ConfigError
 
 
 @contextmanager
-def opened(settings: Settings, *, check: bool = True, until: Until = no_limit) -> Iterator[Database]:
+def opened(
+    settings: Settings, *, check: bool = True, create: bool = True, until: Until = no_limit
+) -> Iterator[Database]:
     """Given settings, yield a connected database.
 
     An embedded server is started if it is not running, and its schema is migrated. A server named by a URL must have the
-    current schema, unless ``check`` is False. The database is not waited for beyond ``until()``.
+    current schema, unless ``check`` is False. The database is not waited for beyond ``until()``. With ``create`` False, as a
+    command that only reads wants it, no embedded database is made: it must exist.
 
     Raises ConfigError, DatabaseUnavailable.
     """
-    with serving(settings) as (url, is_embedded):
+    with serving(settings, create=create) as (url, is_embedded):
         engine = make_engine(url)
         try:
             database = Database(engine, is_embedded, settings.database_wait, until)

@@ -88,6 +88,17 @@ class Database:
             translate(error, committing=committing)
             raise
 
+    def describe(self) -> str:
+        """Return where the database is: host, port, name and user, never a password; or that it is embedded."""
+        url = self.engine.url
+        host = url.host or url.query.get("host") or "local socket"
+        place = host if isinstance(host, str) else ", ".join(host)
+        if self.embedded:
+            return f"embedded PostgreSQL in {place}"
+        port = f":{url.port}" if url.port else ""
+        user = f"{url.username}@" if url.username else ""
+        return f"PostgreSQL {user}{place}{port}/{url.database or url.username or ''}"
+
     def version(self) -> str:
         """Return the server's version, as ``SHOW server_version`` reports it."""
         with self.transaction() as connection:

@@ -10,21 +10,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from examsend.config.settings import Settings
+from examsend.errors import NoDatabase
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[tuple[str, bool]]:
+def serving(settings: Settings, *, create: bool = True) -> Iterator[tuple[str, bool]]:
     """Given settings, yield the URL of a server and whether it is embedded. An embedded server is started if it is not
-    running, and runs at least until the block ends.
+    running, and runs at least until the block ends. ``create``: an embedded server that does not exist yet is made.
 
-    Raises ConfigError, DatabaseUnavailable for an embedded server that cannot be started.
+    Raises NoDatabase if there is none and it is not to be made; ConfigError, DatabaseUnavailable for an embedded server that
+    cannot be started.
     """
     if settings.database_url is not None:
         yield settings.database_url, False
         return
     from examsend.db import embedded
 
-    with embedded.running(embedded_directory(settings)) as url:
+    directory = embedded_directory(settings)
+    if not create and not embedded.exists(directory):
+        raise NoDatabase(
+            f"there is no database: no database_url is set, and no embedded database is in {directory} yet. Name the database"
+            " that the passes use; or `examsend destination add` makes an embedded one"
+        )
+    with embedded.running(directory) as url:
         yield url, True
 
 

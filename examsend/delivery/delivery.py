@@ -31,16 +31,20 @@ from examsend.states import UNDELIVERABLE, BatchState, Outcome
 
 log = logging.getLogger("examsend.delivery")
 
+_attempts = logging.getLogger("examsend.attempt")
+"""The trail: one line an attempt. Which of the passes leave it is the command line's choice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """The result of one attempt at a batch."""
 
-    batch_id: int
+    id: int
+    """Of the batch, as ``status``."""
     study_instance_uid: str
     destination: str
     attempt: int
-    state: BatchState
+    status: BatchState
     """The batch's state afterwards: SENT, READY or FAILED."""
     instances: int
     """Unsent at the beginning of this attempt."""
@@ -200,11 +204,11 @@ class Delivery:
 
     def _result(self, destination: Destination, state: NextState, tally: instances.Tally, offered: int) -> Delivered:
         return Delivered(
-            batch_id=self._claim.batch_id,
+            id=self._claim.batch_id,
             study_instance_uid=self._claim.study_instance_uid,
             destination=destination.name,
             attempt=self._claim.attempt,
-            state=state.state,
+            status=state.state,
             instances=offered,
             stored=self._written[Outcome.STORED],
             failed=sum(self._written[outcome] for outcome in UNDELIVERABLE),
@@ -230,10 +234,10 @@ class Delivery:
 def _log(delivered: Delivered) -> None:
     """Log one line per attempt, always with the same fields in the same order."""
     rate = delivered.bytes_sent / delivered.association_seconds / 1e6 if delivered.association_seconds else 0.0
-    log.info(
+    _attempts.info(
         "attempt batch=%d study=%s destination=%s attempt=%d instances=%d stored=%d failed=%d bytes=%d seconds=%.3f"
         " rate_mb_s=%.1f associations=%d outcome=%s reason=%r",
-        delivered.batch_id,
+        delivered.id,
         delivered.study_instance_uid,
         delivered.destination,
         delivered.attempt,
@@ -244,6 +248,6 @@ def _log(delivered: Delivered) -> None:
         delivered.association_seconds,
         rate,
         delivered.associations,
-        delivered.state,
+        delivered.status,
         delivered.reason,
     )

@@ -20,6 +20,7 @@ from examsend.errors import UsageError
 from examsend.queue import views
 from examsend.report import text
 from examsend.report.layout import byte_size, table
+from examsend.states import BatchState
 
 _NAME = "demo"
 
@@ -222,7 +223,7 @@ class _Passes:
 
     def result(self, receiving: receiver.Receiver | None) -> DemoResult:
         """Return what became of the studies."""
-        shown = status.run(self._settings, limit=10_000)
+        shown = status.run(self._settings, states=tuple(BatchState), limit=10_000)
         studies = tuple(self._study(b) for b in sorted(shown.batches, key=lambda b: b.id))
         verified, total_bytes, differing = _verify(self._settings, receiving)
         return DemoResult(
@@ -282,12 +283,12 @@ class _Passes:
     def _send(self) -> None:
         sent = send.run(self._settings)
         self._seconds = time.monotonic() - self._began
-        self._delivered |= {d.batch_id: d for d in sent.delivered}
+        self._delivered |= {d.id: d for d in sent.delivered}
         self._show("send", sent)
 
     def _waiting(self, *, first: str) -> list[views.BatchStatus]:
         """Return the batches in the order of their ids, that of the study ``first`` before the others."""
-        found = status.run(self._settings, limit=10_000).batches
+        found = status.run(self._settings, states=tuple(BatchState), limit=10_000).batches
         return sorted(found, key=lambda b: (b.study_instance_uid != first, b.id))
 
     def _status(self, batch: views.BatchStatus) -> None:

@@ -144,9 +144,19 @@ def inspect(path: str | os.PathLike[str], *, accept_incomplete: bool = False) ->
 
 
 def _identify(fd: int, file: os.stat_result, head: bytes, *, accept_incomplete: bool) -> DicomFile:
+    found = _Found()
+    try:
+        return _described(fd, file, head, found, accept_incomplete=accept_incomplete)
+    except FileProblem as problem:
+        problem.study_instance_uid, problem.sop_instance_uid = (
+            value if is_uid(value := text(found.values.get(tag, b""))) else None for tag in (_STUDY, _SOP_INSTANCE)
+        )
+        raise
+
+
+def _described(fd: int, file: os.stat_result, head: bytes, found: _Found, *, accept_incomplete: bool) -> DicomFile:
     size = file.st_size
     start = find_start(head)
-    found = _Found()
     cut: Incomplete | None = None
     try:
         _check_whole(fd, size, head, start, found)

@@ -1,4 +1,4 @@
-"""Lists the files of a drop directory, and finds the mount points they are on."""
+"""Lists the files of drop directories, and finds the mount points they are on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from examsend.errors import UsageError
 from examsend.queue.files import FileStat
 
 
-def root_of(directory: str | Path) -> str:
-    """Given a directory that an operator named, return its absolute path. Raises UsageError unless it is a directory."""
-    if not str(directory):
-        raise UsageError("the name of a directory is empty")
-    path = os.path.abspath(directory)  # noqa: PTH100 (resolve() follows links, whose targets may differ between hosts)
+def root_of(named: str | Path) -> str:
+    """Given a directory or a file that an operator named, return its absolute path. Raises UsageError if it is neither."""
+    if not str(named):
+        raise UsageError("the name of a directory or file is empty")
+    path = os.path.abspath(named)  # noqa: PTH100 (resolve() follows links, whose targets may differ between hosts)
     if not os.path.lexists(path):
-        raise UsageError(f"there is no directory {directory}")
-    if not os.path.isdir(path):  # noqa: PTH112
-        raise UsageError(f"{directory} is not a directory")
+        raise UsageError(f"there is no directory or file {named}")
+    if not os.path.isdir(path) and not os.path.isfile(path):  # noqa: PTH112, PTH113
+        raise UsageError(f"{named} is not a directory, and not a file")
     return path
 
 
@@ -42,7 +42,11 @@ class Walk:
         """Files that were deleted before their size could be read."""
 
     def files(self, root: str) -> Iterator[FileStat]:
-        """Yield every regular file in ``root``, directory by directory, ordered by name."""
+        """Yield every regular file in ``root``, directory by directory, ordered by name. A root that is a file is that file: the
+        operator named it, so that a link to it is followed."""
+        if not os.path.isdir(root):  # noqa: PTH112
+            yield from self._named(root)
+            return
         real_root = os.path.realpath(root)
         stack = [root]
         while stack:
@@ -60,7 +64,7 @@ class Walk:
                     if entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)
                         continue
-                    if entry.is_symlink() and not _stays(entry.path, real_root):
+                    if entry.is_symlink() and not stays(entry.path, real_root):
                         self.seen += 1
                         self.ignored += 1
                         continue
@@ -78,8 +82,18 @@ class Walk:
             if self._recursive:
                 stack.extend(reversed(below))
 
+    def _named(self, path: str) -> Iterator[FileStat]:
+        self.seen += 1
+        try:
+            stat = os.stat(path)  # noqa: PTH116
+        except OSError:
+            self.vanished += 1
+            return
+        yield FileStat(path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
 
-def _stays(link: str, real_root: str) -> bool:
+
+def stays(link: str, real_root: str) -> bool:
+    """Return whether a link leads to a file in a directory, which is given without links."""
     target = os.path.realpath(link)
     return os.path.isfile(target) and os.path.commonpath([target, real_root]) == real_root  # noqa: PTH113
 

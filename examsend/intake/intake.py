@@ -17,14 +17,14 @@ from examsend.config.settings import Settings
 from examsend.db.engine import REFUSED_VALUES, Connection, Database
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
-from examsend.intake.directory import Mounts, Walk
+from examsend.intake.directory import Mounts, Walk, stays
 from examsend.intake.presence import Presence
 from examsend.queue import registration, rejected, seen, versions
 from examsend.queue.destination import Destination, keep_destinations
 from examsend.queue.files import FileStat
 from examsend.queue.late import LeftOut
 from examsend.queue.registration import ADDED, Kind, Registered
-from examsend.queue.rejected import Rejection
+from examsend.queue.rejected import Before, Rejection
 from examsend.queue.versions import Arrival
 from examsend.states import LatePolicy
 
@@ -45,6 +45,19 @@ class Noted:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """A batch that was opened, re-opened or extended."""
+
+    id: int
+    study_instance_uid: str
+    destination: str
+    opened: bool
+    """It did not exist before."""
+    new: int
+    """New instances, among them new versions of known ones."""
+
+
 @dataclass(slots=True)
 class Counts:
     """Number of files by kind, and the batches and messages that resulted."""
@@ -59,9 +72,14 @@ class Counts:
     new_bytes: int = 0
     opened: set[int] = field(default_factory=set)
     """Ids of the batches that did not exist before."""
-    batches: set[int] = field(default_factory=set)
-    """Ids of the batches that were opened, re-opened or grew."""
+    batches: dict[int, Touched] = field(default_factory=dict)
+    """The batches that were opened, re-opened or grew, by id."""
+    not_dicom: list[Noted] = field(default_factory=list)
+    """Files that the operator named, and that are no DICOM files."""
     rejections: list[Noted] = field(default_factory=list)
+    """Files that are rejected and were not reported yet, as they are now."""
+    before: list[Noted] = field(default_factory=list)
+    """Files that are rejected, were reported by an earlier pass, and have not changed since."""
     warnings: list[Noted] = field(default_factory=list)
     not_sent: int = 0
     """New files that are recorded and not sent: the late policy never of a destination."""
@@ -92,7 +110,7 @@ class Intake:
         recursive: bool,
         accept_incomplete: bool,
         verify: bool,
-        progress: Progress,
+        progress: Progress = lambda _seen, _new, _bytes: None,
     ) -> None:
         """``verify``: also read the files that are registered and seem unchanged."""
         self._database = database
@@ -105,6 +123,10 @@ class Intake:
         self._during = versions.Pass()
         self._unchanged: set[str] = set()
         """The files among those that are read that are registered and seem unchanged."""
+        self._named: frozenset[str] = frozenset()
+        """The files that the operator named, and not only their directory."""
+        self._others: list[str] = []
+        """Files that are no DICOM files, until they are forgotten where they were rejected before."""
         self._progress = progress
         self._mounts = Mounts()
         self._presence = Presence(database)
@@ -112,8 +134,9 @@ class Intake:
         self.counts = Counts()
 
     def run(self, roots: Sequence[str]) -> None:
-        """Register every DICOM file in the directories. Raises DatabaseUnavailable; Refused if every destination is removed
-        meanwhile."""
+        """Register every DICOM file in the directories, and the named files. Raises DatabaseUnavailable; Refused if every
+        destination is removed meanwhile."""
+        self._named = frozenset(root for root in roots if not os.path.isdir(root))  # noqa: PTH112
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
         began = self._database.run(rejected.now)
         self._during = versions.Pass(began)
@@ -125,6 +148,29 @@ class Intake:
                     self._show()
                 self._show()
             self._forget_gone(roots, began)
+
+    def look_again(self, paths: Sequence[str]) -> None:
+        """Look at rejected files again, whether they have changed or not: register, or reject, each. Raises as ``run``."""
+        self._during = versions.Pass(self._database.run(rejected.now))
+        files: list[FileStat] = []
+        for path in paths:
+            try:
+                if os.path.islink(path) and not stays(path, os.path.realpath(os.path.dirname(path))):  # noqa: PTH114, PTH120
+                    self.counts.ignored += 1
+                    continue
+                stat = os.stat(path)  # noqa: PTH116
+            except (FileNotFoundError, NotADirectoryError):
+                self.counts.gone.append(path)
+                continue
+            except OSError as error:
+                self.counts.rejected += 1
+                self.counts.before.append(Noted(path, f"cannot be read: {error.strerror or error}"))
+                continue
+            files.append(FileStat(path, stat.st_size, identity.stamp(stat), stat.st_ino, stat.st_ctime_ns))
+        with self._presence:
+            for at in range(0, len(files), self._settings.ingest_chunk):
+                self._register(files[at : at + self._settings.ingest_chunk])
+        self._database.run(lambda tx: rejected.forget(tx, self.counts.gone), idempotent=True)
 
     @property
     def left_out(self) -> dict[int, LeftOut]:
@@ -171,14 +217,22 @@ class Intake:
         if self._verify:
             self.counts.known -= len(found.known)
             self._unchanged = {file.path for file in found.known}
-            return found.new + found.rejected + found.known
+            return found.new + [before.file for before in found.rejected] + found.known
         if self._accept_incomplete:
-            return found.new + found.rejected
-        self.counts.rejected += len(found.rejected)
-        self.counts.rejections += [
-            Noted(file.path, "rejected by an earlier pass, and unchanged since") for file in found.rejected
-        ]
+            return found.new + [before.file for before in found.rejected]
+        self._note(found.rejected)
         return found.new
+
+    def _note(self, rejected_files: Sequence[Before]) -> None:
+        """Count files that are rejected. One that a person has set aside is ignored."""
+        for one in rejected_files:
+            if one.dismissed:
+                self.counts.ignored += 1
+                continue
+            self.counts.rejected += 1
+            again = one.reported and one.file.path not in self._named
+            noted = self.counts.before if again else self.counts.rejections
+            noted.append(Noted(one.file.path, one.reason))
 
     def _register(self, files: Sequence[FileStat]) -> None:
         """Read files, then register them in one transaction. No file is read while the transaction is open."""
@@ -189,6 +243,10 @@ class Intake:
             self._write(arrivals)
         if rejections:
             self._reject(rejections)
+        if self._others:
+            # One that could not be read, and was rejected for it, may have become readable.
+            others, self._others = self._others, []
+            self._database.run(lambda tx: rejected.forget(tx, others), idempotent=True)
 
     def _write(self, arrivals: Sequence[Arrival]) -> None:
         """Register files in one transaction; where the database does not take one of them, the others without it."""
@@ -216,7 +274,7 @@ class Intake:
             f = arrival.file
             sentence = f"the database does not take what the file says ({type(error).__name__})"
             file = FileStat(arrival.path, f.size, f.mtime_ns, f.inode, f.ctime_ns)
-            self._reject([Rejection(file, "NOT_TAKEN", sentence)])
+            self._reject([Rejection(file, "NOT_TAKEN", sentence, f.study_instance_uid, f.sop_instance_uid)])
         else:
             self.counts.removed += [self._names[d] for d in self._routed if d not in kept]
             self._routed = kept
@@ -225,14 +283,14 @@ class Intake:
     def _reject(self, rejections: Sequence[Rejection]) -> None:
         """Record files that cannot be registered. One that the database cannot even name is only reported."""
         try:
-            self._database.run(lambda tx: rejected.record(tx, rejections), idempotent=True)
+            recorded = self._database.run(lambda tx: rejected.record(tx, rejections), idempotent=True)
         except REFUSED_VALUES:
             if len(rejections) > 1:
                 for half in _halves(rejections):
                     self._reject(half)
                 return
-        self.counts.rejected += len(rejections)
-        self.counts.rejections += [Noted(r.file.path, r.sentence) for r in rejections]
+            recorded = [Before(r.file, r.sentence, reported=False, dismissed=False) for r in rejections]
+        self._note(recorded)
 
     def _forget_gone(self, roots: Sequence[str], began: datetime) -> None:
         """Forget the rejected files in the directories that are gone or were replaced: nobody has to look at them."""
@@ -242,7 +300,8 @@ class Intake:
                 found = os.lstat(file.path)
             except (FileNotFoundError, NotADirectoryError):
                 stale.append(file.path)
-                self.counts.gone.append(file.path)
+                if not file.dismissed:
+                    self.counts.gone.append(file.path)
             except OSError:
                 continue
             else:
@@ -259,11 +318,14 @@ class Intake:
             return None
         try:
             found = identity.inspect(file.path, accept_incomplete=self._accept_incomplete)
-        except NotDicom:
+        except NotDicom as reason:
             self.counts.ignored += 1
+            self._others.append(file.path)
+            if file.path in self._named:
+                self.counts.not_dicom.append(Noted(file.path, str(reason)))
         except FileProblem as problem:
             if not isinstance(problem, Incomplete) or not 0 <= age < self._settings.incomplete_after:
-                return Rejection(file, problem.code, str(problem))
+                return Rejection(file, problem.code, str(problem), problem.study_instance_uid, problem.sop_instance_uid)
             self.counts.deferred += 1
         except (FileNotFoundError, NotADirectoryError):
             self.counts.vanished += 1
@@ -284,7 +346,15 @@ class Intake:
         counts.new += len(new)
         counts.known += len(arrivals) - len(new)
         counts.new_bytes += sum(new.values())
-        counts.batches |= {r.batch_id for r in added}
+        for r in added:
+            before = counts.batches.get(r.batch_id)
+            counts.batches[r.batch_id] = Touched(
+                r.batch_id,
+                r.arrival.file.study_instance_uid,
+                self._names[r.destination_id],
+                r.opened or (before is not None and before.opened),
+                1 + (before.new if before else 0),
+            )
         counts.opened |= {r.batch_id for r in added if r.opened}
         counts.not_sent += len({r.arrival.path for r in added if r.late is LatePolicy.NEVER})
         for r in added:

@@ -13,7 +13,7 @@ from examsend.states import BatchState
 
 _SELECT = """
     SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, d.enabled,
-           d.removed_at IS NOT NULL AS removed, b.status, b.last_instance_at,
+           d.removed_at IS NOT NULL AS removed, b.status, b.last_instance_at, b.held_reason, b.held_at, b.failure_code, b.failure,
            coalesce(b.lease_expires_at <= clock_timestamp(), false) AS lease_over
     FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
 """
@@ -51,6 +51,10 @@ class NamedBatch:
     """Its destination is enabled."""
     removed: bool
     """Its destination is removed: nothing is sent to it any more."""
+    held_reason: str | None
+    """Why an operator holds it; None: it is not held."""
+    failure_code: str | None
+    failure: str | None
 
 
 def _named(row: Any) -> NamedBatch:
@@ -64,6 +68,9 @@ def _named(row: Any) -> NamedBatch:
         row.lease_over,
         row.enabled,
         row.removed,
+        row.held_reason if row.held_at is not None else None,
+        row.failure_code,
+        row.failure,
     )
 
 

@@ -17,6 +17,8 @@ WAITS = f"""
     extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
     CASE WHEN b.status = 'READY' THEN {due.WAITS_FOR} END AS waits_for,
+    b.status = 'READY' AND EXISTS (SELECT 1 FROM exam_batches f WHERE f.id = {due.WAITS_FOR} AND f.held_at IS NOT NULL)
+        AS waits_for_held,
     extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for
 """
 """Columns of a SELECT from exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait ends, and the batch
@@ -57,11 +59,42 @@ class StateFacts:
     """Instances stored under a UID of which the archive may hold other content."""
     replaced: int
     """Instances that are not sent, because another batch has a newer version."""
+    held_by_person: str | None = None
+    """An operator holds it: who and why."""
+    prioritized: bool = False
+    """An operator wants it sent before the others of its destination."""
+    waits_for_held: bool = False
+    """The batch that goes first is held by an operator."""
+    rejected: int = 0
+    """Files of its study that are rejected and not set aside."""
+
+
+Reason = tuple[str, str]
+"""A code for programs and the sentence for users."""
 
 
 def state_reason(batch: StateFacts) -> str | None:
     """Return why a batch is in its state, and what is to know about its instances; None for a SENT batch without warnings."""
-    return "; ".join(part for part in (_reason(batch), _never_came(batch), *_versions(batch)) if part) or None
+    reason = _reason(batch)
+    said = reason[1] if reason else None
+    return "; ".join(part for part in (said, _rejected(batch), _never_came(batch), *_versions(batch)) if part) or None
+
+
+def state_code(batch: StateFacts) -> str | None:
+    """Return the code of what ``state_reason`` says first; None for a SENT batch without warnings."""
+    reason = _reason(batch)
+    if reason is None and batch.rejected:
+        return "FILES_REJECTED"
+    return reason[0] if reason else None
+
+
+def _rejected(batch: StateFacts) -> str:
+    if not batch.rejected:
+        return ""
+    files = "1 file was" if batch.rejected == 1 else f"{batch.rejected} files were"
+    if batch.status is BatchState.SENT:
+        return f"not complete at the archive: {files} rejected"
+    return f"{files} rejected: not part of it"
 
 
 def _never_came(batch: StateFacts) -> str:
@@ -82,7 +115,9 @@ def _versions(batch: StateFacts) -> Iterator[str]:
         yield f"{batch.replaced} not sent: another batch has a newer version"
 
 
-def _reason(batch: StateFacts) -> str | None:
+def _reason(batch: StateFacts) -> Reason | None:
+    if batch.held_by_person is not None and batch.status in {BatchState.PENDING, BatchState.READY}:
+        return "HELD", f"held by {batch.held_by_person}; `examsend unhold {batch.id}` lets it go on"
     match batch.status:
         case BatchState.PENDING:
             return _pending(batch)
@@ -91,24 +126,32 @@ def _reason(batch: StateFacts) -> str | None:
         case BatchState.SENDING:
             return _sending(batch)
         case BatchState.FAILED:
-            return batch.failure or batch.failure_code
+            return batch.failure_code or "FAILED", batch.failure or batch.failure_code or "failed"
         case BatchState.SENT:
             if batch.warned_status is None:
                 return None
-            return f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status)}"
+            return "WARNING", f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status)}"
 
 
-def _pending(batch: StateFacts) -> str:
+def _pending(batch: StateFacts) -> Reason:
     found, times = batch.evidence, batch.waits
     if batch.removed:
-        return "recorded and not sent: its destination is removed"
+        return "RECORDED", "recorded and not sent: its destination is removed"
     if not found.deliverable:
-        return f"recorded and not sent: the late policy is never; `examsend finalize --batch {batch.id}` sends it"
+        how = f"`examsend finalize --batch {batch.id}` sends it"
+        return "RECORDED", f"recorded and not sent: the late policy is never; {how}"
     if found.incomplete:
-        return "; ".join(filter(None, (_progress(found), _ended(found), _goes_anyway(batch))))
+        over = times.longest_in <= 0 and times.on_incomplete is OnIncomplete.HOLD
+        said = "; ".join(filter(None, (_progress(found), _ended(found), _goes_anyway(batch))))
+        return "HELD_INCOMPLETE" if over else "INCOMPLETE", said
     rule, left = times.first_rule(found)
     if min(left, times.longest_in) <= 0:
-        return "complete: goes with the next finalize"
+        return "COMPLETE", "complete: goes with the next finalize"
+    return "WAITS", _waits(batch, rule, left)
+
+
+def _waits(batch: StateFacts, rule: Rule, left: float) -> str:
+    found, times = batch.evidence, batch.waits
     hint = f"the files say {found.hint} instances, {found.here} are here; " if (found.hint or 0) > found.here else ""
     if times.longest_in < left:
         return f"{hint}longest wait ends in {span(times.longest_in)}"
@@ -180,24 +223,30 @@ def _short(uid: str) -> str:
     return "..." + uid.rsplit(".", 1)[-1][-12:]
 
 
-def _ready(batch: StateFacts) -> str:
+def _ready(batch: StateFacts) -> Reason:
     after = f" after {batch.failure} (attempt {batch.attempts} of {batch.max_attempts})" if batch.failure else ""
     if not batch.enabled:
-        return f"destination {disabled(batch.held_reason, batch.held_for)}"
+        return "DESTINATION_DISABLED", f"destination {disabled(batch.held_reason, batch.held_for)}"
     if batch.held_for is not None and batch.held_for > 0:
-        return f"destination {held(batch.held_reason, batch.held_for)}"
+        return "DESTINATION_HELD", f"destination {held(batch.held_reason, batch.held_for)}"
     if batch.waits_for is not None:
         which = ", which it follows" if batch.waits_for == batch.follows else " of the same study"
-        return f"waits for batch {batch.waits_for}{which}{after}"
+        held_too = f" and which is held: `examsend unhold {batch.waits_for}`" if batch.waits_for_held else ""
+        return "WAITS_FOR_BATCH", f"waits for batch {batch.waits_for}{which}{held_too}{after}"
     if batch.due_in is not None and batch.due_in > 0:
-        return f"due again in {span(batch.due_in)}{after}"
-    return f"due: goes with the next send{after}"
+        return "DUE_LATER", f"due again in {span(batch.due_in)}{after}"
+    first = " before the others" if batch.prioritized else ""
+    return "DUE", f"due: goes{first} with the next send{after}"
 
 
-def _sending(batch: StateFacts) -> str:
+def _sending(batch: StateFacts) -> Reason:
     if batch.lease_for is not None and batch.lease_for <= 0:
-        return f"its sender ({batch.claimed_by}) is gone: goes with the next send"
-    return f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored"
+        goes = (
+            "is held then by " + batch.held_by_person if batch.held_by_person is not None else "goes with the next send"
+        )
+        return "SENDER_GONE", f"its sender ({batch.claimed_by}) is gone: {goes}"
+    then = f"; held after this attempt by {batch.held_by_person}" if batch.held_by_person is not None else ""
+    return "BEING_SENT", f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored{then}"
 
 
 def disabled(reason: str | None, held_for: float | None) -> str:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from examsend.queue import rejected
 from examsend.queue.files import FileStat, arrays
+from examsend.queue.rejected import Before
 
 # Returns the files that are not registered, so that a second run over a directory fetches no rows. OFFSET 0 forces one index
 # look-up per file: without statistics (a new table) the planner would read the whole table for each group of files. The
@@ -41,7 +42,7 @@ class Seen:
 
     new: list[FileStat]
     """Files that are not registered for all of the destinations."""
-    rejected: list[FileStat]
+    rejected: list[Before]
     """Files that are not registered, and were rejected before and not changed since."""
     known: list[FileStat]
     """Files that are registered for all of the destinations."""
@@ -54,6 +55,6 @@ def look_up(tx: Connection, files: Sequence[FileStat], destination_ids: Sequence
     others = set(left) if left else left
     return Seen(
         new=[f for f in left if f not in before],
-        rejected=[f for f in left if f in before],
+        rejected=[before[f] for f in left if f in before],
         known=[f for f in files if f not in others] if others else list(files),
     )

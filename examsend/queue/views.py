@@ -1,4 +1,4 @@
-"""The state of batches and destinations, and the reason, for ``examsend status`` and monitoring. Reads only."""
+"""The state of batches, and the reason. Reads only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from examsend import outcomes
-from examsend.config.destination import address
 from examsend.db.due import NOW
 from examsend.queue import evidence
 from examsend.queue.evidence import Evidence
 from examsend.queue.files import from_text
-from examsend.queue.reasons import WAITS, StateFacts, disabled, held, state_reason
+from examsend.queue.reasons import WAITS, StateFacts, state_code, state_reason
 from examsend.queue.waits import Waits
 from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, sql_list
 
@@ -41,8 +40,10 @@ _BATCHES = text(f"""
     )
     SELECT b.id, b.study_instance_uid, d.name AS destination, b.status, b.attempt_count, b.created_at, b.finished_at,
            b.ready_at, b.ready_reason, b.follows_batch_id, b.claimed_by, b.failure_code, b.failure,
-           d.enabled, d.held_reason, d.max_attempts, {WAITS},
-           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions
+           d.enabled, d.held_reason, d.max_attempts, b.held_at, b.held_reason AS held_by_person, b.prioritized_at, {WAITS},
+           extract(epoch FROM {NOW} - b.created_at)::float AS age,
+           n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions,
+           j.rejected_files
     FROM chosen b
     JOIN storage_backend_configs d ON d.id = b.destination_id
     JOIN LATERAL (
@@ -61,21 +62,11 @@ _BATCHES = text(f"""
                coalesce(sum(i.file_size) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})), 0) AS total_bytes
         FROM exam_batch_instances i WHERE i.batch_id = b.id
     ) n ON true
+    JOIN LATERAL (
+        SELECT count(*) AS rejected_files FROM rejected_files r
+        WHERE r.study_instance_uid = b.study_instance_uid AND r.dismissed_at IS NULL
+    ) j ON true
     ORDER BY {_ORDER}
-""")
-
-_DESTINATIONS = text(f"""
-    SELECT d.id, d.name, d.host, d.port, d.called_aet, d.enabled, d.sender, d.held_reason, d.consecutive_failures,
-           extract(epoch FROM d.held_until - {NOW})::float AS held_for, d.last_success_at,
-           (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'PENDING') AS pending,
-           (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'READY') AS ready,
-           (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENDING') AS sending,
-           (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'FAILED') AS failed,
-           (SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = 'SENT'
-              AND b.finished_at > {NOW} - make_interval(secs => :recent)) AS sent,
-           (SELECT count(DISTINCT v.sop_instance_uid) FROM exam_batch_instances v
-            WHERE v.destination_id = d.id AND v.another_version) AS versions
-    FROM storage_backend_configs d WHERE d.removed_at IS NULL ORDER BY d.name
 """)
 
 _GROUPS = text("""
@@ -130,27 +121,18 @@ class BatchStatus:
     """Those that are not here."""
     open_steps: int
     """Performed procedure steps of its study that are IN PROGRESS."""
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationStatus:
-    """One destination: its health, and the number of its batches by state."""
-
-    name: str
-    address: str
-    enabled: bool
-    held: bool
-    """Now: until its pause is over, or ``examsend destination unhold``."""
-    health: str
-    pending: int
-    ready: int
-    sending: int
-    failed: int
-    sent: int
-    """In the last 24 hours."""
-    last_success_at: datetime | None
-    versions: int
-    """Instances registered in more than one version since the beginning."""
+    waiting_code: str | None
+    """``waiting_for`` as a code."""
+    age: float
+    """Seconds since it was opened."""
+    failure_code: str | None
+    rejected_files: int
+    """Files of its study that are rejected and not set aside."""
+    held_at: datetime | None
+    """Since when an operator holds it."""
+    prioritized_at: datetime | None
+    attention: str | None = None
+    """Why it needs a person, as a code; None: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +170,8 @@ class AttemptStatus:
 
 
 def _batch(row: Any, found: Evidence) -> BatchStatus:
+    facts = _state_facts(row, found)
+    code = state_code(facts)
     return BatchStatus(
         row.id,
         row.study_instance_uid,
@@ -201,7 +185,7 @@ def _batch(row: Any, found: Evidence) -> BatchStatus:
         row.replaced,
         int(row.total_bytes),
         row.attempt_count,
-        state_reason(_state_facts(row, found)),
+        state_reason(facts),
         row.created_at,
         row.finished_at,
         row.ready_at,
@@ -211,6 +195,13 @@ def _batch(row: Any, found: Evidence) -> BatchStatus:
         (found.here + found.missing_count if found.by_number else found.announced) if found.sources else 0,
         found.missing_count,
         found.open_steps,
+        code,
+        row.age,
+        row.failure_code,
+        row.rejected_files,
+        row.held_at,
+        row.prioritized_at,
+        _attention(row, code),
     )
 
 
@@ -239,17 +230,17 @@ def _state_facts(row: Any, found: Evidence) -> StateFacts:
         warned_status=row.warned_status,
         other_content=row.other_content,
         replaced=row.replaced,
+        held_by_person=row.held_by_person or "a person" if row.held_at is not None else None,
+        prioritized=row.prioritized_at is not None,
+        waits_for_held=row.waits_for_held,
+        rejected=row.rejected_files,
     )
 
 
-def _health(row: Any) -> str:
-    if not row.enabled:
-        return disabled(row.held_reason, row.held_for)
-    if row.held_for is not None and row.held_for > 0:
-        return held(row.held_reason, row.held_for)
-    if row.consecutive_failures:
-        return f"probing after: {row.held_reason}"
-    return "ok" if row.last_success_at else "not used yet"
+def _attention(row: Any, code: str | None) -> str | None:
+    if row.status == BatchState.FAILED or code in {"HELD", "HELD_INCOMPLETE"}:
+        return code if code in {"HELD", "HELD_INCOMPLETE"} else "FAILED"
+    return "FILES_REJECTED" if row.status == BatchState.SENT and row.rejected_files else None
 
 
 def batches(
@@ -278,27 +269,6 @@ def batches(
     found = tx.execute(_BATCHES, values).all()
     known = evidence.gather(tx, [row.id for row in found])
     return [_batch(row, known.get(row.id, Evidence())) for row in found]
-
-
-def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
-    """Return every destination, ordered by name: its health, and the number of its batches by state."""
-    return tuple(
-        DestinationStatus(
-            row.name,
-            address(row.called_aet, row.host, row.port),
-            row.enabled,
-            row.held_for is not None and row.held_for > 0,
-            _health(row),
-            row.pending,
-            row.ready,
-            row.sending,
-            row.failed,
-            row.sent,
-            row.last_success_at,
-            row.versions,
-        )
-        for row in tx.execute(_DESTINATIONS, {"recent": RECENT})
-    )
 
 
 def groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:

@@ -14,16 +14,15 @@ def rendered(result: FinalizeResult) -> list[Any]:
     """Return lines of text and tables."""
     would = "would be READY" if result.dry_run else "READY"
     lines: list[Any] = [
-        f"batch {r.batch_id} {would} for {r.destination}: {r.reason} (study {r.study_instance_uid})"
-        for r in result.ready
+        f"batch {r.id} {would} for {r.destination}: {r.reason} (study {r.study_instance_uid})" for r in result.ready
     ]
     lines += [
         f"batch {w.id} waits for {w.destination}: {plural(w.instances, 'instance')}; {w.waiting_for} (study {w.study_instance_uid})"
         for w in result.waiting
     ]
     lines += [
-        f"batch {h.batch_id} for {h.destination} is held for a person: {h.reason} (study {h.study_instance_uid}):"
-        f" `examsend finalize --batch {h.batch_id}` sends what is here"
+        f"batch {h.id} for {h.destination} is held for a person: {h.reason} (study {h.study_instance_uid}):"
+        f" `examsend finalize --batch {h.id}` sends what is here"
         for h in result.held
     ]
     return lines or [_nothing(result.outlook)]

@@ -16,6 +16,7 @@ def rendered(result: IngestResult) -> list[Any]:
     )
     vanished = f", {result.vanished} vanished" if result.vanished else ""
     lines: list[Any] = first_lines([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
+    lines += first_lines([f"not registered: {n.path}: {n.sentence}" for n in result.not_dicom])
     lines += first_lines([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
     lines += [
         f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
@@ -24,6 +25,8 @@ def rendered(result: IngestResult) -> list[Any]:
     lines += first_lines([f"warning: {sentence}" for sentence in result.left_out])
     lines += [_late(late) for late in result.late if late.policy is not LatePolicy.NEW_ONLY]
     lines += first_lines([f"gone, not listed as rejected any more: {path}" for path in result.gone])
+    if result.rejected_before:
+        lines.append(f"{result.rejected_before} rejected before: `examsend rejected`")
     rate = result.seen / result.seconds if result.seconds else 0
     lines.append(
         f"{counts}{vanished}; {plural(len(result.batches), 'batch', 'batches')} changed ({result.opened} opened)"

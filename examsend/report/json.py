@@ -1,4 +1,4 @@
-"""Converts the result of a command to JSON."""
+"""Converts the result of a command, or the error that ended it, to JSON. docs/json.md has the contract, docs/schema its schema."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import json
 from datetime import UTC, datetime
 from typing import Any
+
+from examsend import __version__
 
 
 def _plain(value: object) -> Any:
@@ -23,5 +25,17 @@ def _plain(value: object) -> Any:
 
 
 def as_json(result: object) -> str:
-    """Given the result of a command, return it as JSON. The keys are the fields of the dataclass; times are in UTC."""
-    return json.dumps(_plain(result), indent=2)
+    """Given the result of a command, return it as JSON: the command, the version, and the fields of the dataclass; times are in
+    UTC."""
+    command = command_of(type(result))
+    return json.dumps({"command": command, "examsend_version": __version__, **_plain(result)}, indent=2)
+
+
+def command_of(kind: type) -> str:
+    """Given the class of a result, return the command: ``send`` for a class of ``examsend.commands.send``."""
+    return kind.__module__.removesuffix(".run").rpartition(".")[2]
+
+
+def error_as_json(code: str, message: str, exit_code: int) -> str:
+    """Return as JSON why a command ended without a result."""
+    return json.dumps({"error": {"code": code, "message": message, "exit_code": exit_code}}, indent=2)

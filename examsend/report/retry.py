@@ -11,7 +11,7 @@ from examsend.report.layout import plural
 def rendered(result: RetryResult) -> list[Any]:
     """Return lines of text and tables."""
     lines: list[Any] = [
-        f"batch {r.batch_id} READY for {r.destination}: {plural(r.instances, 'instance')} to send (study {r.study_instance_uid})"
+        f"batch {r.id} READY for {r.destination}: {plural(r.instances, 'instance')} to send (study {r.study_instance_uid})"
         for r in result.retried
     ]
     lines += [r.sentence for r in result.refused]

@@ -48,7 +48,7 @@ def _nothing(outlook: Outlook | None) -> str:
 
 def _delivered(d: Delivered) -> str:
     """Return what one attempt did; the counts of the whole batch follow where they differ."""
-    what = f"batch {d.batch_id} to {d.destination}: {d.state}, {d.stored} stored"
+    what = f"batch {d.id} to {d.destination}: {d.status}, {d.stored} stored"
     what += f", {d.failed} failed" if d.failed else ""
     if (d.batch_stored, d.batch_failed) != (d.stored, d.failed):
         failed = f", {d.batch_failed} failed" if d.batch_failed else ""

@@ -15,12 +15,12 @@ from pathlib import Path
 import pydicom.data
 import pytest
 
-from examsend.commands import send, status
+from examsend.commands import send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
 from examsend.dicom import identity
-from tests.helpers import add, cli, deliver, digests, one, prepare, rows, states
+from tests.helpers import add, cli, deliver, digests, listed, one, prepare, rows, states
 from tests.peers import dcmtk, orthanc
 from tests.senders.harness import ON_THE_WIRE
 
@@ -68,7 +68,7 @@ def test_a_large_study_takes_exactly_one_association(
     deliver(settings, tmp_path / "drop")
     assert peer.associations() == 1
     assert peer.digests() == digests(database)
-    [batch] = status.run(settings).batches
+    [batch] = listed(settings)
     assert (batch.status, batch.stored, batch.instances) == ("SENT", 500, 500)
 
 

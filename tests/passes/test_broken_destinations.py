@@ -16,7 +16,7 @@ from examsend.db import engine
 from examsend.delivery import findings, stop, watcher
 from examsend.demo import samples
 from examsend.states import BatchState
-from tests.helpers import add, execute, one, prepare, rows, states
+from tests.helpers import add, execute, listed, one, prepare, rows, states
 from tests.peers.scripted import Script, scripted
 
 QUICK = {"answer_timeout": 0.3, "stall_timeout": 0.3, "accept_timeout": 0.3, "max_attempts": 3}
@@ -164,7 +164,7 @@ def test_a_hanging_instance_alone_at_its_destination_waits_until_another_study_p
         for n in range(5):
             send.run(settings)
             if n == 0:
-                assert "due again in" in (status.run(settings).batches[0].waiting_for or "")
+                assert "due again in" in (listed(settings)[0].waiting_for or "")
                 _an_hour_later(database)
                 continue
             assert "no answer to a C-STORE" in (status.run(settings).destinations[0].health)
@@ -182,9 +182,7 @@ def test_a_hanging_instance_alone_at_its_destination_waits_until_another_study_p
         assert states(database) == ["READY", "SENT"]
         assert one(database, "SELECT held_until IS NULL FROM storage_backend_configs"), "it is the instance, no hold"
         assert one(database, "SELECT strikes FROM exam_batch_instances WHERE batch_id = 1") == 1
-        assert "(1 of 3)" in (status.run(settings).batches[0].waiting_for or "") + (
-            status.run(settings).batches[1].waiting_for or ""
-        )
+        assert "(1 of 3)" in (listed(settings)[0].waiting_for or "") + (listed(settings)[1].waiting_for or "")
         _an_hour_later(database)
         assert _passes(settings, database, 4) <= 3
     assert states(database) == ["FAILED", "SENT"]

@@ -483,11 +483,11 @@ def test_the_idle_check_agrees_with_finalize_about_running_ingests(
         ingest.run(pacs, [tmp_path / str(n)])
     database.run(lambda tx: keep_open.renew(tx, held, 30))
     assert not probe.nothing_to_finalize(pacs.database_url or "")
-    assert {r.batch_id for r in finalize.run(pacs).ready} == {1, 2} - set(held)
+    assert {r.id for r in finalize.run(pacs).ready} == {1, 2} - set(held)
     assert probe.nothing_to_finalize(pacs.database_url or "")
     database.run(lambda tx: keep_open.let_go(tx, held))
     assert probe.nothing_to_finalize(pacs.database_url or "") == (not held)
-    assert {r.batch_id for r in finalize.run(pacs).ready} == set(held)
+    assert {r.id for r in finalize.run(pacs).ready} == set(held)
 
 
 def test_an_empty_name_is_a_usage_error(pacs: Settings) -> None:

@@ -23,7 +23,7 @@ from examsend.db import engine, probe
 from examsend.demo import samples
 from examsend.queue.views import BatchStatus
 from examsend.report.text import rendered
-from tests.helpers import add, execute, one, prepare, rows, states
+from tests.helpers import add, execute, listed, one, prepare, rows, states
 from tests.peers.scripted import Peer, Script, scripted
 
 KEEPS_FIRST_0111 = (True, 0x0111)
@@ -99,7 +99,7 @@ def _end_pauses(database: engine.Database) -> None:
 
 
 def _batches(settings: Settings) -> dict[int, BatchStatus]:
-    return {batch.id: batch for batch in status.run(settings).batches}
+    return {batch.id: batch for batch in listed(settings)}
 
 
 def _digests(database: engine.Database) -> list[str]:
@@ -141,7 +141,7 @@ def test_a_follow_up_waits_for_its_predecessor_in_a_pause(
         assert (shown[3].waiting_for or "") == "waits for batch 2, which it follows"
         _end_pauses(database)
         assert not _idle(settings)
-        assert [d.batch_id for d in send.run(settings).delivered] == [1, 2, 3]
+        assert [d.id for d in send.run(settings).delivered] == [1, 2, 3]
         assert archive.received == [_digests(database)[0], *_digests(database)]
         assert archive.holds[uid] == _digests(database)[2]
 
@@ -198,7 +198,7 @@ def test_a_batch_is_claimed_after_the_earlier_ones_of_its_study(
             assert why.startswith(f"waits for batch {which}; 1 stored under a UID")
         assert _idle(settings) == (not wanted and before != "READY and expired")
         result = send.run(settings)
-        assert [d.batch_id for d in result.delivered] == wanted
+        assert [d.id for d in result.delivered] == wanted
         assert _idle(settings)
 
 
@@ -282,7 +282,7 @@ def test_a_retried_batch_with_nothing_left_to_send_is_done(
 
 def _claims(settings: Settings, database: engine.Database, archive: Archive) -> None:
     """Assert that ``status`` says of no version that it is at the archive, without a warning, if it is not."""
-    marked = {b.id: b.other_content for b in status.run(settings, limit=100_000).batches}
+    marked = {b.id: b.other_content for b in listed(settings)}
     stored = rows(
         database,
         "SELECT batch_id, sop_instance_uid, encode(content_sha256, 'hex') FROM exam_batch_instances WHERE outcome = 'STORED'",

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from examsend.commands import destination, ingest, retry, send, status
+from examsend.commands import destination, ingest, retry, send
 from examsend.config.settings import Settings
 from examsend.db import engine, probe
 from examsend.demo import samples
 from examsend.errors import Refused, UsageError
 from examsend.queue.destination import remove_destination
-from tests.helpers import add, execute, one, prepare, rows, states
+from tests.helpers import add, execute, listed, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
 
@@ -225,7 +225,7 @@ def test_the_batch_of_a_dead_sender_is_ready_again_also_where_nothing_is_sent(
     sentence = retry.run(settings, [1]).refused[0].sentence
     assert sentence.startswith("batch 1 is READY already")
     assert ("examsend destination enable pacs" in sentence) == (condition == _DISABLED)
-    assert (status.run(settings).batches[0].waiting_for or "").startswith("destination ")
+    assert (listed(settings)[0].waiting_for or "").startswith("destination ")
     with scripted() as peer:
         destination.change(settings, "pacs", peer.address, {})
         execute(database, "UPDATE storage_backend_configs SET enabled = true, held_until = NULL")
@@ -243,7 +243,7 @@ def test_without_an_attempt_left_it_is_failed(
     result = send.run(settings)
     assert (result.expired, result.taken_back) == ((1,), ())
     assert states(database) == ["FAILED"]
-    assert retry.run(settings, [1]).retried[0].batch_id == 1
+    assert retry.run(settings, [1]).retried[0].id == 1
 
 
 def test_a_taken_back_batch_that_waited_too_long_is_failed_once(

@@ -139,10 +139,8 @@ def test_a_batch_goes_by_the_second_sender_and_everybody_is_told(
     assert [r.sender for r in found] == ["native", "native", "pynetdicom"]
     assert [r.result for r in found] == [PROTOCOL, PROTOCOL, "RELEASED"]
     assert one(database, "SELECT status FROM exam_batches") == "SENT"
-    [note] = status.run(settings).notes
-    assert note.startswith(
-        "pacs: native ended in a protocol error 2 times in a row: the next attempts go by pynetdicom"
-    )
+    [note] = status.run(settings).destinations[0].notes
+    assert note.startswith("native ended in a protocol error 2 times in a row: the next attempts go by pynetdicom")
     assert note in cli("status", url=database_url).stdout
     shown = cli("destination", "show", "pacs", url=database_url).stdout
     assert "go by pynetdicom" in " ".join(shown.split())
@@ -187,14 +185,14 @@ def test_a_missing_program_is_said_by_echo_and_status_and_holds_the_destination(
             destination.echo(without, "pacs")
         completed = cli("destination", "echo", "pacs", url=database_url, EXAMSEND_DCMTK=str(tmp_path / "empty"))
         assert completed.returncode == 78, completed.stderr
-        [note] = status.run(without).notes
+        [note] = status.run(without).destinations[0].notes
         assert "sender dcmtk" in note
         assert str(tmp_path / "empty") in note
-        assert status.run(settings).notes == ()
+        assert status.run(settings).destinations[0].notes == ()
         # Settings that have nothing to do with the sender can still be changed.
         destination.change(without, "pacs", None, {"quiet_seconds": 5.0})
         [delivered] = send.run(without).delivered
-    assert (delivered.state, delivered.associations) == ("READY", 0)
+    assert (delivered.status, delivered.associations) == ("READY", 0)
     assert one(database, "SELECT attempt_count FROM exam_batches") == 0
     assert one(database, "SELECT held_code FROM storage_backend_configs") == "MISCONFIGURED"
 

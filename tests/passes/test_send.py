@@ -19,7 +19,7 @@ from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from examsend.queue import attempts, batches
-from tests.helpers import add, deliver, execute, one, prepare, rows, states
+from tests.helpers import add, deliver, execute, listed, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
 
@@ -60,7 +60,7 @@ def test_a_permanently_refused_instance_is_sent_twice_and_fails_alone(
         assert _until_done(settings, database) == ["READY", "FAILED"]
         assert peer.offered.count(bad[0]) == 2
         assert len(peer.offered) == 6, "what is stored is not sent again"
-    [batch] = status.run(settings).batches
+    [batch] = listed(settings)
     assert batch.waiting_for == "1 of 5 failed: C000 cannot understand"
     assert (batch.stored, batch.failed) == (4, 1)
 
@@ -73,7 +73,7 @@ def test_out_of_resources_ends_the_association_and_holds_the_destination(
         add(settings, peer.address, backoff_seconds=60.0, backoff_max_seconds=600.0)
         deliver(settings, tmp_path / "drop")
         assert len(peer.offered) == 4, "one other instance is tried before the destination is held"
-        [batch] = status.run(settings).batches
+        [batch] = listed(settings)
         assert "destination held: A700 out of resources" in (batch.waiting_for or "")
         assert batch.attempts == 0
         peer.script.status = lambda _k, _u: 0
@@ -96,7 +96,7 @@ def test_a_rejection_holds_the_destination_and_uses_no_attempt(
     assert one(database, "SELECT attempt_count FROM exam_batches") == 0
     held = one(database, "SELECT extract(epoch FROM held_until - now()) FROM storage_backend_configs")
     assert (held > 400) == (reject[0] == 1)
-    assert "rejected" in (status.run(settings).batches[0].waiting_for or "")
+    assert "rejected" in (listed(settings)[0].waiting_for or "")
     assert rows(database, "SELECT result, result_code, source_code, reason_code FROM send_attempts") == [
         ("REJECTED", *reject)
     ]
@@ -160,7 +160,7 @@ def test_a_batch_fails_when_its_attempts_are_used_up(
         add(settings, peer.address, max_attempts=3)
         prepare(settings, tmp_path / "drop")
         assert _until_done(settings, database) == ["READY", "READY", "FAILED"]
-    assert "3 attempts used up; last: 0110 processing failure" in (status.run(settings).batches[0].waiting_for or "")
+    assert "3 attempts used up; last: 0110 processing failure" in (listed(settings)[0].waiting_for or "")
 
 
 def test_a_duplicate_is_a_conflict_if_other_content_was_stored_before(
@@ -321,7 +321,7 @@ def test_a_batch_that_is_ready_too_long_fails_without_an_attempt(
     execute(database, "UPDATE exam_batches SET ready_at = now() - interval '6 days'")
     result = send.run(settings)
     assert (result.expired, result.delivered) == ((1,), ())
-    assert "not delivered within 120.0 hours" in (status.run(settings).batches[0].waiting_for or "")
+    assert "not delivered within 120.0 hours" in (listed(settings)[0].waiting_for or "")
     assert retry.run(settings, [1]).retried[0].instances == 1
     assert states(database) == ["READY"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from examsend.commands import destination, send, status
+from examsend.commands import destination, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
@@ -17,7 +17,7 @@ from examsend.errors import UsageError
 from examsend.queue import attempts, batches
 from examsend.report.text import rendered
 from examsend.states import Outcome
-from tests.helpers import add, cli, execute, one, prepare, rows, states
+from tests.helpers import add, cli, execute, listed, one, prepare, rows, states
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
 
@@ -240,7 +240,7 @@ def test_a_sender_that_died_is_counted_apart_from_other_failures(
             attempts.open_row(tx, claim, association=1, host="dead", pid=1, sender="native", instances=1)
         execute(database, "UPDATE exam_batches SET lease_expires_at = now() - interval '1 s'")
         assert send.run(settings).expired == (1,)
-    [batch] = status.run(settings).batches
+    [batch] = listed(settings)
     assert batch.waiting_for == ("3 attempts used up, 1 of them by a sender that died; last: 0110 processing failure")
 
 
@@ -267,4 +267,4 @@ def test_a_batch_is_sent_exactly_if_the_tally_has_nothing_left_to_do(
         Outcome.NOT_SENT: "SENT",
     }
     assert states(database) == [expected.get(outcome, "FAILED")]
-    assert (delivered.state == "SENT") == (delivered.batch_stored == delivered.batch_instances)
+    assert (delivered.status == "SENT") == (delivered.batch_stored == delivered.batch_instances)

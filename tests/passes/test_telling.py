@@ -234,7 +234,7 @@ def test_a_receiver_that_was_away_is_told_of_by_the_pass_that_finds_it_back(
     [line] = _lines(caplog)
     assert line.startswith("destination pacs is down since T")
     with scripted() as peer:
-        execute(database, "UPDATE storage_backend_configs SET port = :port", port=int(peer.address.rpartition(":")[2]))
+        destinations.change(settings, "pacs", peer.address, {})
         _due(database)
         assert send.run(settings).exit_code == 0
     [line] = _lines(caplog)

@@ -18,7 +18,7 @@ from examsend.db import engine
 from examsend.demo import samples
 from examsend.dicom import identity
 from examsend.report.text import rendered
-from tests.helpers import add, execute, one, prepare, rows, states
+from tests.helpers import add, execute, listed, one, prepare, rows, states
 from tests.peers.scripted import Peer, scripted
 
 OLD, NEW = 1_600_000_000, 1_600_172_800
@@ -194,9 +194,9 @@ def test_status_shows_how_many_instances_have_more_than_one_version(
     _go(settings, database, drop)
     shown = status.run(settings)
     assert [d.versions for d in shown.destinations] == [1]
-    assert sorted((b.instances, b.versions) for b in shown.batches) == [(1, 1), (1, 1), (3, 0)]
+    assert sorted((b.instances, b.versions) for b in listed(settings)) == [(1, 1), (1, 1), (3, 0)]
     assert "pacs: 1 instance registered in more than one version; the archive may keep either" in rendered(shown)
-    batch = next(b.id for b in shown.batches if b.versions)
+    batch = next(b.id for b in listed(settings) if b.versions)
     assert any("1 in more than one version" in str(line) for line in rendered(status.run(settings, batch_id=batch)))
 
 

@@ -34,8 +34,8 @@ Modules, each importing only from those below it::
 from __future__ import annotations
 
 from examsend.db.embedded.binaries import find_binaries
-from examsend.db.embedded.clients import running, scratch_directory
+from examsend.db.embedded.clients import exists, running, scratch_directory
 from examsend.db.embedded.place import PORT, default_directory
 from examsend.db.embedded.postmaster import Status, status
 
-__all__ = ["PORT", "Status", "default_directory", "find_binaries", "running", "scratch_directory", "status"]
+__all__ = ["PORT", "Status", "default_directory", "exists", "find_binaries", "running", "scratch_directory", "status"]

@@ -54,6 +54,13 @@ def running(directory: Path, *, unsafe_fast: bool = False) -> Iterator[str]:
             _stop_if_unused(place)
 
 
+def exists(directory: Path) -> bool:
+    """Return whether ``directory`` holds the data of a server. Nothing is created. Raises ConfigError, DatabaseUnavailable."""
+    place = place_of(directory)
+    with os_errors_as_sentences(place.directory):
+        return data_directory(place) is not None
+
+
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
     """Yield a directory for a server; remove it at the end, and stop its server. For tests and demonstrations."""

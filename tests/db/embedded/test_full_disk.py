@@ -17,7 +17,7 @@ from tests.db.embedded.helpers import as_root
 _ON_A_SMALL_DISK = """
 set -e
 mount -t tmpfs -o mode=0755,size="$1" examsend-test "$0"
-EXAMSEND_DATA_DIRECTORY="$0/data" "$2" -m examsend db current && exit 50
+EXAMSEND_DATA_DIRECTORY="$0/data" "$2" -m examsend db upgrade && exit 50
 test $? = 69
 mount -o remount,size=300m "$0"
 EXAMSEND_DATA_DIRECTORY="$0/data" "$2" -m examsend db upgrade -q
