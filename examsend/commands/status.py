@@ -10,7 +10,7 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import ConfigError, UsageError
-from examsend.queue import evidence, health, listing, search, views
+from examsend.queue import evidence, health, listing, search, stuck, views
 from examsend.queue import overview as figures
 from examsend.queue import rejected as rejected_files
 from examsend.queue.destination import Destination, get_destination, list_destinations
@@ -78,7 +78,7 @@ def check(settings: Settings, *, warning: Sequence[str] = (), critical: Sequence
 
     def read(tx: Connection) -> CheckResult:
         every = figures.destinations(tx)
-        site = figures.overview(tx, every, database="", host=settings.host_name)
+        site = figures.overview(tx, every, stuck.pending(tx), database="", host=settings.host_name)
         measures = health.judge(site, every, health.working(tx), given)
         counts = {
             state: sum(getattr(d, state) for d in every) for state in ("pending", "ready", "sending", "failed", "sent")
@@ -140,7 +140,8 @@ def _site(
     def read(tx: Connection) -> tuple[StatusResult, list[tuple[Destination, Choice]]]:
         only = get_destination(tx, name) if name is not None else None
         every = figures.destinations(tx)
-        head = figures.overview(tx, every, database=where, host=settings.host_name)
+        late = stuck.pending(tx)
+        head = figures.overview(tx, every, late, database=where, host=settings.host_name)
         shown = tuple(d for d in every if only is None or d.name == only.name)
         enabled = {d.name for d in shown if d.enabled}
         choices = [(d, choose(tx, d)) for d in list_destinations(tx) if d.name in enabled]
@@ -151,7 +152,7 @@ def _site(
             return StatusResult(
                 head, shown, listed.batches, listed.more, rejected_count=head.rejected, asked="selected"
             ), choices
-        first = listing.attention(tx, destination=(only.id, only.name) if only else None, limit=limit)
+        first = listing.attention(tx, destination=(only.id, only.name) if only else None, late=late, limit=limit)
         rest = listing.moving(
             tx,
             destination_id=only.id if only else None,
