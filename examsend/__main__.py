@@ -143,9 +143,11 @@ def _usage(error: Exception) -> int | None:
     """
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if _is_check(sys.argv):
+            return _failed("USAGE", message.partition("\n")[0], code)
         with suppress(OSError):
             show()
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
         _tell_programs("USAGE", message, code)
         return code
     return _failed("INTERRUPTED", "interrupted", 130) if type(error).__name__ == "Abort" else None

@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option(
                 metavar="NAME=VALUE",
-                help="With --check: WARNING above this: failed, down, stuck, waiting, rejected, finalize, send; off.",
+                help="With --check: WARNING above this: failed, down, stuck, waiting, rejected, finalize, send, errors; off.",
             ),
         ] = None,
         critical: Annotated[

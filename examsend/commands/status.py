@@ -50,6 +50,10 @@ class StatusResult:
     """Studies that a word has led to, and that have no batch."""
 
 
+_CHECK_WAIT = 5.0
+"""Seconds that a check waits for the database, at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckResult:
     """The result of ``status --check``."""
@@ -75,13 +79,15 @@ def check(settings: Settings, *, warning: Sequence[str] = (), critical: Sequence
     def read(tx: Connection) -> CheckResult:
         every = figures.destinations(tx)
         site = figures.overview(tx, every, stuck.pending(tx), database="", host=settings.host_name)
-        measures = health.judge(site, every, given)
+        measures = health.judge(site, every, health.working(tx), given)
         counts = {
             state: sum(getattr(d, state) for d in every) for state in ("pending", "ready", "sending", "failed", "sent")
         }
         return CheckResult(max((m.level for m in measures), default=Level.OK), measures, counts)
 
-    with access.opened(settings, create=False) as database:
+    # A monitoring system does not wait long for an answer, and "unknown" is one.
+    hasty = replace(settings, database_wait=min(settings.database_wait, _CHECK_WAIT))
+    with access.opened(hasty, create=False) as database:
         return database.run(read)
 
 

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sqlalchemy import Connection, text
+
 from examsend.config import ages
+from examsend.db.due import LEASE_OVER, NOW
 from examsend.errors import UsageError
 from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.reasons import span
@@ -45,7 +48,8 @@ LIMITS: Mapping[str, Limit] = {
     "waiting": Limit(14400, 86400, True, "age of the oldest batch that is READY or SENDING"),
     "rejected": Limit(0, OFF, False, "rejected files that are not set aside"),
     "finalize": Limit(600, 3600, True, "time since the last finalize"),
-    "send": Limit(600, 7200, True, "time since the last send ended"),
+    "send": Limit(600, 7200, True, "time since the last send ended, unless one is sending"),
+    "errors": Limit(0, OFF, False, "commands whose last pass on a host ended by an error"),
 }
 """The thresholds unless options change them."""
 
@@ -70,28 +74,56 @@ def limits(warning: Sequence[str], critical: Sequence[str]) -> dict[str, Limit]:
     """Given options such as ``failed=5``, ``down=4h`` and ``rejected=off``, return the thresholds. Raises UsageError."""
     found = dict(LIMITS)
     for option, given in (("--warning", warning), ("--critical", critical)):
-        for text in given:
-            name, _, value = text.partition("=")
+        for word in given:
+            name, _, value = word.partition("=")
             if name not in found:
-                raise UsageError(f"{option} {text!r}: the names are {', '.join(found)}")
+                raise UsageError(f"{option} {word!r}: the names are {', '.join(found)}")
             old = found[name]
-            number = _number(option, text, value, seconds=old.seconds)
+            number = _number(option, word, value, seconds=old.seconds)
             pair = (number, old.critical) if option == "--warning" else (old.warning, number)
             found[name] = Limit(*pair, old.seconds, old.about)
     return found
 
 
-def _number(option: str, text: str, value: str, *, seconds: bool) -> float:
+def _number(option: str, word: str, value: str, *, seconds: bool) -> float:
     if value == "off":
         return OFF
     if seconds:
-        return ages.option(f"{option} {text}:", value)
+        return ages.option(f"{option} {word}:", value)
     if not (value.isascii() and value.isdigit() and len(value) < 13):
-        raise UsageError(f"{option} {text!r}: must be a number, or off")
+        raise UsageError(f"{option} {word!r}: must be a number, or off")
     return float(value)
 
 
-def judge(site: Overview, destinations: Sequence[DestinationStatus], given: Mapping[str, Limit]) -> tuple[Measure, ...]:
+# A pass that has found something for a person (1), or was interrupted, has done its work. One of a host that is gone is of
+# no interest after a day.
+_ERRORS = text(f"""
+    SELECT p.command, p.host, p.exit_code FROM command_passes p
+    WHERE p.exit_code NOT IN (0, 1, 3, 130, 143) AND p.finished_at > {NOW} - interval '1 day' ORDER BY p.command, p.host
+""")
+
+_SENDING = text(f"SELECT EXISTS (SELECT 1 FROM exam_batches b WHERE b.status = 'SENDING' AND NOT ({LEASE_OVER}))")
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    """What passes do."""
+
+    errors: tuple[str, ...]
+    """Passes that ended by an error, the last ones of their commands and hosts, as sentences."""
+    is_sending: bool
+    """A sender has a batch and makes progress: its pass has not ended, and that is well."""
+
+
+def working(tx: Connection) -> Working:
+    """Return what passes do."""
+    errors = tuple(f"{row.command} on {row.host} ended with exit code {row.exit_code}" for row in tx.execute(_ERRORS))
+    return Working(errors, bool(tx.scalar(_SENDING)))
+
+
+def judge(
+    site: Overview, destinations: Sequence[DestinationStatus], passes: Working, given: Mapping[str, Limit]
+) -> tuple[Measure, ...]:
     """Given the figures of a site, return each value with its level and what is wrong."""
     down = [d for d in destinations if d.health_code in {"HELD", "PROBING"}]
     longest = max(down, key=lambda d: d.down_seconds or 0.0, default=None)
@@ -110,6 +142,10 @@ def judge(site: Overview, destinations: Sequence[DestinationStatus], given: Mapp
         last = ages_of.get(command)
         said = f"no {command} has ever run" if last is None else f"last {command} {span(last.ago)} ago"
         values[command] = (None if last is None else last.ago, said)
+    if passes.is_sending:
+        values["send"] = (0.0, "")
+    more = f" and {len(passes.errors) - 1} more" if len(passes.errors) > 1 else ""
+    values["errors"] = (len(passes.errors), f"{passes.errors[0]}{more}" if passes.errors else "")
     return tuple(_measure(name, *values[name], given[name]) for name in values)
 
 

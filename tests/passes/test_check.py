@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from examsend.cli import app
 from examsend.commands import ingest, send, status
 from examsend.config import ages
 from examsend.config.settings import Settings
@@ -61,6 +63,33 @@ def test_no_pass_lately(settings: Settings, database: engine.Database) -> None:
     level, line = _check(settings)
     assert (level, "last send 3.0 h ago" in line) == (Level.CRITICAL, True)
     assert _check(settings, critical=["finalize=off", "send=off"])[0] is Level.WARNING
+
+
+def test_a_long_send_that_makes_progress_is_no_missing_pass(settings: Settings, database: engine.Database) -> None:
+    add(settings, "PACS@127.0.0.1:1")
+    _passes(database, "3 h")
+    execute(database, "UPDATE command_passes SET finished_at = now() WHERE command = 'finalize'")
+    assert _check(settings)[0] is Level.CRITICAL
+    execute(
+        database,
+        "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, attempt_id, attempt_count,"
+        " lease_expires_at) VALUES ('1.2', 1, 'SENDING', now(), gen_random_uuid(), 1, now() + interval '60 s')",
+    )
+    assert _check(settings)[0] is Level.OK
+    execute(database, "UPDATE exam_batches SET lease_expires_at = now() - interval '1 s'")
+    assert _check(settings)[0] is Level.CRITICAL
+
+
+def test_a_pass_that_ends_by_an_error(
+    settings: Settings, database: engine.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(settings, "PACS@127.0.0.1:1")
+    _passes(database)
+    monkeypatch.setattr("examsend.commands.send.Lanes.run", lambda _lanes: 1 / 0)
+    CliRunner().invoke(app, ["send", "--database-url", settings.database_url or ""])
+    level, line = _check(settings)
+    assert level is Level.WARNING
+    assert f"send on {settings.host_name} ended with exit code 70" in line
 
 
 def test_a_batch_that_a_receiver_refuses(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
@@ -133,9 +162,10 @@ def test_the_command_exits_with_the_level_and_says_one_line(settings: Settings, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--warning", "nothing=1"), "the names are failed, down, stuck, waiting, rejected, finalize, send"),
+        (("--warning", "nothing=1"), "the names are failed, down, stuck, waiting, rejected, finalize, send, errors"),
         (("--critical", "down=soon"), "must be an age"),
         (("--critical", "failed=-1"), "must be a number, or off"),
+        (("--crtical", "failed=1"), "--crtical"),
     ],
 )
 def test_a_wrong_threshold_is_unknown(database_url: str, words: tuple[str, ...], sentence: str) -> None:
