@@ -56,6 +56,7 @@ from examsend.cli import (  # noqa: E402
     retry,
     send,
     status,
+    systemd,
 )
 
 # In the order of --help.
@@ -74,6 +75,7 @@ _MODULES = (
     prune,
     db,
     config,
+    systemd,
     demo,
 )
 for _module in _MODULES:
