@@ -59,6 +59,7 @@ from examsend.cli import (  # noqa: E402
     retry,
     send,
     status,
+    systemd,
     unhold,
 )
 
@@ -82,6 +83,7 @@ _MODULES = (
     prune,
     db,
     config,
+    systemd,
     demo,
 )
 for _module in _MODULES:

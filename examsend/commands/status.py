@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import ConfigError, UsageError
-from examsend.queue import evidence, health, listing, search, stuck, views
+from examsend.queue import evidence, health, listing, outstanding, search, stuck, views
 from examsend.queue import overview as figures
 from examsend.queue import rejected as rejected_files
 from examsend.queue.destination import Destination, get_destination, list_destinations
@@ -48,7 +49,17 @@ class StatusResult:
     """The study that was asked for, or that was found."""
     studies: tuple[str, ...] = ()
     """Studies that a word has led to, and that have no batch."""
+    waited: str = ""
+    """How waiting for a study ended: SENT, FAILED or TIMED_OUT; empty: nothing was waited for."""
 
+    @property
+    def exit_code(self) -> int:
+        """0, unless a study was waited for that did not become SENT."""
+        return {"FAILED": 1, "TIMED_OUT": 3}.get(self.waited, 0)
+
+
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks at a study that is waited for."""
 
 _CHECK_WAIT = 5.0
 """Seconds that a check waits for the database, at most."""
@@ -125,6 +136,37 @@ def run(
         if since is not None and not chosen:
             chosen = tuple(BatchState)
         return _site(settings, database, destination, chosen, since, limit)
+
+
+def wait(
+    settings: Settings,
+    study: str,
+    *,
+    destination: str | None = None,
+    timeout: float | None = None,
+    limit: int = 50,
+) -> StatusResult:
+    """Wait until each batch of a study is SENT or FAILED, ``timeout`` seconds at most, and return its state. It sends nothing.
+
+    Raises UsageError for a study without a batch.
+    """
+    began = time.monotonic()
+    with access.opened(settings, create=False) as database:
+        if not database.run(lambda tx: outstanding.of_study(tx, study)):
+            raise UsageError(f"there is no batch of study {study}")
+        while True:
+            result = database.run(lambda tx: _study(tx, study, destination, limit))
+            only = {b.id for b in result.batches}
+            left = [
+                b
+                for b in database.run(lambda tx: outstanding.of_study(tx, study))
+                if destination is None or b.id in only
+            ]
+            if all(b.ended for b in left):
+                return replace(result, waited="FAILED" if any(b.status is BatchState.FAILED for b in left) else "SENT")
+            if timeout is not None and time.monotonic() - began >= timeout:
+                return replace(result, waited="TIMED_OUT")
+            time.sleep(_LOOK_SECONDS)
 
 
 def _site(
