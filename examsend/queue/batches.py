@@ -123,19 +123,6 @@ def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tupl
     return found
 
 
-_DROP_EMPTY = text("""
-    DELETE FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = 'PENDING'
-      AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id)
-""")
-
-
-def drop_empty(tx: Connection, batch_ids: Iterable[int]) -> None:
-    """Delete batches that were opened in this transaction and have no instance, because another ingest was first."""
-    ids = sorted(batch_ids)
-    if ids:
-        tx.execute(_DROP_EMPTY, {"ids": ids})
-
-
 # --- finalize ---------------------------------------------------------------------------------------------------------
 
 _FINALIZE = text(f"""
@@ -195,6 +182,8 @@ _RUNNING = text("""
     WHERE b.destination_id = :destination AND b.status = 'SENDING' AND b.lease_expires_at > clock_timestamp()
 """)
 
+_OF_STUDY = "(CAST(:study AS text) IS NULL OR b.study_instance_uid = :study)"
+
 # Each half reads its partial index in order and ends at the first row, so that the cost does not grow with the number of batches.
 _CLAIM = text(f"""
     UPDATE exam_batches b
@@ -204,13 +193,13 @@ _CLAIM = text(f"""
               SELECT * FROM (
                   SELECT b.id, b.status, b.attempt_id, b.lease_expires_at AS since FROM exam_batches b
                   WHERE b.destination_id = :destination AND b.status = 'SENDING' AND {due.LEASE_OVER} AND b.held_at IS NULL
-                    AND b.id <> ALL(CAST(:held AS bigint[]))
+                    AND {_OF_STUDY} AND b.id <> ALL(CAST(:held AS bigint[]))
                   ORDER BY b.lease_expires_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) expired
               UNION ALL
               SELECT * FROM (
                   SELECT b.id, b.status, b.attempt_id, b.next_attempt_at AS since FROM exam_batches b
                   WHERE b.destination_id = :destination AND b.status = 'READY' AND b.next_attempt_at <= {due.NOW}
-                    AND b.id <> ALL(CAST(:held AS bigint[])) AND NOT {due.WAITS_FOR_ANOTHER}
+                    AND {_OF_STUDY} AND b.id <> ALL(CAST(:held AS bigint[])) AND NOT {due.WAITS_FOR_ANOTHER}
                   ORDER BY b.next_attempt_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) ready
           ) c ORDER BY c.since LIMIT 1) next
     WHERE b.id = next.id
@@ -218,14 +207,16 @@ _CLAIM = text(f"""
 """)
 
 
-def claim(tx: Connection, destination_id: int, *, by: str, lease: float, held: Sequence[int] = ()) -> Claim | None:
+def claim(
+    tx: Connection, destination_id: int, *, by: str, lease: float, held: Sequence[int] = (), study: str | None = None
+) -> Claim | None:
     """READY (due) or SENDING (lease expired) -> SENDING. Return the claim; None if no batch is due, or if the destination is
     held, disabled or at its association limit. After a failure, a destination gets one batch at a time.
 
     A READY batch waits until the earlier batches of its study for this destination are SENT or FAILED.
 
     The association rows of an attempt whose lease expired are closed as LEASE_LOST. ``held``: ids of the batches that the
-    caller is sending, which it does not take from itself.
+    caller is sending, which it does not take from itself. ``study``: only a batch of this study.
     """
     destination = tx.execute(_LOCK_DESTINATION, {"destination": destination_id}).one_or_none()
     if destination is None:
@@ -240,7 +231,14 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float, held: S
         with tx.begin_nested():
             row = tx.execute(
                 _CLAIM,
-                {"destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease, "held": list(held)},
+                {
+                    "destination": destination_id,
+                    "attempt": attempt_id,
+                    "by": by,
+                    "lease": lease,
+                    "held": list(held),
+                    "study": study,
+                },
             ).one_or_none()
     except exc.IntegrityError as error:
         # Another sender has just claimed another batch of the same study. This batch waits until that one is sent.

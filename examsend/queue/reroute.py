@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RowMapping, text
 
 from examsend.dicom.identity import DicomFile
 from examsend.errors import Refused, UsageError
@@ -62,14 +62,14 @@ def reroute(tx: Connection, batch_id: int, to: str, *, by: str) -> Rerouted:
     if batch.destination_id == there.id:
         raise UsageError(f"batch {batch_id} goes to {there.name} already")
     _check(batch)
-    rows = tx.execute(_INSTANCES, {"batch": batch_id, "study": batch.study_instance_uid}).all()
-    outcomes = Counter(row.outcome for row in rows)
+    rows = tx.execute(_INSTANCES, {"batch": batch_id, "study": batch.study_instance_uid}).mappings().all()
+    outcomes = Counter(row["outcome"] for row in rows)
     if outcomes[Outcome.STORED]:
         raise Refused(
             f"batch {batch_id} is not rerouted: {batch.destination} has stored {outcomes[Outcome.STORED]} of its"
             f" {len(rows)} instances, and a study is not divided between two archives"
         )
-    if any(row.content_sha256 is None for row in rows):
+    if any(row["content_sha256"] is None for row in rows):
         raise Refused(
             f"batch {batch_id} is not rerouted: it was taken over from an older database, and its files were not read yet;"
             f" `examsend ingest --to {there.name}` registers them"
@@ -118,9 +118,8 @@ def _is_gone(arrival: Arrival) -> bool:
     return mounted and not os.path.lexists(arrival.path)
 
 
-def _arrival(study: str, row: object) -> Arrival:
+def _arrival(study: str, i: RowMapping) -> Arrival:
     """Return an instance as the file that arrived. Its digest is checked when it is sent, as always."""
-    i = row._mapping  # type: ignore[attr-defined]
     file = DicomFile(
         study_instance_uid=study,
         series_instance_uid=i["series_instance_uid"],

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from examsend.queue import batches, events, late
 from examsend.queue.batches import Completed
+from examsend.queue.pending import drop_empty
 from examsend.states import Act, BatchState
 
 _PLACES = text("""
@@ -87,7 +88,7 @@ def send_again(
     left = known.left_out.get(home.batch_id)
     missing = left.instances if left else 0
     if not row.n:
-        batches.drop_empty(tx, [home.batch_id] if home.opened else [])
+        drop_empty(tx, [home.batch_id] if home.opened else [])
         return Again(None, 0, BatchState.PENDING, missing)
     status = BatchState.PENDING
     if home.opened:

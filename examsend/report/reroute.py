@@ -11,10 +11,11 @@ from examsend.report.layout import plural
 def rendered(result: RerouteResult) -> list[Any]:
     """Return lines of text."""
     known = f", {result.known} of them known there already" if result.known else ""
-    lines = [
+    goes = (
         f"batch {result.id} ({result.source}, study {result.study_instance_uid}) goes to {result.destination} instead:"
         f" {plural(result.instances, 'instance')}{known}"
-    ]
+    )
+    lines = [goes]
     lines += [
         f"batch {d.id} ({d.status}, {d.destination})" + (f": {d.waiting_for}" if d.waiting_for else "")
         for d in result.batches

@@ -25,9 +25,17 @@ def rendered(result: SendResult) -> list[Any]:
         f"batch {b} FAILED without an attempt in this pass: `examsend status {b}` says why" for b in result.expired
     ]
     lines += list(result.bugs)
-    if result.stopped:
+    attempted = {d.id for d in result.delivered}
+    lines += [
+        f"batch {b.id} for {b.destination} is {b.status}" + (f": {b.waiting_for}" if b.waiting_for else "")
+        for b in result.left
+        if result.waited or b.id not in attempted
+    ]
+    if result.waited and result.exit_code == 3:
+        lines.append("the wait is over: these are not sent yet, and go with the next send")
+    elif result.stopped:
         lines.append("stopped as requested; the rest goes with the next send")
-    return lines or [_nothing(result.outlook)]
+    return lines or ["all is sent" if result.waited else _nothing(result.outlook)]
 
 
 def _nothing(outlook: Outlook | None) -> str:
