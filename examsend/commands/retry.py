@@ -17,7 +17,7 @@ from examsend.queue import batches, events, instances, overview, sent_again, vie
 from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
 from examsend.queue.sent_again import Place
-from examsend.states import UNSENT, Act, BatchState
+from examsend.states import REROUTED, UNSENT, Act, BatchState
 from examsend.transfer import Peer
 
 _Result = TypeVar("_Result")
@@ -95,6 +95,8 @@ def _why_not(batch: NamedBatch) -> str:
             return "has lost its sender, which died: the next send sends it, or puts it back"
         case BatchState.SENDING:
             return "is being sent now: wait until that has ended"
+        case BatchState.FAILED:
+            return f"is REROUTED: {batch.failure}"
         case BatchState.READY if not batch.enabled:
             return f"is READY already: it goes after `examsend destination enable {batch.destination}`"
         case BatchState.READY:
@@ -145,7 +147,7 @@ def run(
             retried: list[Retried] = []
             refused: list[NotRetried] = []
             for row in rows:
-                if row.status is not BatchState.FAILED:
+                if row.status is not BatchState.FAILED or row.failure_code == REROUTED:
                     refused.append(NotRetried(row.batch_id, f"batch {row.batch_id} {_why_not(row)}"))
                     continue
                 count = batches.retry(tx, row.batch_id, reason=f"RETRY: requested by {by}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from examsend.states import NOT_COUNTED, BatchState, sql_list
+from examsend.states import BY_REQUEST, NOT_COUNTED, BatchState, sql_list
 
 _SELECT = """
     SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, d.enabled,
@@ -30,7 +30,8 @@ _LOCKED = "FOR NO KEY UPDATE OF b"
 _NAMED_LOCKED = text(f"{_NAMED} {_LOCKED}")
 
 _FAILED = text(f"""{_SELECT}
-    WHERE b.status = '{BatchState.FAILED}' AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
+    WHERE b.status = '{BatchState.FAILED}' AND coalesce(b.failure_code, '') NOT IN ({sql_list(BY_REQUEST)})
+      AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
     ORDER BY b.id {_LOCKED}
 """)
 
@@ -106,5 +107,5 @@ def named_batches(
 
 
 def failed_batches(tx: Connection, destination_id: int | None) -> list[NamedBatch]:
-    """Lock and return the FAILED batches of one destination, or of all (None)."""
+    """Lock and return the FAILED batches of one destination, or of all (None), but for those that an operator cancelled or rerouted."""
     return [_named(row) for row in tx.execute(_FAILED, {"destination": destination_id})]

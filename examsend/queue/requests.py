@@ -14,10 +14,7 @@ from examsend.db import due
 from examsend.errors import UsageError
 from examsend.queue import batches, events, views
 from examsend.queue.lookup import NamedBatch, named_batches
-from examsend.states import Act, BatchState
-
-CANCELLED = "CANCELLED"
-"""Failure code of a batch that an operator cancelled."""
+from examsend.states import CANCELLED, REROUTED, Act, BatchState
 
 LONGEST_WHY = 500
 """Characters of a reason that an operator gives."""
@@ -107,12 +104,12 @@ def hold(tx: Connection, batch_ids: Sequence[int], *, why: str, by: str) -> Answ
     """Hold batches: no finalize completes and no send claims one until ``unhold``. An attempt that goes on is not ended."""
     reason = f"{by}: {reason_given(why)}"
     named = locked(tx, batch_ids)
-    refused = [NotDone(b.batch_id, f"batch {b.batch_id} {_ended(b)}") for b in named if _has_ended(b)]
+    refused = [NotDone(b.batch_id, f"batch {b.batch_id} {ended(b)}") for b in named if _has_ended(b)]
     held = [b.batch_id for b in named if not _has_ended(b)]
     for batch_id in held:
         tx.execute(_HOLD, {"batch": batch_id, "reason": reason})
     events.record(tx, Act.HOLD, held, who=by, why=reason_given(why))
-    return Answers(_seen(tx, held), tuple(refused))
+    return Answers(seen(tx, held), tuple(refused))
 
 
 def unhold(tx: Connection, batch_ids: Sequence[int], *, by: str) -> Answers:
@@ -121,11 +118,11 @@ def unhold(tx: Connection, batch_ids: Sequence[int], *, by: str) -> Answers:
     refused = [
         NotDone(b.batch_id, f"batch {b.batch_id} is not held: it is {b.status}") for b in named if b.held_reason is None
     ]
-    ended = [b.batch_id for b in named if b.held_reason is not None]
-    for batch_id in ended:
+    freed = [b.batch_id for b in named if b.held_reason is not None]
+    for batch_id in freed:
         tx.execute(_UNHOLD, {"batch": batch_id})
-    events.record(tx, Act.UNHOLD, ended, who=by)
-    return Answers(_seen(tx, ended), tuple(refused))
+    events.record(tx, Act.UNHOLD, freed, who=by)
+    return Answers(seen(tx, freed), tuple(refused))
 
 
 def cancel(tx: Connection, batch_ids: Sequence[int], *, why: str, by: str) -> Answers:
@@ -139,7 +136,7 @@ def cancel(tx: Connection, batch_ids: Sequence[int], *, why: str, by: str) -> An
         else:
             refused.append(NotDone(batch.batch_id, f"batch {batch.batch_id} {_not_cancelled(batch)}"))
     events.record(tx, Act.CANCEL, cancelled, who=by, why=given)
-    return Answers(_seen(tx, cancelled), tuple(refused))
+    return Answers(seen(tx, cancelled), tuple(refused))
 
 
 def prioritize(tx: Connection, batch_ids: Sequence[int], *, by: str) -> Answers:
@@ -153,16 +150,19 @@ def prioritize(tx: Connection, batch_ids: Sequence[int], *, by: str) -> Answers:
         elif batch.status is BatchState.SENDING:
             refused.append(NotDone(batch.batch_id, f"batch {batch.batch_id} is being sent now"))
         else:
-            refused.append(NotDone(batch.batch_id, f"batch {batch.batch_id} {_ended(batch)}"))
+            refused.append(NotDone(batch.batch_id, f"batch {batch.batch_id} {ended(batch)}"))
     events.record(tx, Act.PRIORITIZE, first, who=by)
-    return Answers(_seen(tx, first), tuple(refused))
+    return Answers(seen(tx, first), tuple(refused))
 
 
 def _has_ended(batch: NamedBatch) -> bool:
     return batch.status in {BatchState.SENT, BatchState.FAILED}
 
 
-def _ended(batch: NamedBatch) -> str:
+def ended(batch: NamedBatch) -> str:
+    """Return what to say of a SENT or FAILED batch of which something else is asked."""
+    if batch.failure_code == REROUTED:
+        return f"is REROUTED: {batch.failure}"
     if batch.status is BatchState.SENT:
         return "is SENT: every instance was stored, and a SENT batch is never changed"
     return f"is FAILED: nothing sends it until `examsend retry {batch.batch_id}`"
@@ -171,12 +171,12 @@ def _ended(batch: NamedBatch) -> str:
 def _not_cancelled(batch: NamedBatch) -> str:
     if batch.status is BatchState.SENDING:
         return f"is being sent now: wait until that has ended, or `examsend hold {batch.batch_id} --why TEXT` first"
-    if batch.failure_code == CANCELLED:
-        return f"is CANCELLED already: {batch.failure}"
-    return _ended(batch)
+    if batch.failure_code in {CANCELLED, REROUTED}:
+        return f"is {batch.failure_code} already: {batch.failure}"
+    return ended(batch)
 
 
-def _seen(tx: Connection, batch_ids: Sequence[int]) -> tuple[Done, ...]:
+def seen(tx: Connection, batch_ids: Sequence[int]) -> tuple[Done, ...]:
     """Return the batches as they are now."""
     if not batch_ids:
         return ()
