@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from examsend.states import BatchState
+from examsend.states import NOT_COUNTED, BatchState, sql_list
 
 _SELECT = """
     SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, d.enabled,
@@ -33,6 +33,19 @@ _FAILED = text(f"""{_SELECT}
     WHERE b.status = '{BatchState.FAILED}' AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
     ORDER BY b.id {_LOCKED}
 """)
+
+
+_DELIVERABLE = text(f"""
+    SELECT b.id FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+    WHERE b.status = '{BatchState.PENDING}' AND b.held_at IS NULL AND d.removed_at IS NULL
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)}))
+    ORDER BY b.id
+""")
+
+
+def deliverable_batches(tx: Connection) -> list[int]:
+    """Return the ids of the PENDING batches that nobody holds and that have something to deliver."""
+    return list(tx.scalars(_DELIVERABLE))
 
 
 @dataclass(frozen=True, slots=True)
