@@ -59,7 +59,7 @@ def test_what_the_commands_print_is_valid(database_url: str, receiving: receiver
     _checked(run("destination", "show", "pacs"), "destination.Shown")
     _checked(run("destination", "echo", "pacs"), "destination.Echoed")
     ingested = _checked(run("ingest", tmp_path / "drop", EXAMSEND_INCOMPLETE_AFTER="0"), "ingest.IngestResult")
-    study = ingested["studies"][0]["study_instance_uid"]
+    study = ingested["batches"][0]["study_instance_uid"]
     _checked(run("finalize", "--dry-run"), "finalize.FinalizeResult")
     _checked(run("finalize"), "finalize.FinalizeResult")
     sent = _checked(run("send"), "send.SendResult")
