@@ -50,10 +50,9 @@ def test_times_of_a_destination_are_shown_in_the_zone_of_the_host(
     add(settings, "A@127.0.0.1:1")
     at = datetime(2026, 3, 1, 12, 0, 0, 123456, UTC)
     execute(database, "UPDATE storage_backend_configs SET last_success_at = :at", at=at)
-    table = rendered(destination.show(settings, "pacs"))[0]
-    cells = [str(cell) for cell in table.columns[1].cells]
-    assert f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}" in cells
-    assert not any("123456" in cell for cell in cells)
+    table = str(rendered(destination.show(settings, "pacs"))[0])
+    assert f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}" in table
+    assert "123456" not in table
 
 
 def test_db_check_says_that_the_schema_matches(settings: Settings, database: engine.Database) -> None:

@@ -80,6 +80,9 @@ until_true 60 back && echo yes >/out/back
 
 # --- and everything goes -----------------------------------------------------------------------------------------------------------------
 systemctl stop examsend.target
+# What is part of the target is stopped with it, and systemctl waits for the target alone.
+stopped() { ! systemctl list-units --state=active,activating,deactivating --plain --no-legend 'examsend*' | grep -v alert; }
+until_true 30 stopped
 systemctl list-units --state=active,activating --plain --no-legend 'examsend*' | grep -v alert >/out/active_after_stop
 systemctl start examsend.target
 systemctl is-active examsend-send.timer examsend-listen.socket >/out/active_after_start
