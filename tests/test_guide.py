@@ -52,3 +52,40 @@ def test_the_readmes_five_lines_deliver_a_study(
 def test_every_tried_block_of_the_guide_is_named() -> None:
     page = (TOP / "docs" / "installing.md").read_text()
     assert re.findall(r"<!-- tried: (\w+) -->\n```sh\n", page) == ["database", "install", "destination"]
+
+
+def test_the_lines_for_cron_deliver_a_study_as_cron_runs_them(
+    database_url: str, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    page = (TOP / "docs" / "operating.md").read_text()
+    lines = re.findall(r"^\* \* \* \* \*  (.*)$", page, re.MULTILINE)
+    assert len(lines) == 3
+    samples.ct_study(tmp_path / "drop", 2, size=8)
+    for dropped in (tmp_path / "drop").rglob("*.dcm"):
+        os.utime(dropped, (1, 1))
+    settings = tmp_path / "examsend.toml"
+    settings.write_text(f'database_url = "{database_url}"\n')
+    program = tmp_path / "examsend"
+    # In place of an installation: cron passes no PYTHONPATH, and the settings file is not that of this machine.
+    program.write_text(
+        f'#!/bin/sh\nexport PYTHONPATH={TOP} EXAMSEND_CONFIG={settings}\nexec {sys.executable} -m examsend "$@"\n'
+    )
+    program.chmod(0o755)
+    cli(
+        "destination",
+        "add",
+        "pacs",
+        f"{receiving.aet}@{receiving.host}:{receiving.port}",
+        "--quiet-period",
+        "0",
+        url=database_url,
+    )
+    for line in lines:
+        typed = line.replace("/opt/examsend/bin/examsend", str(program)).replace("/srv/drop", str(tmp_path / "drop"))
+        environment = ["-i", "PATH=/usr/bin:/bin", "SHELL=/bin/sh", f"HOME={tmp_path}", "LOGNAME=examsend"]
+        done = subprocess.run(
+            ["env", *environment, "/bin/sh", "-c", typed],
+            capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL, cwd=tmp_path,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), typed
+    assert len(list(receiving.directory.rglob("*.dcm"))) == 2
