@@ -232,5 +232,5 @@ def test_a_full_disk_is_not_a_configuration_error(place: Path, tmp_path: Path, m
             (Path(fake) / name).chmod(0o755)
         monkeypatch.setenv("EXAMSEND_PG_BIN", fake)
         message = refusal(DatabaseUnavailable, place)
-    assert message.endswith("could not write to file: No space left on device")
+    assert message.endswith("its disk is full (could not write to file: No space left on device)")
     assert list(place.glob("init*")) == []
