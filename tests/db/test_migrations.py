@@ -25,6 +25,7 @@ from examsend.states import (
     Outcome,
     SenderName,
 )
+from examsend.transfer import End
 from tests.db.schema import schema_lines
 from tests.helpers import execute, one, rows
 
@@ -120,8 +121,11 @@ def test_every_constant_in_the_queues_sql_is_a_known_state_outcome_or_code() -> 
     words = {
         *BatchState,
         *Outcome,
+        *End,
         RUNNING,
         LEASE_LOST,
+        "CANCELLED",
+        "REROUTED",
         "UNREADABLE",
         "EXPIRED",
         "ATTEMPTS_USED_UP",
