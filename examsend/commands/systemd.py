@@ -131,8 +131,8 @@ def uninstall(*, user: bool = False, root: Path | None = None, dry_run: bool = F
     names = sorted({*(n for n in there if "@" not in n and not n.endswith(".service")), *_enabled(work.units)})
     if names:
         if root is None:
-            # Stopping the target stops what is part of it, passes that run included: they end in good order.
-            work.systemctl("stop", *(n for n in names if n == "examsend.target"), *(n for n in names if "@" in n))
+            # Passes that run are waited for: they end in good order.
+            work.systemctl("stop", "examsend.target", "examsend-*")
         work.systemctl("disable", *(("--now",) if root is None else ()), *names)
     for name in there:
         work.take_away(work.units / name)
@@ -335,7 +335,9 @@ class _Work:
         """Make a directory that is ingested, if it is not there, and see whether the units may read it."""
         place = self.inside(path)
         if not place.exists():
-            self._steps.append(Step(Act.MAKE, str(place), f"of {USER}; its group may write" if self._runs_apart else ""))
+            self._steps.append(
+                Step(Act.MAKE, str(place), f"of {USER}; its group may write" if self._runs_apart else "")
+            )
             if not self._dry_run:
                 place.mkdir(parents=True)
                 if self._runs_apart:

@@ -78,13 +78,16 @@ until_true 60 back && echo yes >/out/back
 
 # --- and everything goes -----------------------------------------------------------------------------------------------------------------
 systemctl stop examsend.target
-systemctl list-units --state=active,activating --plain --no-legend 'examsend*' | grep -v alert >/out/active_after_stop
+still() { systemctl list-units --state=active,activating,deactivating --plain --no-legend 'examsend*' | grep -v alert; }
+gone() { [ -z "$(still)" ]; }
+until_true 40 gone
+still >/out/active_after_stop
 systemctl start examsend.target
 systemctl is-active examsend-send.timer examsend-listen.socket >/out/active_after_start
 examsend systemd uninstall >/out/uninstall
 echo $? >/out/uninstall.code
 ls /etc/systemd/system /etc/sysusers.d /etc/tmpfiles.d | grep examsend >/out/files_after_uninstall
-systemctl list-units --plain --no-legend --state=active,activating 'examsend*' | grep -v alert >/out/active_after_uninstall
+still >/out/active_after_uninstall
 stat -c '%n' /etc/examsend/examsend.toml /etc/examsend/database_url >/out/kept
 journalctl -q --no-pager -o short >/out/journal
 kill $receiver

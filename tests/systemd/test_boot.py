@@ -122,7 +122,9 @@ def test_the_units_move_a_study_from_a_drop_directory_to_a_receiver(tmp_path: Pa
     assert "examsend_" in said("metrics")
     assert (said("prune.code"), said("send_pacs.code")) == ("0", "0"), story
     alerts = said("alerts")
-    assert alerts.count("examsend-send.service failed: exit-code, exit status 69") == 1, "once an hour, and not swallowed: " + alerts
+    assert alerts.count("examsend-send.service failed: exit-code, exit status 69") == 1, (
+        "once an hour, and not swallowed: " + alerts
+    )
     assert said("back") == "yes", "the timer goes on after failures: " + story
     assert said("active_after_stop") == ""
     assert said("active_after_start").split() == ["active"] * 2
