@@ -85,6 +85,9 @@ def _say(sentence: str) -> None:
 
 def _failed(code: str, sentence: str, exit_code: int) -> int:
     """Say why the command ends without a result: to people, and with --json to programs. Return the exit code."""
+    if _is_check(sys.argv):
+        sys.stdout.write(f"EXAMSEND UNKNOWN: {sentence}\n")
+        return 3
     _say(sentence)
     _tell_programs(code, sentence, exit_code)
     return exit_code
@@ -128,6 +131,11 @@ def _run() -> int:
     return returned if isinstance(returned, int) else 0
 
 
+def _is_check(arguments: list[str]) -> bool:
+    """Whether the command is ``status --check``, which answers a monitoring system as a Nagios plugin does: 3 is UNKNOWN."""
+    return "status" in arguments[1:3] and "--check" in arguments
+
+
 def _usage(error: Exception) -> int | None:
     """Given an exception, show it and return its exit code if Typer raised it for wrong usage; else return None.
 
@@ -135,9 +143,11 @@ def _usage(error: Exception) -> int | None:
     """
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        if _is_check(sys.argv):
+            return _failed("USAGE", message.partition("\n")[0], code)
         with suppress(OSError):
             show()
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
         _tell_programs("USAGE", message, code)
         return code
     return _failed("INTERRUPTED", "interrupted", 130) if type(error).__name__ == "Abort" else None

@@ -85,9 +85,39 @@ def is_stored(status: int) -> bool:
     return meaning(status).outcome is Outcome.STORED
 
 
-def status_text(status: int) -> str:
-    """Given a status (0000,0900), return its number and name: "A700 out of resources"."""
-    return f"{status:04X} {meaning(status).name}"
+def status_text(status: int, outcome: str | None = None) -> str:
+    """Given a status (0000,0900), return its number and name: "A700 out of resources".
+
+    ``outcome``: of the instance that was answered so. If it is STORED and only the destination's --accept-status makes it so, the
+    text says that.
+    """
+    here = " (counts as stored here)" if outcome == Outcome.STORED and not is_stored(status) else ""
+    return f"{status:04X} {meaning(status).name}{here}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnStatuses:
+    """Statuses that mean something else at one destination than in the table."""
+
+    accepted: frozenset[int] = frozenset()
+    """They count as stored (--accept-status)."""
+    failed: frozenset[int] = frozenset()
+    """They fail an instance for good (--fail-status)."""
+
+    @classmethod
+    def of(cls, accept_status: str | None, fail_status: str | None) -> OwnStatuses:
+        """Given the two settings of a destination (``checks.statuses``), return what they say."""
+        return cls(_codes(accept_status), _codes(fail_status))
+
+
+def _codes(listed: str | None) -> frozenset[int]:
+    return frozenset(int(code, 16) for code in (listed or "").replace(",", " ").split())
+
+
+_STANDARD = OwnStatuses()
+
+COUNTS_AS_FAILED = "counts as failed here"
+"""How the comment of an instance begins that --fail-status made FAILED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +155,24 @@ def _bounded(text: str | None) -> str | None:
     return text.replace("\x00", "")[:_COMMENT_LENGTH] or None
 
 
-def of_answer(answer: Answer, tries_before: int, *, other_content_possible: bool = False) -> InstanceResult:
-    """Given a C-STORE-RSP, how often the instance was answered before, and whether the destination stored, or may have stored,
-    other content under its SOP Instance UID, return the result for the instance."""
+def of_answer(
+    answer: Answer, tries_before: int, *, other_content_possible: bool = False, own: OwnStatuses = _STANDARD
+) -> InstanceResult:
+    """Given a C-STORE-RSP, how often the instance was answered before, whether the destination stored, or may have stored, other
+    content under its SOP Instance UID, and the destination's own statuses, return the result for the instance.
+
+    A status that the destination's settings accept says nothing if it came before the last byte had left, nor does it hide a
+    conflict: that other content may be stored is not for a setting to decide.
+    """
     row = meaning(answer.status)
     outcome = row.outcome
+    if answer.status in own.failed:
+        comment = "; ".join(filter(None, (COUNTS_AS_FAILED, answer.error_comment)))
+        return InstanceResult(Outcome.FAILED, answer.status, _bounded(comment), offered=True)
     if other_content_possible and row.if_other_content is not None:
         outcome = row.if_other_content
+    elif answer.status in own.accepted and answer.whole:
+        return InstanceResult(Outcome.STORED, answer.status, _bounded(answer.error_comment), offered=True)
     if outcome == Outcome.FAILED and tries_before + 1 < row.tries:
         outcome = Outcome.RETRY
     return InstanceResult(

@@ -172,6 +172,15 @@ class Stage(StrEnum):
     """From READY to SENT."""
 
 
+CANCELLED = "CANCELLED"
+"""Failure code of a batch that an operator cancelled."""
+
+REROUTED = "REROUTED"
+"""Failure code of a batch whose instances went to another destination at an operator's request."""
+
+BY_REQUEST = (CANCELLED, REROUTED)
+"""Failure codes that an operator gave: nothing but a request that names the batch ends them."""
+
 RUNNING = "RUNNING"
 """Result of an association that has not ended. Later the result is a ``transfer.End`` or LEASE_LOST."""
 

@@ -110,6 +110,8 @@ class Answer:
     """Error Comment (0000,0902); untrusted."""
     offending_elements: tuple[int, ...] = ()
     """Offending Element (0000,0901), as tags."""
+    whole: bool = True
+    """The peer can have had the whole data set when it answered."""
 
 
 @dataclass(frozen=True, slots=True)

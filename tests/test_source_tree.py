@@ -29,7 +29,7 @@ def test_no_two_modules_have_names_that_differ_by_a_suffix() -> None:
 
 
 def test_every_command_has_a_module_in_cli_and_in_commands() -> None:
-    shared = {"__init__", "common", "live", "idle", "watching", "demo", "suggest"}
+    shared = {"__init__", "common", "live", "idle", "watching", "demo", "suggest", "pass_record"}
     cli = {path.stem for path in (TOP / "examsend" / "cli").glob("*.py")} - shared
     assert cli == {path.stem for path in (TOP / "examsend" / "commands").glob("*.py")} - {"__init__"}
 

@@ -41,6 +41,7 @@ def _main(
 
 
 from examsend.cli import (  # noqa: E402
+    cancel,
     config,
     db,
     demo,
@@ -48,15 +49,19 @@ from examsend.cli import (  # noqa: E402
     expect,
     explain,
     finalize,
+    hold,
     ingest,
     listen,
     metrics,
+    prioritize,
     prune,
     rejected,
+    reroute,
     retry,
     send,
     status,
     systemd,
+    unhold,
 )
 
 # In the order of --help.
@@ -70,6 +75,11 @@ _MODULES = (
     rejected,
     metrics,
     retry,
+    hold,
+    unhold,
+    cancel,
+    prioritize,
+    reroute,
     listen,
     destination,
     prune,

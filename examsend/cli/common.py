@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typer.models import ParameterInfo
 
 from examsend import __version__
 from examsend.cli import suggest
+from examsend.cli.pass_record import recorded
 from examsend.config.settings import Explained, Settings, explained, unknown_variables
 from examsend.errors import TRACEBACKS, DatabaseUnavailable, Interrupted, NoDatabase, UsageError
 from examsend.report.terminal import clean
@@ -77,12 +78,22 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
+def always(_values: Mapping[str, Any]) -> bool:
+    """An ``is_pass`` of ``command``: whatever the options."""
+    return True
+
+
 def command(
-    app: typer.Typer, name: str | None = None, **options: Any
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    is_pass: Callable[[Mapping[str, Any]], bool] = lambda _values: False,
+    **options: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function ``(session, ...) -> result`` as a command.
 
-    The command has the function's own options and the common ones. Its result is shown, and sets the exit code.
+    The command has the function's own options and the common ones. Its result is shown, and sets the exit code. Given the
+    values of its options, ``is_pass`` returns whether a run is a pass, which is recorded.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,7 +110,7 @@ def command(
             session = _session(**{n: values.pop(n) for n in _OPTIONS})
             _check_text({name: value for name, value in values.items() if name not in paths})
             try:
-                result = function(session, **values)
+                result = _result(session, function, values, recorded_as=function.__name__ if is_pass(values) else None)
             except KeyboardInterrupt:
                 raise Interrupted(130, "interrupted; what was written to the database by then stays written") from None
             except NoDatabase as error:
@@ -135,6 +146,19 @@ def _offer(parameter: inspect.Parameter) -> None:
     for declared in getattr(parameter.annotation, "__metadata__", ()):
         if isinstance(declared, ParameterInfo) and declared.autocompletion is None:
             declared.autocompletion = suggest.completer(parameter.name, declared.metavar)
+
+
+def _result(
+    session: Session, function: Callable[..., Any], values: dict[str, Any], *, recorded_as: str | None
+) -> object:
+    """Run a command. ``recorded_as``: the name of the pass that it is; None: it is none."""
+    if recorded_as is None:
+        return function(session, **values)
+    with recorded(session.settings, recorded_as) as ended:
+        result = function(session, **values)
+        if result is not None:
+            ended(_exit_code(result))
+    return result
 
 
 def _check_text(values: dict[str, Any]) -> None:
@@ -190,8 +214,12 @@ def _log_to_stderr() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
+def _exit_code(result: object) -> int:
+    return int(getattr(result, "exit_code", getattr(result, "needs_person", False)))
+
+
 def _show(session: Session, result: object) -> None:
-    code = int(getattr(result, "exit_code", getattr(result, "needs_person", False)))
+    code = _exit_code(result)
     if session.json or not session.quiet or code:
         # Imported only if there is something to show, so that an idle pass with -q is fast.
         from examsend.report.json import as_json

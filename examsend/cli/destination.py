@@ -75,7 +75,7 @@ def add(
     """Add a destination: its address and its settings."""
     from examsend.commands import destination
 
-    return destination.add(session.settings, name, address, values)
+    return destination.add(session.settings, name, address, values, by=common.operator_name())
 
 
 @common.command(app, "set")
@@ -97,7 +97,7 @@ def change(
     """Change settings of a destination."""
     from examsend.commands import destination
 
-    return destination.change(session.settings, name, address, values, unset or ())
+    return destination.change(session.settings, name, address, values, unset or (), by=common.operator_name())
 
 
 @common.command(app, "list")
@@ -121,7 +121,7 @@ def enable(session: common.Session, name: _NAME) -> object:
     """Enable a destination. Files are routed to it, and its batches are sent."""
     from examsend.commands import destination
 
-    return destination.enable(session.settings, name, enabled=True)
+    return destination.enable(session.settings, name, enabled=True, by=common.operator_name())
 
 
 @common.command(app)
@@ -129,7 +129,7 @@ def disable(session: common.Session, name: _NAME) -> object:
     """Disable a destination. Nothing is routed or sent to it, and its batches wait."""
     from examsend.commands import destination
 
-    return destination.enable(session.settings, name, enabled=False)
+    return destination.enable(session.settings, name, enabled=False, by=common.operator_name())
 
 
 @common.command(app)
@@ -137,7 +137,7 @@ def unhold(session: common.Session, name: _NAME) -> object:
     """End the hold of a destination. The next send tries it."""
     from examsend.commands import destination
 
-    return destination.unhold(session.settings, name)
+    return destination.unhold(session.settings, name, by=common.operator_name())
 
 
 @common.command(app)
@@ -145,7 +145,7 @@ def remove(session: common.Session, name: _NAME) -> object:
     """Remove a destination that has no unsent or FAILED batches. The records of its SENT batches are kept."""
     from examsend.commands import destination
 
-    return destination.remove(session.settings, name)
+    return destination.remove(session.settings, name, by=common.operator_name())
 
 
 @common.command(app)

@@ -14,7 +14,10 @@ from examsend.db import probe
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(
+        app,
+        is_pass=lambda values: not (values["study"] or values["batch"] or values["everything"] or values["dry_run"]),
+    )
     def finalize(
         session: common.Session,
         study: Annotated[
@@ -26,6 +29,9 @@ def register(app: typer.Typer) -> None:
                 "--batch", min=1, max=common.LARGEST_ID, metavar="ID", help="This batch is complete (repeatable)."
             ),
         ] = None,
+        everything: Annotated[
+            bool, typer.Option("--all", help="All studies that are here are complete. Not for a timer.")
+        ] = False,
         dry_run: Annotated[
             bool,
             typer.Option("--dry-run", help="Change nothing. Show which batches are complete, and why the others wait."),
@@ -33,11 +39,18 @@ def register(app: typer.Typer) -> None:
     ) -> object | None:
         """Make complete batches READY. A batch is complete when all that was announced is here, after its quiet period or
         longest wait, or if you name it."""
-        with idle(session, probe.nothing_to_finalize, selected=bool(study or batch or dry_run)) as is_idle:
+        with idle(
+            session, "finalize", probe.nothing_to_finalize, selected=bool(study or batch or everything or dry_run)
+        ) as is_idle:
             if is_idle:
                 return None
             from examsend.commands import finalize as command
 
             return command.run(
-                session.settings, studies=study or (), batch_ids=batch or (), by=common.operator_name(), dry_run=dry_run
+                session.settings,
+                studies=study or (),
+                batch_ids=batch or (),
+                everything=everything,
+                by=common.operator_name(),
+                dry_run=dry_run,
             )

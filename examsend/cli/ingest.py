@@ -12,10 +12,12 @@ from examsend.cli import common
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=common.always)
     def ingest(
         session: common.Session,
-        directories: Annotated[list[str], typer.Argument(metavar="DIR...", help="Directories of DICOM files.")],
+        directories: Annotated[
+            list[str], typer.Argument(metavar="DIR...", help="Directories of DICOM files, or files.")
+        ],
         to: Annotated[
             list[str] | None,
             typer.Option(
@@ -33,7 +35,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = False,
     ) -> object:
-        """Register the DICOM files of directories. Each is added to the batch of its study, for each destination."""
+        """Register DICOM files. Each is added to the batch of its study, for each destination."""
         from examsend.cli import live
         from examsend.commands import ingest as command
 

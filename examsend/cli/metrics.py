@@ -13,7 +13,7 @@ from examsend.cli import common
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=lambda values: values["textfile"] is not None)
     def metrics(
         session: common.Session,
         textfile: Annotated[

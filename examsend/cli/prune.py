@@ -12,7 +12,7 @@ from examsend.cli import common
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=lambda values: not values["dry_run"])
     def prune(
         session: common.Session,
         older_than: Annotated[

@@ -15,13 +15,21 @@ from examsend.db import probe
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @common.command(app)
+    @common.command(app, is_pass=lambda values: not values["study"])
     def send(
         session: common.Session,
         limit: Annotated[
             int | None, typer.Option(min=1, metavar="N", help="Attempt at most this many batches.")
         ] = None,
         destination: Annotated[str | None, typer.Option(metavar="NAME", help="Only this destination.")] = None,
+        study: Annotated[
+            str | None,
+            typer.Option(
+                metavar="UID",
+                help="Only this study's batches, also those that wait for another attempt.",
+                show_default=False,
+            ),
+        ] = None,
         parallel: Annotated[
             int | None,
             typer.Option(
@@ -35,9 +43,15 @@ def register(app: typer.Typer) -> None:
         max_runtime: Annotated[
             float | None, typer.Option(min=0, metavar="SECONDS", help="Stop the pass cleanly after this time.")
         ] = None,
+        wait: Annotated[
+            bool, typer.Option("--wait", help="Wait until these batches are SENT or FAILED. Exit 1 if one is FAILED.")
+        ] = False,
+        timeout: Annotated[
+            float | None, typer.Option(min=0, metavar="SECONDS", help="Wait so long at most, then exit 3.")
+        ] = None,
     ) -> object | None:
         """Send READY batches, each over one association. All destinations are served side by side; ends when none is due."""
-        with idle(session, probe.nothing_to_send, selected=destination is not None) as is_idle:
+        with idle(session, "send", probe.nothing_to_send, selected=bool(destination or study or wait)) as is_idle:
             if is_idle:
                 return None
             # From here on a signal ends the pass in good order. Before, there is nothing to put in order.
@@ -45,14 +59,18 @@ def register(app: typer.Typer) -> None:
             from examsend.cli import live
             from examsend.commands import send as command
 
-            with asked.obeyed(), live.sending(session) as observer:
+            with asked.obeyed(), live.sending(session) as (observer, total):
                 result = command.run(
                     session.settings,
                     limit=limit,
                     destination=destination,
+                    study=None if study is None else study.strip(),
                     parallel=parallel,
                     max_runtime=max_runtime,
+                    wait=wait,
+                    timeout=timeout,
                     stop=lambda: asked.to_end,
                     observer=observer,
+                    total=total,
                 )
             return dataclasses.replace(result, interrupted=asked.interrupted)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from examsend.cli import common
+from examsend.errors import UsageError
 from examsend.states import BatchState
 
 
@@ -42,6 +43,27 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--rejected", help="Show the files that could not be registered.")
         ] = False,
         limit: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="List at most this many.")] = 20,
+        wait: Annotated[
+            bool,
+            typer.Option("--wait", help="With --study: wait until it is SENT (exit 0) or FAILED (1). Sends nothing."),
+        ] = False,
+        timeout: Annotated[
+            float | None, typer.Option(min=0, metavar="SECONDS", help="With --wait: so long at most, then exit 3.")
+        ] = None,
+        check: Annotated[
+            bool,
+            typer.Option("--check", help="One line for Nagios; exits 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."),
+        ] = False,
+        warning: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=VALUE",
+                help="With --check: WARNING above this: failed, down, stuck, waiting, rejected, finalize, send, errors; off.",
+            ),
+        ] = None,
+        critical: Annotated[
+            list[str] | None, typer.Option(metavar="NAME=VALUE", help="With --check: CRITICAL above this.")
+        ] = None,
         watch: Annotated[
             bool, typer.Option("--watch", help="Show it again every 2 seconds, until q is pressed.")
         ] = False,
@@ -50,6 +72,16 @@ def register(app: typer.Typer) -> None:
         from examsend.commands import status as command
         from examsend.config import ages
 
+        if check:
+            return command.check(session.settings, warning=warning or (), critical=critical or ())
+        if warning or critical:
+            raise UsageError("--warning and --critical go with --check")
+        if wait:
+            if study is None:
+                raise UsageError("--wait goes with --study")
+            return command.wait(session.settings, study.strip(), destination=destination, timeout=timeout, limit=limit)
+        if timeout is not None:
+            raise UsageError("--timeout goes with --wait")
         show = partial(
             command.run,
             word=word,

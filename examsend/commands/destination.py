@@ -15,6 +15,7 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import ConfigError, UsageError
+from examsend.queue import events
 from examsend.queue.destination import (
     Destination,
     add_destination,
@@ -28,6 +29,7 @@ from examsend.queue.destination import (
 )
 from examsend.queue.second_sender import Choice, choose
 from examsend.senders.base import Capabilities
+from examsend.states import Act
 
 log = logging.getLogger("examsend.destination")
 
@@ -77,13 +79,21 @@ class Echoed:
         return not self.ok
 
 
-def add(settings: Settings, name: str, at: str, values: Mapping[str, object]) -> Changed:
+_SOMEBODY = "an operator"
+
+
+def _record(tx: Connection, destination_id: int, by: str, what: str) -> None:
+    events.record_destination(tx, Act.DESTINATION, destination_id, who=by, why=what)
+
+
+def add(settings: Settings, name: str, at: str, values: Mapping[str, object], *, by: str = _SOMEBODY) -> Changed:
     """Add a destination at the address ``at``. Raises UsageError."""
     wanted = {**parse_address(at), **values}
     check_lease(wanted, settings.lease)
 
     def work(tx: Connection) -> tuple[Destination, tuple[str, ...]]:
         made = add_destination(tx, name, _with_archive(tx, wanted))
+        _record(tx, made.id, by, "added")
         return made, (*_resembling(tx, made), *_inspect(settings, made, wanted))
 
     with access.opened(settings) as database:
@@ -93,7 +103,13 @@ def add(settings: Settings, name: str, at: str, values: Mapping[str, object]) ->
 
 
 def change(
-    settings: Settings, name: str, at: str | None, values: Mapping[str, object], unset: Sequence[str] = ()
+    settings: Settings,
+    name: str,
+    at: str | None,
+    values: Mapping[str, object],
+    unset: Sequence[str] = (),
+    *,
+    by: str = _SOMEBODY,
 ) -> Changed:
     """Change settings of a destination. ``at``: its new address. ``unset``: options whose settings are to have no value any more.
 
@@ -111,6 +127,8 @@ def change(
 
     def work(tx: Connection) -> tuple[str, ...]:
         changed = change_destination(tx, name, _with_archive(tx, wanted))
+        if wanted:
+            _record(tx, changed.id, by, f"{', '.join(sorted(map(label, wanted)))} changed")
         similar = _resembling(tx, changed) if wanted.keys() & {"host", "port", "called_aet"} else ()
         return (*similar, *_inspect(settings, changed, wanted))
 
@@ -184,24 +202,43 @@ def _inspect(settings: Settings, destination: Destination, wanted: Mapping[str, 
     return tuple(found)
 
 
-def enable(settings: Settings, name: str, *, enabled: bool) -> Changed:
+def enable(settings: Settings, name: str, *, enabled: bool, by: str = _SOMEBODY) -> Changed:
     """Enable or disable a destination. Raises UsageError."""
+
+    def work(tx: Connection) -> None:
+        enable_destination(tx, name, enabled=enabled)
+        _record(tx, get_destination(tx, name).id, by, "enabled" if enabled else "disabled")
+
     with access.opened(settings, create=False) as database:
-        database.run(lambda tx: enable_destination(tx, name, enabled=enabled))
+        database.run(work)
     return Changed(name, f"destination {name} {'enabled' if enabled else 'disabled: its batches wait'}")
 
 
-def remove(settings: Settings, name: str) -> Changed:
+def remove(settings: Settings, name: str, *, by: str = _SOMEBODY) -> Changed:
     """Remove a destination. Raises UsageError, Refused while it has unsent or failed batches."""
+
+    def work(tx: Connection) -> None:
+        found = get_destination(tx, name)
+        remove_destination(tx, name)
+        _record(tx, found.id, by, f"{name} removed")
+
     with access.opened(settings, create=False) as database:
-        database.run(lambda tx: remove_destination(tx, name))
+        database.run(work)
     return Changed(name, f"destination {name} removed")
 
 
-def unhold(settings: Settings, name: str) -> Changed:
+def unhold(settings: Settings, name: str, *, by: str = _SOMEBODY) -> Changed:
     """End a destination's hold. Raises UsageError."""
+
+    def work(tx: Connection) -> bool:
+        found = get_destination(tx, name)
+        was = end_hold(tx, found.id)
+        if was:
+            _record(tx, found.id, by, "its hold is ended")
+        return was
+
     with access.opened(settings, create=False) as database:
-        was = database.run(lambda tx: end_hold(tx, get_destination(tx, name).id))
+        was = database.run(work)
     return Changed(name, f"destination {name} {'is no longer held' if was else 'was not held'}")
 
 

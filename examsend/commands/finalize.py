@@ -16,7 +16,9 @@ from examsend.db.engine import Connection, Database
 from examsend.errors import Refused, UsageError
 from examsend.queue import batches, events, evidence, late, pending, questions, reasons, views
 from examsend.queue.batches import Completed
-from examsend.queue.lookup import named_batches
+from examsend.queue.lookup import NamedBatch, deliverable_batches, named_batches
+from examsend.queue.outlook import Outlook
+from examsend.queue.outlook import pending as pending_outlook
 from examsend.queue.views import BatchStatus
 from examsend.states import Act, BatchState
 
@@ -58,6 +60,9 @@ class FinalizeResult:
     held: tuple[Held, ...] = ()
     """Those that this pass found to be held for a person."""
 
+    outlook: Outlook | None = None
+    """What is PENDING, where the pass made nothing READY."""
+
     @property
     def needs_person(self) -> bool:
         """Whether a batch is held for a person."""
@@ -69,14 +74,21 @@ def run(
     *,
     studies: Sequence[str] = (),
     batch_ids: Sequence[int] = (),
+    everything: bool = False,
     by: str = "an operator",
     dry_run: bool = False,
 ) -> FinalizeResult:
     """Make PENDING batches READY: those that are complete by a rule, or only the named ones. Ask archives about quiet studies.
 
+    ``everything``: all that an operator could name, but what receives instances at this moment.
+
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
+    if everything and (studies or batch_ids):
+        raise UsageError("name studies and batches, or use --all, not both")
     with access.opened(settings, create=not dry_run) as database:
+        if everything:
+            return database.run(lambda tx: _all(tx, by, dry_run=dry_run))
         if studies or batch_ids:
             return database.run(lambda tx: _named(tx, studies, batch_ids, by, dry_run=dry_run))
         if dry_run:
@@ -86,7 +98,8 @@ def run(
         _evaluate(database.run, ready, held)
         if database.run(questions.any_due):
             _ask(database, lambda: _evaluate(database.run, ready, held))
-        return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held))
+        outlook = None if ready else database.run(pending_outlook)
+        return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held), outlook=outlook)
 
 
 def _ask(database: Database, meanwhile: Callable[[], None]) -> None:
@@ -160,6 +173,19 @@ def _dry_run(tx: Connection) -> FinalizeResult:
     return FinalizeResult(tuple(ready), tuple(b for b in others if b.id not in ids), dry_run=True)
 
 
+def _refuse_held(named: Sequence[NamedBatch]) -> None:
+    for batch in named:
+        if batch.held_reason is not None:
+            raise Refused(
+                f"batch {batch.batch_id} is held by {batch.held_reason}; `examsend unhold {batch.batch_id}` ends that"
+            )
+
+
+def _all(tx: Connection, by: str, *, dry_run: bool) -> FinalizeResult:
+    ids = deliverable_batches(tx)
+    return _complete(tx, named_batches(tx, batch_ids=ids) if ids else (), by, dry_run=dry_run)[0]
+
+
 def _named(
     tx: Connection, studies: Sequence[str], batch_ids: Sequence[int], by: str, *, dry_run: bool
 ) -> FinalizeResult:
@@ -172,6 +198,7 @@ def _named(
             raise Refused(f"batch {batch_id} is {state}, not PENDING: nothing to finalize")
         if any(b.removed for b in found if b.batch_id == batch_id):
             raise Refused(f"the destination of batch {batch_id} is removed: nothing is sent to it")
+        _refuse_held([b for b in found if b.batch_id == batch_id])
     for study in studies:
         states = {b.status for b in found if b.study_instance_uid == study}
         if not states:
@@ -181,13 +208,24 @@ def _named(
                 raise Refused(f"the destination of study {study} is removed: nothing is sent to it")
             raise Refused(f"study {study} has no PENDING batch (it is {', '.join(sorted(states))})")
     waiting = [b for b in found if b.status is BatchState.PENDING and not b.removed]
+    _refuse_held(waiting)
+    result, left = _complete(tx, waiting, by, dry_run=dry_run)
+    if left:
+        raise Refused(f"batch {left[0]} has just received another instance: check it, then finalize it again")
+    return result
+
+
+def _complete(
+    tx: Connection, waiting: Sequence[NamedBatch], by: str, *, dry_run: bool
+) -> tuple[FinalizeResult, list[int]]:
+    """Make PENDING batches READY because an operator says so. Also return the ids of those that have just grown: they are not."""
     known = evidence.gather(tx, [b.batch_id for b in waiting])
     ready = tuple(
         Ready(b.batch_id, b.study_instance_uid, b.destination, rules.by_operator(by, known.get(b.batch_id)))
         for b in waiting
     )
     if dry_run:
-        return FinalizeResult(ready, (), dry_run)
+        return FinalizeResult(ready, (), dry_run), []
     moved = batches.finalize(
         tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
     )
@@ -196,6 +234,4 @@ def _named(
     # What arrived for them may be what a batch of another study waits for.
     evidence.look_at_others(tx, sorted(moved))
     left = [b.batch_id for b in waiting if b.batch_id not in moved]
-    if left:
-        raise Refused(f"batch {left[0]} has just received another instance: check it, then finalize it again")
-    return FinalizeResult(ready, (), dry_run)
+    return FinalizeResult(tuple(r for r in ready if r.id in moved), (), dry_run), left

@@ -1,4 +1,4 @@
-"""Pass 1: register the files of directories as instances of PENDING batches."""
+"""Pass 1: register the files of directories, and files that are named, as instances of PENDING batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.errors import Interrupted
 from examsend.intake.directory import root_of
-from examsend.intake.intake import Intake, Noted, Progress
+from examsend.intake.intake import Intake, Noted, Progress, Touched
 from examsend.queue import rejected
 from examsend.queue.destination import routed_destinations
 from examsend.states import LatePolicy
@@ -39,8 +39,8 @@ class IngestResult:
     vanished: int
     """Deleted after the directory was listed and before the file was read."""
     new_bytes: int
-    batches: tuple[int, ...]
-    """Ids of the batches that were opened, re-opened or extended."""
+    batches: tuple[Touched, ...]
+    """The batches that were opened, re-opened or extended, by id: their studies, and how many instances are new."""
     opened: int
     rejections: tuple[Noted, ...]
     """The rejected files that no earlier pass has reported, each with its reason."""
@@ -61,13 +61,16 @@ class IngestResult:
     """Late instances, by destination and policy."""
     rejected_before: int = 0
     """Those of ``rejected`` that an earlier pass has reported, and that have not changed since."""
+    not_dicom: tuple[Noted, ...] = ()
+    """Those of ``ignored`` that were named as files, with the reason."""
     left_out: tuple[str, ...] = ()
     """Sentences about batches with a whole study of which instances are not sent again, because their files are gone."""
 
     @property
     def needs_person(self) -> bool:
-        """Whether a file was rejected that no earlier pass has reported, or has changed unnoticed, or a directory could not be read."""
-        return bool(self.rejections or self.unreadable_directories or self.differing)
+        """Whether a file was rejected that no earlier pass has reported, or has changed unnoticed, or a named one is not DICOM, or
+        a directory could not be read."""
+        return bool(self.rejections or self.unreadable_directories or self.differing or self.not_dicom)
 
 
 def run(
@@ -80,14 +83,15 @@ def run(
     verify: bool = False,
     progress: Progress = lambda _seen, _new, _new_bytes: None,
 ) -> IngestResult:
-    """Register every DICOM file in the directories for the destinations named ``to`` (none: all enabled default ones).
-    With ``verify`` also the files that are registered and seem unchanged are read, and compared with what was registered.
+    """Register every DICOM file in the directories, and each file that is named itself, for the destinations named ``to``
+    (none: all enabled default ones). With ``verify`` also the files that are registered and seem unchanged are read, and
+    compared with what was registered.
 
-    Raises UsageError for a path that is not a directory, or a destination that does not exist or is disabled; Refused if
+    Raises UsageError for a path that is neither a directory nor a file, or a destination that does not exist or is disabled; Refused if
     every destination is removed meanwhile; Interrupted for Ctrl-C and SIGTERM: what is registered by then stays registered.
     """
     began = time.monotonic()
-    roots = [root_of(directory) for directory in directories]
+    roots = list(dict.fromkeys(root_of(directory) for directory in directories))
     with access.opened(settings) as database:
         routed = database.run(lambda tx: routed_destinations(tx, list(to)))
         intake = Intake(
@@ -114,7 +118,7 @@ def run(
         rejected=counts.rejected,
         vanished=counts.vanished + walk.vanished,
         new_bytes=counts.new_bytes,
-        batches=tuple(sorted(counts.batches)),
+        batches=tuple(batch for _, batch in sorted(counts.batches.items())),
         opened=len(counts.opened),
         rejections=tuple(counts.rejections),
         rejected_before=len(counts.before),
@@ -127,6 +131,7 @@ def run(
         removed=tuple(counts.removed),
         not_sent=counts.not_sent,
         late=tuple(Late(name, policy, n) for (name, policy), n in sorted(counts.late.items())),
+        not_dicom=tuple(counts.not_dicom),
         left_out=tuple(
             f"batch {batch}: {left.instances} of {left.of} instances are not sent again: their files are gone"
             for batch, left in intake.left_out.items()

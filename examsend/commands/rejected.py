@@ -10,7 +10,7 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
-from examsend.intake.intake import Intake, Noted
+from examsend.intake.intake import Intake, Noted, Touched
 from examsend.queue import events, rejected
 from examsend.queue.destination import routed_destinations
 from examsend.queue.rejected import RejectedFile
@@ -46,8 +46,8 @@ class LookedResult:
     looked: int
     registered: int
     """Files that are registered now, or were known."""
-    batches: tuple[int, ...]
-    """Ids of the batches that were opened, re-opened or extended."""
+    batches: tuple[Touched, ...]
+    """The batches that were opened, re-opened or extended, by id."""
     deferred: int
     """Files that are too young: the next ingest, or a later retry, looks at them."""
     ignored: int
@@ -136,7 +136,7 @@ def look_again(settings: Settings, paths: Sequence[str] = (), *, to: Sequence[st
     return LookedResult(
         looked=len(files),
         registered=counts.new + counts.known,
-        batches=tuple(sorted(counts.batches)),
+        batches=tuple(batch for _, batch in sorted(counts.batches.items())),
         deferred=counts.deferred,
         ignored=counts.ignored,
         gone=tuple(counts.gone),

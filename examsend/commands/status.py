@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,11 +11,12 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import ConfigError, UsageError
-from examsend.queue import evidence, listing, search, views
+from examsend.queue import evidence, health, listing, outstanding, search, stuck, views
 from examsend.queue import overview as figures
 from examsend.queue import rejected as rejected_files
 from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.queue.evidence import Announcement
+from examsend.queue.health import Level, Measure
 from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.rejected import RejectedFile
 from examsend.queue.second_sender import Choice, choose
@@ -47,6 +49,57 @@ class StatusResult:
     """The study that was asked for, or that was found."""
     studies: tuple[str, ...] = ()
     """Studies that a word has led to, and that have no batch."""
+    waited: str = ""
+    """How waiting for a study ended: SENT, FAILED or TIMED_OUT; empty: nothing was waited for."""
+
+    @property
+    def exit_code(self) -> int:
+        """0, unless a study was waited for that did not become SENT."""
+        return {"FAILED": 1, "TIMED_OUT": 3}.get(self.waited, 0)
+
+
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks at a study that is waited for."""
+
+_CHECK_WAIT = 5.0
+"""Seconds that a check waits for the database, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of ``status --check``."""
+
+    level: Level
+    measures: tuple[Measure, ...]
+    batches: dict[str, int]
+    """Batches by state; SENT: in the last 24 hours."""
+
+    @property
+    def exit_code(self) -> int:
+        """That of a Nagios plugin."""
+        return int(self.level)
+
+
+def check(settings: Settings, *, warning: Sequence[str] = (), critical: Sequence[str] = ()) -> CheckResult:
+    """Return whether the site is well, by thresholds such as ``failed=5`` (``queue.health``).
+
+    Raises UsageError for a threshold that there is none of.
+    """
+    given = health.limits(warning, critical)
+
+    def read(tx: Connection) -> CheckResult:
+        every = figures.destinations(tx)
+        site = figures.overview(tx, every, stuck.pending(tx), database="", host=settings.host_name)
+        measures = health.judge(site, every, health.working(tx), given)
+        counts = {
+            state: sum(getattr(d, state) for d in every) for state in ("pending", "ready", "sending", "failed", "sent")
+        }
+        return CheckResult(max((m.level for m in measures), default=Level.OK), measures, counts)
+
+    # A monitoring system does not wait long for an answer, and "unknown" is one.
+    hasty = replace(settings, database_wait=min(settings.database_wait, _CHECK_WAIT))
+    with access.opened(hasty, create=False) as database:
+        return database.run(read)
 
 
 def run(
@@ -85,6 +138,37 @@ def run(
         return _site(settings, database, destination, chosen, since, limit)
 
 
+def wait(
+    settings: Settings,
+    study: str,
+    *,
+    destination: str | None = None,
+    timeout: float | None = None,
+    limit: int = 50,
+) -> StatusResult:
+    """Wait until each batch of a study is SENT or FAILED, ``timeout`` seconds at most, and return its state. It sends nothing.
+
+    Raises UsageError for a study without a batch.
+    """
+    began = time.monotonic()
+    with access.opened(settings, create=False) as database:
+        if not database.run(lambda tx: outstanding.of_study(tx, study)):
+            raise UsageError(f"there is no batch of study {study}")
+        while True:
+            result = database.run(lambda tx: _study(tx, study, destination, limit))
+            only = {b.id for b in result.batches}
+            left = [
+                b
+                for b in database.run(lambda tx: outstanding.of_study(tx, study))
+                if destination is None or b.id in only
+            ]
+            if all(b.ended for b in left):
+                return replace(result, waited="FAILED" if any(b.status is BatchState.FAILED for b in left) else "SENT")
+            if timeout is not None and time.monotonic() - began >= timeout:
+                return replace(result, waited="TIMED_OUT")
+            time.sleep(_LOOK_SECONDS)
+
+
 def _site(
     settings: Settings,
     database: Database,
@@ -98,7 +182,8 @@ def _site(
     def read(tx: Connection) -> tuple[StatusResult, list[tuple[Destination, Choice]]]:
         only = get_destination(tx, name) if name is not None else None
         every = figures.destinations(tx)
-        head = figures.overview(tx, every, database=where, host=settings.host_name)
+        late = stuck.pending(tx)
+        head = figures.overview(tx, every, late, database=where, host=settings.host_name)
         shown = tuple(d for d in every if only is None or d.name == only.name)
         enabled = {d.name for d in shown if d.enabled}
         choices = [(d, choose(tx, d)) for d in list_destinations(tx) if d.name in enabled]
@@ -109,7 +194,7 @@ def _site(
             return StatusResult(
                 head, shown, listed.batches, listed.more, rejected_count=head.rejected, asked="selected"
             ), choices
-        first = listing.attention(tx, destination=(only.id, only.name) if only else None, limit=limit)
+        first = listing.attention(tx, destination=(only.id, only.name) if only else None, late=late, limit=limit)
         rest = listing.moving(
             tx,
             destination_id=only.id if only else None,

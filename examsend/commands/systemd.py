@@ -25,7 +25,7 @@ USER = "examsend"
 
 ENABLED = ("examsend.target", "examsend-finalize.timer", "examsend-send.timer")
 OFFERED = ("examsend-listen.socket", "examsend-metrics.timer", "examsend-prune.timer")
-"""Written, and left to the administrator: a port, a file for a program that may not be here, and a deletion."""
+"""Written, and left to the administrator."""
 
 _HEADER = "# Written by `examsend systemd install`. A file that was changed is kept as it is; SHA-256 of what follows: "
 _RUNS = "/usr/bin/env examsend"
@@ -34,7 +34,6 @@ _RUNS = "/usr/bin/env examsend"
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@:=,+-]+")
 _HIDDEN = ("/tmp", "/var/tmp")  # noqa: S108 (what PrivateTmp= hides from the units)
 _SECONDS = 120.0
-
 _FOR_USERS = re.compile(
     r"(Description|PartOf|OnFailure|StartLimitIntervalSec|Requires|Type|Syslog\w+|LogLevelMax|Exec\w+|SuccessExitStatus|Timeout\w+"
     r"|RuntimeDirectory\w*|NoNewPrivileges|UMask|LockPersonality|MemoryDenyWriteExecute|RestrictRealtime|RestrictSUIDSGID"
@@ -183,9 +182,7 @@ def _program(work: _Work) -> str:
     if not path.is_file():
         raise Refused(f"there is no {path}: the units run the program `examsend` of an installed package")
     if not _PLAIN_PATH.fullmatch(str(path)):
-        raise Refused(
-            f"a unit cannot name {str(path)!r}: install examsend below a path of letters, digits and . _ - only"
-        )
+        raise Refused(f"a unit cannot name {str(path)!r}: install examsend below a path of letters and digits")
     if not work.user and work.root is None:
         for needed in (path, Path(os.path.realpath(sys.executable))):
             if any(needed.is_relative_to(hidden) for hidden in _HIDDEN):

@@ -305,6 +305,9 @@ def check_settings(values: Mapping[str, object]) -> dict[str, Any]:
 
 def check_together(settings: DestinationSettings) -> None:
     """Raise UsageError if settings contradict each other."""
+    both = set((settings.accept_status or "").split(", ")) & set((settings.fail_status or "").split(", ")) - {""}
+    if both:
+        raise UsageError(f"status {min(both)} cannot be both in --accept-status and in --fail-status")
     if settings.backoff_max_seconds < settings.backoff_seconds:
         raise UsageError("--backoff-max cannot be less than --backoff")
     if settings.associations_per_study > settings.association_limit:

@@ -8,8 +8,21 @@ from __future__ import annotations
 
 NOW = "statement_timestamp()"
 
-TO_CHECK = f"b.check_at <= {NOW}"
+TO_CHECK = f"b.check_at <= {NOW} AND b.held_at IS NULL"
 """``finalize`` looks at a PENDING batch."""
+
+FIRST = "timestamptz 'epoch' + (b.prioritized_at - timestamptz '2020-01-01')"
+"""When a READY batch that an operator prioritized is due: before all others, and in the order of the requests."""
+
+
+def due_at(otherwise: str) -> str:
+    """Given when a batch would be due, return when it is: never while an operator holds it. 'infinity' keeps it at the end of the
+    index that a claim reads, so that it costs nothing there."""
+    return f"CASE WHEN b.held_at IS NOT NULL THEN 'infinity' ELSE {otherwise} END"
+
+
+DUE_NOW = due_at(f"coalesce({FIRST}, clock_timestamp())")
+"""When a batch is due that has just become READY."""
 
 
 def soon(destination: str) -> str:
@@ -28,8 +41,10 @@ LOOK_SOON = f"least(b.check_at, {soon('b.destination_id')})"
 SENDABLE = f"d.enabled AND (d.held_until IS NULL OR d.held_until <= {NOW})"
 """A destination is enabled and not held."""
 
-EXPIRED = f"b.ready_at < {NOW} - make_interval(secs => d.expire_seconds)"
-"""A READY batch has waited longer than its destination allows."""
+_TOO_OLD = f"b.ready_at < {NOW} - make_interval(secs => d.expire_seconds)"
+
+EXPIRED = f"{_TOO_OLD} AND b.held_at IS NULL"
+"""A READY batch that no operator holds has waited longer than its destination allows."""
 
 LEASE_OVER = f"b.lease_expires_at <= {NOW}"
 """The sender of a SENDING batch has ended, or makes no progress."""
@@ -50,9 +65,9 @@ WAITS_FOR = f"(SELECT max(e.id) FROM {_BEFORE})"
 """The id of the batch that a READY batch waits for."""
 
 
-def _earliest(column: str, state: str) -> str:
+def _earliest(column: str, state: str, condition: str = "true") -> str:
     """The earliest ``column`` of a destination's batches in a state: one index look-up."""
-    return f"(SELECT min(b.{column}) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{state}')"
+    return f"(SELECT min(b.{column}) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{state}' AND {condition})"
 
 
 NEXT_ATTEMPT = (
@@ -63,9 +78,8 @@ NEXT_ATTEMPT = (
 NEXT_LEASE = _earliest("lease_expires_at", "SENDING")
 
 
-def _for_earliest(condition: str, column: str, state: str) -> str:
-    """Return a condition about the batch of a destination with the least ``column``: if any batch meets it, that one does."""
-    return condition.replace(f"b.{column}", _earliest(column, state))
+_ANY_TOO_OLD = _TOO_OLD.replace("b.ready_at", _earliest("ready_at", "READY", "b.held_at IS NULL"))
+"""A destination has a batch that is EXPIRED: if any batch is too old, the oldest is."""
 
 
 TO_ASK = f"d.expect_from IS NOT NULL AND {_earliest('ask_at', 'PENDING')} <= {NOW}"
@@ -78,7 +92,23 @@ TO_FINALIZE = (
 )
 """``examsend finalize`` would look at a batch of a destination, or at an announcement, or whether an archive is to be asked."""
 
-TO_SEND = (
-    f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_for_earliest(EXPIRED, 'ready_at', 'READY')}"
-)
+TO_SEND = f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_ANY_TOO_OLD}"
 """A destination has a batch that ``examsend send`` would claim, take back from a dead sender, or make FAILED."""
+
+TOLD_EVERY = 3600
+"""Seconds between two lines about a destination that stays down."""
+
+DOWN_TO_TELL = (
+    "d.enabled AND d.removed_at IS NULL AND d.down_since IS NOT NULL"
+    f" AND (d.told_at IS NULL OR d.told_at <= {NOW} - interval '{TOLD_EVERY} s')"
+)
+"""``send`` is to say that a destination is down: that it went down, or after an hour that it still is, or is again without
+that it was told to be back."""
+
+BACK_TO_TELL = (
+    "d.removed_at IS NULL AND d.told_since IS NOT NULL AND d.down_since IS NULL AND d.last_success_at >= d.told_since"
+)
+"""``send`` has said that a destination was down, and is to say that it stores again. The end of a hold by a person does not
+show that."""
+
+TO_TELL = f"{DOWN_TO_TELL} OR {BACK_TO_TELL}"

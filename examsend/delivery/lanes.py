@@ -63,16 +63,19 @@ class Lanes:
         stop: Stop,
         *,
         only: int | None = None,
+        study: str | None = None,
         limit: int | None = None,
         most: int | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """``only``: the id of the only destination to serve. ``limit``: batches to attempt, at most. ``most``: batches at a
-        time over all destinations, at most; None: one of each destination, more of one while there are few."""
+        """``only``: the id of the only destination to serve. ``study``: the only study to send. ``limit``: batches to attempt, at
+        most. ``most``: batches at a time over all destinations, at most; None: one of each destination, more of one while there
+        are few."""
         self._database = database
         self._settings = settings
         self._stop = stop
         self._only = only
+        self._study = study
         self._left = limit
         self._most = MOST if most is None else most
         self._few = _FEW if most is None else most
@@ -204,7 +207,9 @@ class Lanes:
         claim: batches.Claim | None = None
         try:
             claim = self._database.run(
-                lambda tx: batches.claim(tx, destination_id, by=by, lease=self._settings.lease, held=held)
+                lambda tx: batches.claim(
+                    tx, destination_id, by=by, lease=self._settings.lease, held=held, study=self._study
+                )
             )
         finally:
             with self._changed:

@@ -127,6 +127,7 @@ class Offering:
             self._stop,
             self._progress,
             in_a_row=self.findings.in_a_row,
+            own=self._destination.own_statuses,
         )
         began = time.monotonic()
         end = self._sender.send(self._destination.peer(async_window=window), items, watcher)

@@ -13,7 +13,7 @@ from examsend import outcomes
 from examsend.delivery.recorder import AssociationRecorder
 from examsend.delivery.stand_in import other_file
 from examsend.delivery.stop import FINISH_SECONDS, Stop
-from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult, Trouble
+from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult, OwnStatuses, Trouble
 from examsend.queue.instances import Record, Unsent
 from examsend.states import Outcome
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Problem
@@ -62,7 +62,10 @@ class AssociationWatcher:
         progress: Progress,
         *,
         in_a_row: frozenset[int] = frozenset(),
+        own: OwnStatuses | None = None,
     ) -> None:
+        """``own``: the destination's own statuses."""
+        self._own = own or OwnStatuses()
         self._by_id = {u.item.id: u for u in unsent}
         self._recorder = recorder
         self._stop = stop
@@ -90,7 +93,9 @@ class AssociationWatcher:
         self.statuses[answer.status] += 1
         unsent = self._by_id[answer.item.id]
         self.offered.add(answer.item.id)
-        result = outcomes.of_answer(answer, unsent.tries, other_content_possible=unsent.other_content_possible)
+        result = outcomes.of_answer(
+            answer, unsent.tries, other_content_possible=unsent.other_content_possible, own=self._own
+        )
         record = self._record(answer.item, result, answer.bytes_sent)
         if result.outcome is Outcome.STORED:
             self.stored_at = time.monotonic()

@@ -271,7 +271,8 @@ class Association:
             raise protocol_error("a C-STORE-RSP in another presentation context than its C-STORE-RQ")
         if response.sop_instance_uid not in {None, request.item.sop_instance_uid}:
             raise protocol_error("a C-STORE-RSP with another SOP Instance UID")
-        if is_stored(response.status) and not self._was_whole(request):
+        whole = self._was_whole(request)
+        if is_stored(response.status) and not whole:
             raise protocol_error(
                 f"status {response.status:04X} for an instance of which it has not received the last byte"
             )
@@ -280,7 +281,12 @@ class Association:
         self._obey(
             self._watcher.answered(
                 Answer(
-                    request.item, response.status, request.length, response.error_comment, response.offending_elements
+                    request.item,
+                    response.status,
+                    request.length,
+                    response.error_comment,
+                    response.offending_elements,
+                    whole,
                 )
             )
         )

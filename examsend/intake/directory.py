@@ -1,4 +1,4 @@
-"""Lists the files of a drop directory, and finds the mount points they are on."""
+"""Lists the files of drop directories, and finds the mount points they are on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from examsend.errors import UsageError
 from examsend.queue.files import FileStat
 
 
-def root_of(directory: str | Path) -> str:
-    """Given a directory that an operator named, return its absolute path. Raises UsageError unless it is a directory."""
-    if not str(directory):
-        raise UsageError("the name of a directory is empty")
-    path = os.path.abspath(directory)  # noqa: PTH100 (resolve() follows links, whose targets may differ between hosts)
+def root_of(named: str | Path) -> str:
+    """Given a directory or a file that an operator named, return its absolute path. Raises UsageError if it is neither."""
+    if not str(named):
+        raise UsageError("the name of a directory or file is empty")
+    path = os.path.abspath(named)  # noqa: PTH100 (resolve() follows links, whose targets may differ between hosts)
     if not os.path.lexists(path):
-        raise UsageError(f"there is no directory {directory}")
-    if not os.path.isdir(path):  # noqa: PTH112
-        raise UsageError(f"{directory} is not a directory")
+        raise UsageError(f"there is no directory or file {named}")
+    if not os.path.isdir(path) and not os.path.isfile(path):  # noqa: PTH112, PTH113
+        raise UsageError(f"{named} is not a directory, and not a file")
     return path
 
 
@@ -42,7 +42,11 @@ class Walk:
         """Files that were deleted before their size could be read."""
 
     def files(self, root: str) -> Iterator[FileStat]:
-        """Yield every regular file in ``root``, directory by directory, ordered by name."""
+        """Yield every regular file in ``root``, directory by directory, ordered by name. A root that is a file is that file: the
+        operator named it, so that a link to it is followed."""
+        if not os.path.isdir(root):  # noqa: PTH112
+            yield from self._named(root)
+            return
         real_root = os.path.realpath(root)
         stack = [root]
         while stack:
@@ -77,6 +81,15 @@ class Walk:
                 yield FileStat(entry.path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
             if self._recursive:
                 stack.extend(reversed(below))
+
+    def _named(self, path: str) -> Iterator[FileStat]:
+        self.seen += 1
+        try:
+            stat = os.stat(path)  # noqa: PTH116
+        except OSError:
+            self.vanished += 1
+            return
+        yield FileStat(path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
 
 
 def stays(link: str, real_root: str) -> bool:

@@ -45,6 +45,19 @@ class Noted:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """A batch that was opened, re-opened or extended."""
+
+    id: int
+    study_instance_uid: str
+    destination: str
+    opened: bool
+    """It did not exist before."""
+    new: int
+    """New instances, among them new versions of known ones."""
+
+
 @dataclass(slots=True)
 class Counts:
     """Number of files by kind, and the batches and messages that resulted."""
@@ -59,8 +72,10 @@ class Counts:
     new_bytes: int = 0
     opened: set[int] = field(default_factory=set)
     """Ids of the batches that did not exist before."""
-    batches: set[int] = field(default_factory=set)
-    """Ids of the batches that were opened, re-opened or grew."""
+    batches: dict[int, Touched] = field(default_factory=dict)
+    """The batches that were opened, re-opened or grew, by id."""
+    not_dicom: list[Noted] = field(default_factory=list)
+    """Files that the operator named, and that are no DICOM files."""
     rejections: list[Noted] = field(default_factory=list)
     """Files that are rejected and were not reported yet, as they are now."""
     before: list[Noted] = field(default_factory=list)
@@ -108,6 +123,8 @@ class Intake:
         self._during = versions.Pass()
         self._unchanged: set[str] = set()
         """The files among those that are read that are registered and seem unchanged."""
+        self._named: frozenset[str] = frozenset()
+        """The files that the operator named, and not only their directory."""
         self._others: list[str] = []
         """Files that are no DICOM files, until they are forgotten where they were rejected before."""
         self._progress = progress
@@ -117,8 +134,9 @@ class Intake:
         self.counts = Counts()
 
     def run(self, roots: Sequence[str]) -> None:
-        """Register every DICOM file in the directories. Raises DatabaseUnavailable; Refused if every destination is removed
-        meanwhile."""
+        """Register every DICOM file in the directories, and the named files. Raises DatabaseUnavailable; Refused if every
+        destination is removed meanwhile."""
+        self._named = frozenset(root for root in roots if not os.path.isdir(root))  # noqa: PTH112
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
         began = self._database.run(rejected.now)
         self._during = versions.Pass(began)
@@ -212,7 +230,8 @@ class Intake:
                 self.counts.ignored += 1
                 continue
             self.counts.rejected += 1
-            noted = self.counts.before if one.reported else self.counts.rejections
+            again = one.reported and one.file.path not in self._named
+            noted = self.counts.before if again else self.counts.rejections
             noted.append(Noted(one.file.path, one.reason))
 
     def _register(self, files: Sequence[FileStat]) -> None:
@@ -299,9 +318,11 @@ class Intake:
             return None
         try:
             found = identity.inspect(file.path, accept_incomplete=self._accept_incomplete)
-        except NotDicom:
+        except NotDicom as reason:
             self.counts.ignored += 1
             self._others.append(file.path)
+            if file.path in self._named:
+                self.counts.not_dicom.append(Noted(file.path, str(reason)))
         except FileProblem as problem:
             if not isinstance(problem, Incomplete) or not 0 <= age < self._settings.incomplete_after:
                 return Rejection(file, problem.code, str(problem), problem.study_instance_uid, problem.sop_instance_uid)
@@ -325,7 +346,15 @@ class Intake:
         counts.new += len(new)
         counts.known += len(arrivals) - len(new)
         counts.new_bytes += sum(new.values())
-        counts.batches |= {r.batch_id for r in added}
+        for r in added:
+            before = counts.batches.get(r.batch_id)
+            counts.batches[r.batch_id] = Touched(
+                r.batch_id,
+                r.arrival.file.study_instance_uid,
+                self._names[r.destination_id],
+                r.opened or (before is not None and before.opened),
+                1 + (before.new if before else 0),
+            )
         counts.opened |= {r.batch_id for r in added if r.opened}
         counts.not_sent += len({r.arrival.path for r in added if r.late is LatePolicy.NEVER})
         for r in added:

@@ -32,8 +32,12 @@ TRANSITIONS: dict[str, tuple[tuple[BatchState, ...], BatchState]] = {
     "put_back": ((SENDING,), READY),  # instances are left; another attempt later
     "fail": ((SENDING,), FAILED),  # another attempt would change nothing
     "give_up": ((SENDING,), FAILED),  # its senders died until its attempts were used up
-    "take_back": ((SENDING,), READY),  # its sender died, and the destination is disabled or held: no claim
+    "take_back": ((SENDING,), READY),  # its sender died, and it or the destination is held, or that is disabled
     "expire": ((READY,), FAILED),  # not delivered within the destination's --expire
+    "cancel": (
+        (PENDING, READY),
+        FAILED,
+    ),  # an operator's request; so is a batch that goes to another destination instead
     "retry": ((FAILED,), READY),  # an operator's request
 }
 """Transition -> (states it may leave, state it leads to). ``open_pending`` creates batches as PENDING."""
@@ -41,6 +45,9 @@ TRANSITIONS: dict[str, tuple[tuple[BatchState, ...], BatchState]] = {
 SENDING_INDEX = "uq_exam_batches_sending"
 
 _UNCLAIMED = "attempt_id = NULL, lease_expires_at = NULL, claimed_by = NULL"
+
+# A hold ends with the batch: a retry is a request of its own.
+_NOT_HELD = "held_at = NULL, held_reason = NULL"
 
 # --- open, grow, re-open ----------------------------------------------------------------------------------------------
 
@@ -116,27 +123,14 @@ def open_pending(tx: Connection, wanted: Iterable[tuple[str, int]]) -> dict[tupl
     return found
 
 
-_DROP_EMPTY = text("""
-    DELETE FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = 'PENDING'
-      AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id)
-""")
-
-
-def drop_empty(tx: Connection, batch_ids: Iterable[int]) -> None:
-    """Delete batches that were opened in this transaction and have no instance, because another ingest was first."""
-    ids = sorted(batch_ids)
-    if ids:
-        tx.execute(_DROP_EMPTY, {"ids": ids})
-
-
 # --- finalize ---------------------------------------------------------------------------------------------------------
 
-_FINALIZE = text("""
+_FINALIZE = text(f"""
     UPDATE exam_batches b
-    SET status = 'READY', ready_at = clock_timestamp(), ready_reason = w.reason, next_attempt_at = clock_timestamp()
+    SET status = 'READY', ready_at = clock_timestamp(), ready_reason = w.reason, next_attempt_at = {due.DUE_NOW}
     FROM unnest(CAST(:ids AS bigint[]), CAST(:seen AS timestamptz[]), CAST(:reasons AS text[]), CAST(:quiet AS boolean[]))
          w (id, seen, reason, quiet)
-    WHERE b.id = w.id AND b.status = 'PENDING' AND b.last_instance_at = w.seen
+    WHERE b.id = w.id AND b.status = 'PENDING' AND b.held_at IS NULL AND b.last_instance_at = w.seen
       AND NOT (w.quiet AND b.ingesting_until IS NOT NULL AND b.ingesting_until > clock_timestamp())
     RETURNING b.id
 """)
@@ -156,8 +150,8 @@ class Completed:
 def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
     """PENDING -> READY. Return the ids of the batches that changed.
 
-    A batch that has new instances since ``last_instance_at``, is not quiet because an ingest has begun, or is not PENDING any
-    more, is not changed.
+    A batch that has new instances since ``last_instance_at``, is not quiet because an ingest has begun, is held by an operator,
+    or is not PENDING any more, is not changed.
     """
     if not completed:
         return set()
@@ -188,6 +182,8 @@ _RUNNING = text("""
     WHERE b.destination_id = :destination AND b.status = 'SENDING' AND b.lease_expires_at > clock_timestamp()
 """)
 
+_OF_STUDY = "(CAST(:study AS text) IS NULL OR b.study_instance_uid = :study)"
+
 # Each half reads its partial index in order and ends at the first row, so that the cost does not grow with the number of batches.
 _CLAIM = text(f"""
     UPDATE exam_batches b
@@ -196,14 +192,14 @@ _CLAIM = text(f"""
     FROM (SELECT c.id, c.status, c.attempt_id FROM (
               SELECT * FROM (
                   SELECT b.id, b.status, b.attempt_id, b.lease_expires_at AS since FROM exam_batches b
-                  WHERE b.destination_id = :destination AND b.status = 'SENDING' AND {due.LEASE_OVER}
-                    AND b.id <> ALL(CAST(:held AS bigint[]))
+                  WHERE b.destination_id = :destination AND b.status = 'SENDING' AND {due.LEASE_OVER} AND b.held_at IS NULL
+                    AND {_OF_STUDY} AND b.id <> ALL(CAST(:held AS bigint[]))
                   ORDER BY b.lease_expires_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) expired
               UNION ALL
               SELECT * FROM (
                   SELECT b.id, b.status, b.attempt_id, b.next_attempt_at AS since FROM exam_batches b
                   WHERE b.destination_id = :destination AND b.status = 'READY' AND b.next_attempt_at <= {due.NOW}
-                    AND b.id <> ALL(CAST(:held AS bigint[])) AND NOT {due.WAITS_FOR_ANOTHER}
+                    AND {_OF_STUDY} AND b.id <> ALL(CAST(:held AS bigint[])) AND NOT {due.WAITS_FOR_ANOTHER}
                   ORDER BY b.next_attempt_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) ready
           ) c ORDER BY c.since LIMIT 1) next
     WHERE b.id = next.id
@@ -211,14 +207,16 @@ _CLAIM = text(f"""
 """)
 
 
-def claim(tx: Connection, destination_id: int, *, by: str, lease: float, held: Sequence[int] = ()) -> Claim | None:
+def claim(
+    tx: Connection, destination_id: int, *, by: str, lease: float, held: Sequence[int] = (), study: str | None = None
+) -> Claim | None:
     """READY (due) or SENDING (lease expired) -> SENDING. Return the claim; None if no batch is due, or if the destination is
     held, disabled or at its association limit. After a failure, a destination gets one batch at a time.
 
     A READY batch waits until the earlier batches of its study for this destination are SENT or FAILED.
 
     The association rows of an attempt whose lease expired are closed as LEASE_LOST. ``held``: ids of the batches that the
-    caller is sending, which it does not take from itself.
+    caller is sending, which it does not take from itself. ``study``: only a batch of this study.
     """
     destination = tx.execute(_LOCK_DESTINATION, {"destination": destination_id}).one_or_none()
     if destination is None:
@@ -233,7 +231,14 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float, held: S
         with tx.begin_nested():
             row = tx.execute(
                 _CLAIM,
-                {"destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease, "held": list(held)},
+                {
+                    "destination": destination_id,
+                    "attempt": attempt_id,
+                    "by": by,
+                    "lease": lease,
+                    "held": list(held),
+                    "study": study,
+                },
             ).one_or_none()
     except exc.IntegrityError as error:
         # Another sender has just claimed another batch of the same study. This batch waits until that one is sent.
@@ -250,7 +255,8 @@ def claim(tx: Connection, destination_id: int, *, by: str, lease: float, held: S
 # --- during an attempt: every statement has the attempt in its condition ----------------------------------------------
 
 _SENT = text(f"""
-    UPDATE exam_batches SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}
+    UPDATE exam_batches
+    SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}, {_NOT_HELD}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
       AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome <> '{Outcome.NOT_SENT}')
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
@@ -258,14 +264,15 @@ _SENT = text(f"""
 """)
 
 _PUT_BACK = text(f"""
-    UPDATE exam_batches
-    SET status = 'READY', next_attempt_at = clock_timestamp() + make_interval(secs => :delay),
+    UPDATE exam_batches b
+    SET status = 'READY', next_attempt_at = {due.due_at("clock_timestamp() + make_interval(secs => :delay)")},
         attempt_count = attempt_count - :unused, failure_code = :code, failure = :reason, {_UNCLAIMED}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
 """)
 
 _FAIL = text(f"""
-    UPDATE exam_batches SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = :code, failure = :reason, {_UNCLAIMED}
+    UPDATE exam_batches
+    SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = :code, failure = :reason, {_UNCLAIMED}, {_NOT_HELD}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
 """)
 
@@ -311,7 +318,7 @@ _GIVE_UP = text(f"""
     SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = 'ATTEMPTS_USED_UP',
         failure = CASE WHEN died.n >= b.attempt_count THEN 'its sender died ' || b.attempt_count || ' times'
                   ELSE b.attempt_count || ' attempts used up, ' || died.n || ' of them by a sender that died'
-                       || coalesce('; last: ' || b.failure, '') END, {_UNCLAIMED}
+                       || coalesce('; last: ' || b.failure, '') END, {_UNCLAIMED}, {_NOT_HELD}
     FROM storage_backend_configs d, exam_batches c, LATERAL ({_DIED}) died
     WHERE d.id = b.destination_id AND c.id = b.id AND {_SELECTED}
       AND b.status = 'SENDING' AND {due.LEASE_OVER} AND {due.ATTEMPTS_USED_UP}
@@ -321,11 +328,11 @@ _GIVE_UP = text(f"""
 # It keeps its place in the order of what is due.
 _TAKE_BACK = text(f"""
     UPDATE exam_batches b
-    SET status = 'READY', next_attempt_at = b.lease_expires_at, failure_code = 'SENDER_DIED', failure = 'its sender died',
+    SET status = 'READY', next_attempt_at = {due.due_at("b.lease_expires_at")}, failure_code = 'SENDER_DIED', failure = 'its sender died',
         {_UNCLAIMED}
     FROM storage_backend_configs d
     WHERE d.id = b.destination_id AND {_SELECTED} AND b.status = 'SENDING' AND {due.LEASE_OVER}
-      AND NOT ({due.SENDABLE}) AND NOT {due.ATTEMPTS_USED_UP}
+      AND (b.held_at IS NOT NULL OR NOT ({due.SENDABLE})) AND NOT {due.ATTEMPTS_USED_UP}
     RETURNING b.id
 """)
 
@@ -352,7 +359,7 @@ def give_up(tx: Connection, only: int | None = None) -> list[int]:
 
 
 def take_back(tx: Connection, only: int | None = None) -> list[int]:
-    """SENDING -> READY for batches whose lease expired at a destination that is disabled or held. Return their ids.
+    """SENDING -> READY for batches whose lease expired, that are held or whose destination is held or disabled. Return their ids.
 
     ``only``: the id of a destination; None: all.
     """
@@ -371,9 +378,16 @@ def expire(tx: Connection, only: int | None = None) -> list[int]:
 
 # --- an operator's request --------------------------------------------------------------------------------------------
 
-_RETRY = text("""
+_CANCEL = text(f"""
     UPDATE exam_batches
-    SET status = 'READY', attempt_count = 0, next_attempt_at = clock_timestamp(), ready_at = clock_timestamp(),
+    SET status = 'FAILED', finished_at = clock_timestamp(), next_attempt_at = NULL, failure_code = :code, failure = :reason,
+        ready_at = coalesce(ready_at, clock_timestamp()), ready_reason = coalesce(ready_reason, :reason), {_NOT_HELD}
+    WHERE id = :batch AND status IN ('PENDING', 'READY')
+""")
+
+_RETRY = text(f"""
+    UPDATE exam_batches b
+    SET status = 'READY', attempt_count = 0, next_attempt_at = {due.DUE_NOW}, ready_at = clock_timestamp(),
         ready_reason = :reason, finished_at = NULL, failure_code = NULL, failure = NULL
     WHERE id = :batch AND status = 'FAILED'
 """)
@@ -383,6 +397,15 @@ _RETRY_INSTANCES = text(f"""
     SET outcome = 'WAITING', attempts = 0, lost_in_flight = 0, strikes = 0, dimse_status = NULL, error_comment = NULL
     WHERE batch_id = :batch AND outcome NOT IN ({sql_list(DONE)})
 """)
+
+
+def cancel(tx: Connection, batch_id: int, *, code: str, reason: str) -> None:
+    """PENDING or READY -> FAILED: nothing sends it, unless a person retries it. Its instances are kept as they are.
+
+    Raises ForbiddenTransition if the batch is neither.
+    """
+    if tx.execute(_CANCEL, {"batch": batch_id, "code": code, "reason": reason}).rowcount != 1:
+        raise ForbiddenTransition(f"batch {batch_id} is neither PENDING nor READY")
 
 
 def retry(tx: Connection, batch_id: int, *, reason: str) -> int:

@@ -22,8 +22,9 @@ from examsend.config.destination import (
 )
 from examsend.db import due
 from examsend.errors import Refused, UsageError
-from examsend.outcomes import DestinationAction, DestinationProblem, back_off
-from examsend.states import NOT_COUNTED, BatchState, SenderName, Transcode, sql_list
+from examsend.outcomes import DestinationAction, DestinationProblem, OwnStatuses, back_off
+from examsend.queue import events
+from examsend.states import NOT_COUNTED, Act, BatchState, SenderName, Transcode, sql_list
 from examsend.transfer import Peer, Tls, UserIdentity
 
 
@@ -44,6 +45,11 @@ class Destination(DestinationSettings):
     def senders(self) -> tuple[SenderName, ...]:
         """Its sender, and its second one where there is one."""
         return (self.sender,) if self.fallback_sender is None else (self.sender, self.fallback_sender)
+
+    @property
+    def own_statuses(self) -> OwnStatuses:
+        """The statuses that mean something else here than in the standard's table."""
+        return OwnStatuses.of(self.accept_status, self.fail_status)
 
     def peer(self, *, async_window: int | None = None) -> Peer:
         """Return the destination as the peer of a sender. ``async_window``: None is the destination's own setting."""
@@ -275,25 +281,31 @@ def remove_destination(tx: Connection, name: str) -> None:
 _HOLD = text("""
     UPDATE storage_backend_configs
     SET consecutive_failures = consecutive_failures + 1, held_code = :code, held_reason = :reason,
-        held_until = clock_timestamp() + make_interval(secs => :pause)
+        held_until = clock_timestamp() + make_interval(secs => :pause),
+        down_since = coalesce(down_since, clock_timestamp())
     WHERE id = :id
 """)
 
-_FAILURES = text("SELECT consecutive_failures FROM storage_backend_configs WHERE id = :id FOR NO KEY UPDATE")
+_FAILURES = text(
+    "SELECT consecutive_failures, down_since FROM storage_backend_configs WHERE id = :id FOR NO KEY UPDATE"
+)
 
 _COUNT_FAILURE = text(
     "UPDATE storage_backend_configs SET consecutive_failures = consecutive_failures + 1 WHERE id = :id"
 )
 
 _SUCCESS = text("""
-    UPDATE storage_backend_configs
-    SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL,
-        last_success_at = greatest(last_success_at, clock_timestamp() - make_interval(secs => :ago))
-    WHERE id = :id
+    UPDATE storage_backend_configs d
+    SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL, down_since = NULL,
+        last_success_at = greatest(d.last_success_at, clock_timestamp() - make_interval(secs => :ago))
+    FROM (SELECT id, down_since FROM storage_backend_configs WHERE id = :id FOR NO KEY UPDATE) before
+    WHERE d.id = before.id
+    RETURNING before.down_since
 """)
 
 _UNHOLD = text("""
-    UPDATE storage_backend_configs SET held_until = NULL, held_code = NULL, held_reason = NULL, consecutive_failures = 0
+    UPDATE storage_backend_configs
+    SET held_until = NULL, held_code = NULL, held_reason = NULL, consecutive_failures = 0, down_since = NULL
     WHERE id = :id AND (held_until IS NOT NULL OR consecutive_failures > 0)
 """)
 
@@ -306,7 +318,8 @@ def hold(tx: Connection, destination: Destination, problem: DestinationProblem, 
 
     Return the pause in seconds, held or not.
     """
-    failures = tx.execute(_FAILURES, {"id": destination.id}).scalar_one() + 1
+    before = tx.execute(_FAILURES, {"id": destination.id}).one()
+    failures = before.consecutive_failures + 1
     jitter = random.random()  # noqa: S311 (not a secret: it spreads the retries of several destinations)
     longest = destination.backoff_max_seconds
     first = longest if problem.action is DestinationAction.HOLD else destination.backoff_seconds
@@ -316,12 +329,15 @@ def hold(tx: Connection, destination: Destination, problem: DestinationProblem, 
         return pause
     reason = problem.reason.replace("\x00", "")[:500]
     tx.execute(_HOLD, {"id": destination.id, "code": problem.code, "reason": reason, "pause": pause})
+    if before.down_since is None:
+        events.record_destination(tx, Act.DOWN, destination.id, who=events.BY_ITSELF, why=reason)
     return pause
 
 
 def record_success(tx: Connection, destination_id: int, *, ago: float = 0.0) -> None:
     """Record that a destination stored an instance ``ago`` seconds ago: end its hold and reset its failures."""
-    tx.execute(_SUCCESS, {"id": destination_id, "ago": ago})
+    if tx.execute(_SUCCESS, {"id": destination_id, "ago": ago}).scalar_one() is not None:
+        events.record_destination(tx, Act.BACK, destination_id, who=events.BY_ITSELF)
 
 
 def end_hold(tx: Connection, destination_id: int) -> bool:

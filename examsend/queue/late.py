@@ -57,7 +57,7 @@ def release(tx: Connection, batch_ids: Collection[int]) -> int:
 # --- resend-all -------------------------------------------------------------------------------------------------------
 
 _REST = text(f"""
-    SELECT DISTINCT ON (b.id, i.sop_instance_uid) b.id AS batch, i.id, i.outcome, i.processed_filepath AS path,
+    SELECT DISTINCT ON (b.id, i.sop_instance_uid) b.id AS batch, i.id, i.sop_instance_uid AS uid, i.outcome, i.processed_filepath AS path,
            i.mount_point AS mount, coalesce(i.file_ctime_ns, 0) <> :overwritten AS holds
     FROM exam_batches b
     JOIN exam_batches e ON e.study_instance_uid = b.study_instance_uid AND e.destination_id = b.destination_id AND e.id <> b.id
@@ -147,18 +147,25 @@ class Resending:
     """Ids of instances that have no file any more. Their files are not looked for again in this pass."""
 
 
-def resend(tx: Connection, batch_ids: Iterable[int], gone: Callable[[str], bool], known: Resending) -> None:
+def resend(
+    tx: Connection,
+    batch_ids: Iterable[int],
+    gone: Callable[[str], bool],
+    known: Resending,
+    *,
+    without: Collection[str] = (),
+) -> None:
     """Add the rest of their study to follow-up batches: the current version of each instance, whatever its outcome.
 
     ``gone(path)`` says whether a file is not there any more; another file with the same content then stands in. Where there is
     none, an instance that was stored is counted in ``known``, and one that was not stays only in its own batch, which needs
-    it. What was recorded in the batches as not to be sent is WAITING.
+    it. What was recorded in the batches as not to be sent is WAITING. ``without``: SOP Instance UIDs that are left out.
     """
     ids = sorted(set(batch_ids))
     if not ids:
         return
     release(tx, ids)
-    rest = tx.execute(_REST, {"ids": ids, "overwritten": OVERWRITTEN}).all()
+    rest = [row for row in tx.execute(_REST, {"ids": ids, "overwritten": OVERWRITTEN}) if row.uid not in without]
     places: dict[int, tuple[int, int | None]] = {}
     missing: list[int] = []
     for row in rest:

@@ -3,13 +3,13 @@ with the number of batches that were ever sent."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
 from examsend.db.due import NOW
-from examsend.queue import stuck
+from examsend.queue.stuck import Stuck
 from examsend.queue.views import BatchStatus, batches
 from examsend.states import BatchState
 
@@ -81,20 +81,19 @@ def _details(tx: Connection, ids: Sequence[int]) -> list[BatchStatus]:
     return [found[i] for i in dict.fromkeys(ids) if i in found]
 
 
-def attention(tx: Connection, *, destination: tuple[int, str] | None, limit: int) -> Listed:
+def attention(tx: Connection, *, destination: tuple[int, str] | None, late: Mapping[str, Stuck], limit: int) -> Listed:
     """Return at most ``limit`` batches that need a person: FAILED, held, stuck, SENT although files of their study are rejected.
 
-    ``destination``: id and name of the only one.
+    ``destination``: id and name of the only one. ``late``: what is stuck, by destination.
     """
     values = {"destination": destination[0] if destination else None, "limit": limit + 1}
-    found = stuck.pending(tx)
-    late = [i for name, of in found.items() if destination is None or name == destination[1] for i in of.batch_ids]
+    stuck = [i for name, of in late.items() if destination is None or name == destination[1] for i in of.batch_ids]
     ids: list[int] = []
     for statement in (_FAILED, _HELD, _UNWATCHED):
         ids += tx.scalars(statement, values)
-    ids += late[: limit + 1]
+    ids += stuck[: limit + 1]
     ids += tx.scalars(_WITH_REJECTED, values)
-    shown = [replace(b, attention=b.attention or ("STUCK" if b.id in late else None)) for b in _details(tx, ids)]
+    shown = [replace(b, attention=b.attention or ("STUCK" if b.id in stuck else None)) for b in _details(tx, ids)]
     shown = [b for b in shown if b.attention]
     return Listed(tuple(shown[:limit]), max(len(shown) - limit, 0))
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from examsend.states import BatchState
+from examsend.states import BY_REQUEST, NOT_COUNTED, BatchState, sql_list
 
 _SELECT = """
     SELECT b.id, b.study_instance_uid, b.destination_id, d.name AS destination, d.enabled,
-           d.removed_at IS NOT NULL AS removed, b.status, b.last_instance_at,
+           d.removed_at IS NOT NULL AS removed, b.status, b.last_instance_at, b.held_reason, b.held_at, b.failure_code, b.failure,
            coalesce(b.lease_expires_at <= clock_timestamp(), false) AS lease_over
     FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
 """
@@ -30,9 +30,23 @@ _LOCKED = "FOR NO KEY UPDATE OF b"
 _NAMED_LOCKED = text(f"{_NAMED} {_LOCKED}")
 
 _FAILED = text(f"""{_SELECT}
-    WHERE b.status = '{BatchState.FAILED}' AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
+    WHERE b.status = '{BatchState.FAILED}' AND coalesce(b.failure_code, '') NOT IN ({sql_list(BY_REQUEST)})
+      AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
     ORDER BY b.id {_LOCKED}
 """)
+
+
+_DELIVERABLE = text(f"""
+    SELECT b.id FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+    WHERE b.status = '{BatchState.PENDING}' AND b.held_at IS NULL AND d.removed_at IS NULL
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)}))
+    ORDER BY b.id
+""")
+
+
+def deliverable_batches(tx: Connection) -> list[int]:
+    """Return the ids of the PENDING batches that nobody holds and that have something to deliver."""
+    return list(tx.scalars(_DELIVERABLE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,10 @@ class NamedBatch:
     """Its destination is enabled."""
     removed: bool
     """Its destination is removed: nothing is sent to it any more."""
+    held_reason: str | None
+    """Why an operator holds it; None: it is not held."""
+    failure_code: str | None
+    failure: str | None
 
 
 def _named(row: Any) -> NamedBatch:
@@ -64,6 +82,9 @@ def _named(row: Any) -> NamedBatch:
         row.lease_over,
         row.enabled,
         row.removed,
+        row.held_reason if row.held_at is not None else None,
+        row.failure_code,
+        row.failure,
     )
 
 
@@ -86,5 +107,5 @@ def named_batches(
 
 
 def failed_batches(tx: Connection, destination_id: int | None) -> list[NamedBatch]:
-    """Lock and return the FAILED batches of one destination, or of all (None)."""
+    """Lock and return the FAILED batches of one destination, or of all (None), but for those that an operator cancelled or rerouted."""
     return [_named(row) for row in tx.execute(_FAILED, {"destination": destination_id})]

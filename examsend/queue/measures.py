@@ -41,7 +41,7 @@ _INCOMPLETE = text(f"""
     FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
     WHERE b.status = '{BatchState.PENDING}' AND b.check_at = 'infinity' AND b.held_at IS NULL
       AND d.on_incomplete = '{OnIncomplete.HOLD}'
-      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)}))
+      AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome NOT IN ({sql_list(NOT_COUNTED)}) OFFSET 0)
     GROUP BY 1
 """)
 
@@ -197,7 +197,7 @@ def _destinations(tx: Connection) -> Iterator[DestinationMeasures]:
             row.down_for or 0.0,
             row.last_success_at,
             tuple(queue.get((row.id, state), Queue(state)) for state in LIVE),
-            len(found.batch_ids) if (found := stuck_by_name.get(row.name)) is not None else 0,
+            found.batches if (found := stuck_by_name.get(row.name)) is not None else 0,
             incomplete.get(row.id, 0),
             totals.get(row.id, Totals()),
             statuses.get(row.id, {}),

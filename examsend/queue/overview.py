@@ -5,6 +5,7 @@ The cost does not grow with what was ever sent: everything is found by an index 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,8 +14,9 @@ from sqlalchemy import Connection, text
 
 from examsend.config.destination import address
 from examsend.db.due import NOW
-from examsend.queue import stuck, totals
+from examsend.queue import totals
 from examsend.queue.reasons import disabled, held
+from examsend.queue.stuck import Stuck
 from examsend.queue.totals import DestinationDay
 from examsend.states import BatchState
 
@@ -197,8 +199,11 @@ def _destination(row: Any, day: DestinationDay) -> DestinationStatus:
     )
 
 
-def overview(tx: Connection, shown: tuple[DestinationStatus, ...], *, database: str, host: str) -> Overview:
-    """Given every destination, where the database is and the name of this host, return the figures of the whole site."""
+def overview(
+    tx: Connection, shown: tuple[DestinationStatus, ...], late: Mapping[str, Stuck], *, database: str, host: str
+) -> Overview:
+    """Given every destination, what is stuck, where the database is and the name of this host, return the figures of the whole
+    site."""
     here, files = tx.execute(_HERE).one(), tx.execute(_REJECTED).one()
     down = [d for d in shown if d.health_code in {"HELD", "PROBING"}]
     sent = sum(d.sent for d in shown)
@@ -212,7 +217,7 @@ def overview(tx: Connection, shown: tuple[DestinationStatus, ...], *, database: 
         oldest_waiting_seconds=max(
             (d.oldest_waiting_seconds for d in shown if d.oldest_waiting_seconds is not None), default=None
         ),
-        stuck_pending=sum(len(found.batch_ids) for found in stuck.pending(tx).values()),
+        stuck_pending=sum(found.batches for found in late.values()),
         rejected=files.open,
         rejected_today=files.today,
         passes=tuple(

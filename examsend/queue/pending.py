@@ -1,8 +1,8 @@
-"""PENDING batches that finalize looks at: the input of the rules in ``completion``, and when it looks at them again."""
+"""PENDING batches that finalize looks at: the input of the rules in ``completion``, and when it looks at them again; empty ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -93,3 +93,16 @@ def postpone(tx: Connection, looks: Sequence[tuple[Candidate, float | None]]) ->
         "seconds": [seconds for _, seconds in looks],
     }
     return {row.id for row in tx.execute(_POSTPONE, values)}
+
+
+_DROP_EMPTY = text("""
+    DELETE FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = 'PENDING'
+      AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id)
+""")
+
+
+def drop_empty(tx: Connection, batch_ids: Iterable[int]) -> None:
+    """Delete batches that were opened in this transaction and have no instance, because another ingest was first."""
+    ids = sorted(batch_ids)
+    if ids:
+        tx.execute(_DROP_EMPTY, {"ids": ids})

@@ -10,13 +10,15 @@ from examsend.db import due
 from examsend.queue import waits
 from examsend.queue.evidence import Evidence
 from examsend.queue.waits import Waits
-from examsend.states import BatchState, OnIncomplete, Rule
+from examsend.states import BatchState, OnIncomplete, Outcome, Rule
 
 WAITS = f"""
     {waits.COLUMNS}, d.removed_at IS NOT NULL AS removed,
     extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
     extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
     CASE WHEN b.status = 'READY' THEN {due.WAITS_FOR} END AS waits_for,
+    b.status = 'READY' AND EXISTS (SELECT 1 FROM exam_batches f WHERE f.id = {due.WAITS_FOR} AND f.held_at IS NOT NULL)
+        AS waits_for_held,
     extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for
 """
 """Columns of a SELECT from exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait ends, and the batch
@@ -61,6 +63,8 @@ class StateFacts:
     """An operator holds it: who and why."""
     prioritized: bool = False
     """An operator wants it sent before the others of its destination."""
+    waits_for_held: bool = False
+    """The batch that goes first is held by an operator."""
     rejected: int = 0
     """Files of its study that are rejected and not set aside."""
 
@@ -126,7 +130,10 @@ def _reason(batch: StateFacts) -> Reason | None:
         case BatchState.SENT:
             if batch.warned_status is None:
                 return None
-            return "WARNING", f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status)}"
+            return (
+                "WARNING",
+                f"{batch.warned} stored with a warning: {outcomes.status_text(batch.warned_status, Outcome.STORED)}",
+            )
 
 
 def _pending(batch: StateFacts) -> Reason:
@@ -227,7 +234,8 @@ def _ready(batch: StateFacts) -> Reason:
         return "DESTINATION_HELD", f"destination {held(batch.held_reason, batch.held_for)}"
     if batch.waits_for is not None:
         which = ", which it follows" if batch.waits_for == batch.follows else " of the same study"
-        return "WAITS_FOR_BATCH", f"waits for batch {batch.waits_for}{which}{after}"
+        held_too = f" and which is held: `examsend unhold {batch.waits_for}`" if batch.waits_for_held else ""
+        return "WAITS_FOR_BATCH", f"waits for batch {batch.waits_for}{which}{held_too}{after}"
     if batch.due_in is not None and batch.due_in > 0:
         return "DUE_LATER", f"due again in {span(batch.due_in)}{after}"
     first = " before the others" if batch.prioritized else ""
@@ -236,8 +244,12 @@ def _ready(batch: StateFacts) -> Reason:
 
 def _sending(batch: StateFacts) -> Reason:
     if batch.lease_for is not None and batch.lease_for <= 0:
-        return "SENDER_GONE", f"its sender ({batch.claimed_by}) is gone: goes with the next send"
-    return "BEING_SENT", f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored"
+        goes = (
+            "is held then by " + batch.held_by_person if batch.held_by_person is not None else "goes with the next send"
+        )
+        return "SENDER_GONE", f"its sender ({batch.claimed_by}) is gone: {goes}"
+    then = f"; held after this attempt by {batch.held_by_person}" if batch.held_by_person is not None else ""
+    return "BEING_SENT", f"being sent by {batch.claimed_by}: {batch.stored} of {batch.instances} stored{then}"
 
 
 def disabled(reason: str | None, held_for: float | None) -> str:

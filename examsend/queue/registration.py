@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from examsend.queue import batches, late, replacement, series, versions
 from examsend.queue.files import from_text, signed, to_text
+from examsend.queue.pending import drop_empty
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
 from examsend.queue.whereabouts import Places, columns_of
 from examsend.states import NOT_COUNTED, LatePolicy, Outcome
@@ -211,7 +212,7 @@ class _Registration:
             whole = {r.batch_id for r in arrived if r.late is LatePolicy.RESEND_ALL}
             late.resend(self._tx, whole, self._gone, self._during.resending)
         used = {row.batch_id for row in self._rows}
-        batches.drop_empty(self._tx, {h.batch_id for h in pending.values() if h.opened} - used)
+        drop_empty(self._tx, {h.batch_id for h in pending.values() if h.opened} - used)
 
     def _add_one(
         self, arrival: Arrival, destination: int, batch: batches.PendingBatch, attempted: replacement.Attempted

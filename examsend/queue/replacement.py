@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.queue import batches
 from examsend.queue.contents import MAY_HAVE_STORED
 from examsend.queue.versions import FILE_LOST, Version, current
-from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
+from examsend.states import BY_REQUEST, NOT_COUNTED, UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
 
 _LOCK = text("""
     SELECT b.id, b.status, b.failure_code FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[]))
@@ -46,6 +46,7 @@ _TO_RECOVER = text(f"""
     WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = '{BatchState.FAILED}'
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
                       WHERE i.batch_id = b.id AND i.outcome IN ({sql_list(UNDELIVERABLE)}))
+      AND coalesce(b.failure_code, '') NOT IN ({sql_list(BY_REQUEST)})
       AND (b.failure_code = 'INSTANCES_FAILED'
            OR NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome IN ({sql_list(UNSENT)})))
     ORDER BY b.id

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from examsend.db.buckets import BUCKETS, SHARDS
+from examsend.db.due import NOW
 from examsend.states import NOT_COUNTED, BatchState, Outcome, Stage, sql_list
 
 _HOUR = "date_trunc('hour', clock_timestamp(), 'UTC')"
@@ -131,15 +132,18 @@ def batches_ended(tx: Connection, batch_ids: Iterable[int]) -> None:
 
 HOURS = 24
 
+# Not clock_timestamp(), with which no index can be used.
+_THIS_HOUR = f"date_trunc('hour', {NOW}, 'UTC')"
+
 _LAST_DAY = text(f"""
-    SELECT d.name, ((extract(epoch FROM {_HOUR} - t.hour)) / 3600)::int AS ago,
+    SELECT d.name, ((extract(epoch FROM {_THIS_HOUR} - t.hour)) / 3600)::int AS ago,
            sum(t.stored) AS stored, sum(t.failed) AS failed, sum(t.resent) AS resent, sum(t.associations) AS associations,
            sum(t.established) AS established, sum(t.released) AS released, sum(t.bytes_sent) AS bytes_sent,
            sum(t.association_seconds) AS association_seconds, sum(t.sent_batches) AS sent_batches,
            sum(t.failed_batches) AS failed_batches, sum(t.sent_instances) AS sent_instances,
            sum(t.ready_seconds) AS ready_seconds, sum(t.sent_seconds) AS sent_seconds
     FROM storage_backend_configs d JOIN delivery_totals t ON t.destination_id = d.id
-    WHERE t.hour > {_HOUR} - make_interval(hours => {HOURS}) AND t.hour <= {_HOUR}
+    WHERE t.hour > {_THIS_HOUR} - make_interval(hours => {HOURS}) AND t.hour <= {_THIS_HOUR}
     GROUP BY 1, 2 ORDER BY 1, 2
 """)
 

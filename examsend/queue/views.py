@@ -232,6 +232,7 @@ def _state_facts(row: Any, found: Evidence) -> StateFacts:
         replaced=row.replaced,
         held_by_person=row.held_by_person or "a person" if row.held_at is not None else None,
         prioritized=row.prioritized_at is not None,
+        waits_for_held=row.waits_for_held,
         rejected=row.rejected_files,
     )
 
@@ -275,7 +276,7 @@ def groups(tx: Connection, batch_id: int) -> tuple[InstanceGroup, ...]:
     return tuple(
         InstanceGroup(
             row.outcome,
-            None if row.dimse_status is None else outcomes.status_text(row.dimse_status),
+            None if row.dimse_status is None else outcomes.status_text(row.dimse_status, row.outcome),
             row.error_comment,
             row.n,
             int(row.total_bytes),

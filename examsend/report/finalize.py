@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from examsend.commands.finalize import FinalizeResult
+from examsend.queue.outlook import Outlook
+from examsend.queue.reasons import span
 from examsend.report.layout import plural
 
 
@@ -23,4 +25,17 @@ def rendered(result: FinalizeResult) -> list[Any]:
         f" `examsend finalize --batch {h.id}` sends what is here"
         for h in result.held
     ]
-    return lines or ["nothing is complete: no batch to make READY"]
+    return lines or [_nothing(result.outlook)]
+
+
+def _nothing(outlook: Outlook | None) -> str:
+    """Return what waits, where nothing is complete."""
+    if outlook is None or not (outlook.waiting or outlook.held):
+        return "nothing is complete: no batch is PENDING" if outlook else "nothing is complete: no batch to make READY"
+    parts = []
+    if outlook.waiting:
+        soon = f", the next in {span(outlook.next_in)}" if outlook.next_in else ""
+        parts.append(f"{plural(outlook.studies or 0, 'study waits', 'studies wait')}{soon}")
+    if outlook.held:
+        parts.append(f"{plural(outlook.held, 'batch is', 'batches are')} held for a person")
+    return f"nothing is complete yet: {'; '.join(parts)} (`examsend finalize --dry-run` says what for)"

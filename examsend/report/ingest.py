@@ -16,6 +16,7 @@ def rendered(result: IngestResult) -> list[Any]:
     )
     vanished = f", {result.vanished} vanished" if result.vanished else ""
     lines: list[Any] = first_lines([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
+    lines += first_lines([f"not registered: {n.path}: {n.sentence}" for n in result.not_dicom])
     lines += first_lines([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
     lines += [
         f"warning: destination {name} was removed while ingest ran: no more files are registered for it"

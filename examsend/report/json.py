@@ -1,4 +1,4 @@
-"""Converts the result of a command, or the error that ended it, to JSON. docs/json.md has the contract, docs/schema its schema."""
+"""Converts the result of a command, or the error that ended it, to JSON. docs/json.md has the contract, docs/schema.json its schema."""
 
 from __future__ import annotations
 

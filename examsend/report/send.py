@@ -6,7 +6,12 @@ from typing import Any
 
 from examsend.commands.send import SendResult
 from examsend.delivery.delivery import Delivered
+from examsend.queue.outlook import Outlook
+from examsend.queue.reasons import span
 from examsend.report.layout import byte_size, plural
+
+_MOST_OBSTACLES = 5
+"""Destinations that are named, at most."""
 
 
 def rendered(result: SendResult) -> list[Any]:
@@ -20,9 +25,33 @@ def rendered(result: SendResult) -> list[Any]:
         f"batch {b} FAILED without an attempt in this pass: `examsend status {b}` says why" for b in result.expired
     ]
     lines += list(result.bugs)
-    if result.stopped:
+    attempted = {d.id for d in result.delivered}
+    lines += [
+        f"batch {b.id} for {b.destination} is {b.status}" + (f": {b.waiting_for}" if b.waiting_for else "")
+        for b in result.left
+        if result.waited or b.id not in attempted
+    ]
+    if result.waited and result.exit_code == 3:
+        lines.append("the wait is over: these are not sent yet, and go with the next send")
+    elif result.stopped:
         lines.append("stopped as requested; the rest goes with the next send")
-    return lines or ["nothing is due"]
+    return lines or ["all is sent" if result.waited else _nothing(result.outlook)]
+
+
+def _nothing(outlook: Outlook | None) -> str:
+    """Return what waits, where nothing is due."""
+    if outlook is None:
+        return "nothing is due"
+    parts = []
+    if outlook.waiting:
+        soon = f", the next in {span(outlook.next_in)}" if outlook.next_in else ""
+        why = f" ({', '.join(outlook.obstacles[:_MOST_OBSTACLES])})" if outlook.obstacles else ""
+        parts.append(f"{outlook.waiting} READY {'batch waits' if outlook.waiting == 1 else 'batches wait'}{soon}{why}")
+    if outlook.held:
+        parts.append(f"{outlook.held} held by an operator")
+    if outlook.sending:
+        parts.append(f"{plural(outlook.sending, 'batch is', 'batches are')} being sent by another pass")
+    return f"nothing is due: {'; '.join(parts) or 'no batch is READY'}"
 
 
 def _delivered(d: Delivered) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from examsend.commands.status import StatusResult
+from examsend.commands.status import CheckResult, StatusResult
 from examsend.queue.evidence import Announcement
 from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.reasons import span
 from examsend.queue.views import BatchStatus
-from examsend.report import study
+from examsend.report import nagios, study
 from examsend.report.layout import byte_size, flow, local_time, plural, screen, table
 from examsend.report.rejected import listed
 from examsend.report.sparkline import sparkline
@@ -19,8 +19,10 @@ from examsend.report.uids import SHORTEST, shortened
 from examsend.states import ExpectationSource, ExpectationState
 
 
-def rendered(result: StatusResult) -> list[Any]:
+def rendered(result: StatusResult | CheckResult) -> list[Any]:
     """Return lines of text and tables."""
+    if isinstance(result, CheckResult):
+        return [nagios.line(result)]
     limit = screen()
     parts = _parts(result)
     if limit is None:

@@ -185,7 +185,7 @@ def test_a_bad_setting_holds_its_destination_and_the_others_are_sent(
     if not bad.sent:
         held = rows(
             database,
-            "SELECT held_until > now(), held_reason, b.attempt_count FROM storage_backend_configs d"
+            "SELECT d.held_until > now(), d.held_reason, b.attempt_count FROM storage_backend_configs d"
             " JOIN exam_batches b ON b.destination_id = d.id WHERE d.name = 'bad'",
         )
         assert (held[0][0], held[0][2]) == (True, 0)

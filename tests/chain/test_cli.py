@@ -66,7 +66,7 @@ def test_an_idle_pass_with_q_prints_nothing(database_url: str) -> None:
     [
         (("ingest",), 2, "Missing argument"),
         (("ingest", "/no/such/directory"), 2, "there is no directory"),
-        (("ingest", "/etc/hostname"), 2, "not a directory"),
+        (("ingest", "/dev/null"), 2, "not a directory, and not a file"),
         (("ingest", "/tmp", "--to", "nowhere"), 2, "no destination is called"),
         (("ingest", "/tmp"), 2, "there is no destination to route to"),
         (("destination", "add", "x", "nonsense"), 2, "is not AET@HOST:PORT"),

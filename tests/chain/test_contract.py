@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from examsend.cli import live
+from examsend.config.settings import Settings
 from examsend.db import engine
-from tests.helpers import cli, execute
+from examsend.demo import receiver, samples
+from tests.helpers import add, cli, execute, prepare
 
 
 def error_of(*arguments: str, **values: str | None) -> dict[str, object]:
@@ -82,3 +88,69 @@ def test_ctrl_c_while_the_database_does_not_answer_is_a_sentence_and_130(argumen
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert json.loads(output)["error"]["code"] == "INTERRUPTED"
+
+
+def test_the_trail_of_a_quiet_pass_goes_to_the_journal_and_nowhere_else(
+    database_url: str, settings: Settings, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}")
+    for n, journal in enumerate((True, False)):
+        samples.ct_study(tmp_path / f"drop{n}", 1, size=8)
+        prepare(settings, tmp_path / f"drop{n}")
+        with (tmp_path / "stderr").open("w+") as stream:
+            found = os.fstat(stream.fileno())
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")}
+            environment |= {"EXAMSEND_DATABASE_URL": database_url}
+            environment["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino if journal else found.st_ino + 1}"
+            done = subprocess.run(
+                [sys.executable, "-m", "examsend", "send", "-q"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                timeout=60,
+                check=False,
+            )
+            stream.seek(0)
+            assert (done.returncode, done.stdout) == (0, b"")
+            assert stream.read().count("attempt batch=") == int(journal)
+
+
+def test_a_display_tells_bytes_and_the_time_left_at_once(
+    database_url: str, settings: Settings, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    add(settings, f"{receiving.aet}@{receiving.host}:{receiving.port}")
+    for n in range(3):
+        samples.ct_study(tmp_path / f"drop{n}", 3, size=64)
+        prepare(settings, tmp_path / f"drop{n}")
+    main, terminal = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")}
+    environment |= {"EXAMSEND_DATABASE_URL": database_url, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "examsend", "send"], env=environment, stdout=subprocess.PIPE, stderr=terminal
+    )
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):  # Linux says EIO when the other end is closed
+        while found := os.read(main, 65536):
+            shown += found
+    output, _ = process.communicate(timeout=30)
+    os.close(main)
+    assert process.returncode == 0
+    assert output.count(b" SENT,") == 3
+    assert b"-:--:--" not in shown
+    assert b" of 3" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "total", "said"),
+    [
+        (60, 57, 300, "4 min left"),
+        (10, 1, 2, "10 s left"),
+        (0.5, 1, 2, ""),
+        (60, 0, 9, ""),
+        (60, 3, 3, ""),
+        (3600, 1, 6, "5 h left"),
+    ],
+)
+def test_the_time_left_is_told_once_it_can_be(seconds: float, done: float, total: int, said: str) -> None:
+    assert live.remaining(seconds, done, total) == said

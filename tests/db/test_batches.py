@@ -91,6 +91,11 @@ def _take_back(tx: Any) -> bool:
     return bool(batches.take_back(tx))
 
 
+def _cancel(tx: Any) -> bool:
+    batches.cancel(tx, 1, code="CANCELLED", reason="not wanted")
+    return True
+
+
 def _retry(tx: Any) -> bool:
     batches.retry(tx, 1, reason="asked")
     return True
@@ -106,6 +111,7 @@ _CALLS = {
     "give_up": lambda tx: bool(batches.give_up(tx)),
     "take_back": _take_back,
     "expire": lambda tx: bool(batches.expire(tx)),
+    "cancel": _cancel,
     "retry": _retry,
 }
 # Column values that a transition requires besides the state.

@@ -231,11 +231,11 @@ def test_instances_that_take_longer_than_max_runtime_are_sent_one_a_pass(
     settings: Settings, database: engine.Database, tmp_path: Path
 ) -> None:
     samples.ct_study(tmp_path / "drop", 3, size=8)
-    with scripted(Script(delay=1.2)) as peer:
+    with scripted(Script(delay=1.8)) as peer:
         add(settings, peer.address)
         prepare(settings, tmp_path / "drop")
         for n in range(3):
-            send.run(settings, max_runtime=0.3)
+            send.run(settings, max_runtime=0.9)
             assert len(peer.stored) == n + 1
     assert states(database) == ["SENT"]
 

@@ -189,11 +189,9 @@ def test_an_empty_directory_is_not_an_error(pacs: Settings, tmp_path: Path) -> N
     assert ingest.run(pacs, [tmp_path]).seen == 0
 
 
-@pytest.mark.parametrize("name", ["nothing", "file"])
-def test_a_path_that_is_not_a_directory_is_a_usage_error(pacs: Settings, tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=name):
-        ingest.run(pacs, [tmp_path / name])
+def test_a_path_that_does_not_exist_is_a_usage_error(pacs: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing"):
+        ingest.run(pacs, [tmp_path / "nothing"])
 
 
 @pytest.mark.parametrize("name", ["--to", "unknown", ""])
@@ -245,3 +243,51 @@ def test_concurrent_ingests_register_every_file_exactly_once(
         thread.join()
     assert one(database, "SELECT count(*) FROM exam_batch_instances") == 100
     assert one(database, "SELECT count(*) FROM exam_batches") == 5
+
+
+def test_ingest_names_the_studies_that_it_touched(pacs: Settings, tmp_path: Path) -> None:
+    first = samples.ct_study(tmp_path / "drop", 3, size=8)
+    [touched] = ingest.run(pacs, [tmp_path / "drop"]).batches
+    uid = identity.inspect(str(first[0])).study_instance_uid
+    assert (touched.id, touched.study_instance_uid, touched.destination) == (1, uid, "pacs")
+    assert (touched.opened, touched.new) == (True, 3)
+
+
+def test_a_named_file_is_registered_like_one_in_a_directory(pacs: Settings, tmp_path: Path) -> None:
+    files = samples.ct_study(tmp_path / "drop", 3, size=8)
+    link = tmp_path / "link.dcm"
+    link.symlink_to(files[1])
+    found = ingest.run(pacs, [files[0], files[0], link])
+    assert (found.seen, found.new, [b.new for b in found.batches]) == (2, 2, [2])
+    rest = ingest.run(pacs, [tmp_path / "drop"])
+    assert (rest.new, rest.known, [b.opened for b in rest.batches]) == (1, 2, [False])
+
+
+def test_a_named_file_that_is_not_dicom_needs_a_person_and_one_in_a_directory_does_not(
+    pacs: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "drop").mkdir()
+    note = tmp_path / "drop" / "note.txt"
+    note.write_text("no image")
+    named = ingest.run(pacs, [note])
+    assert ([n.path for n in named.not_dicom], named.ignored, named.needs_person) == ([str(note)], 1, True)
+    found = ingest.run(pacs, [tmp_path / "drop"])
+    assert (found.not_dicom, found.ignored, found.needs_person) == ((), 1, False)
+
+
+def test_a_named_file_that_is_rejected_is_reported_each_time(pacs: Settings, tmp_path: Path) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=8)
+    file.write_bytes(file.read_bytes()[:-20])
+    for _ in range(2):
+        assert [r.path for r in ingest.run(pacs, [file]).rejections] == [str(file)]
+    assert ingest.run(pacs, [tmp_path / "drop"]).rejections == ()
+
+
+@pytest.mark.parametrize("path", ["", "/dev/null", "/no/such"])
+def test_what_is_neither_a_directory_nor_a_file_is_refused_before_anything_is_registered(
+    pacs: Settings, tmp_path: Path, path: str
+) -> None:
+    [file] = samples.ct_study(tmp_path / "drop", 1, size=8)
+    with pytest.raises(UsageError):
+        ingest.run(pacs, [file, path])
+    assert ingest.run(pacs, [file]).new == 1

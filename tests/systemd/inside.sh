@@ -26,23 +26,25 @@ postgres_up() {
   runuser -u postgres -- env PATH="$PATH" pg_ctl -D /pg -w -l /pg/log -o "-c listen_addresses='' -k /run/postgresql -c fsync=off" start
 }
 postgres_up
-runuser -u postgres -- createuser examsend
-runuser -u postgres -- createdb -O examsend examsend
+# --- what docs/installing.md says, word for word ------------------------------------------------------------------------------------------
+bash -ex /out/guide-database
+echo $? >/out/guide.code
 
 install -d /received
-storescp -od /received -fe .dcm 11113 &
+storescp -od /received -fe .dcm 4242 &
 receiver=$!
 
 # --- an administrator installs -----------------------------------------------------------------------------------------------------------
 cd /
-EXAMSEND_DATABASE_URL='postgresql:///examsend?host=/run/postgresql' examsend systemd install --drop-dir '/srv/drop one' >/out/install
+bash -ex /out/guide-install >/out/install
 echo $? >/out/install.code
-as_user examsend db upgrade
 # A shell uses the settings file that the installation has written.
-as_user examsend destination add pacs STORESCP@127.0.0.1:11113 --quiet-period 1
+bash -ex /out/guide-destination
 echo $? >/out/add.code
-examsend systemd install --drop-dir '/srv/drop one' >/out/install.again
-stat -c '%a %U %G %n' /etc/examsend/* '/srv/drop one' >/out/modes
+as_user examsend destination set pacs --quiet-period 1
+examsend systemd install --drop-dir /srv/drop >/out/install.again
+examsend systemd install --drop-dir '/srv/drop one' >/out/install.other
+stat -c '%a %U %G %n' /etc/examsend/* /srv/drop '/srv/drop one' >/out/modes
 systemctl is-active examsend.target examsend-finalize.timer examsend-send.timer 'examsend-ingest@srv-drop\x20one.path' >/out/active
 
 # --- a study moves -----------------------------------------------------------------------------------------------------------------------
@@ -78,9 +80,10 @@ until_true 60 back && echo yes >/out/back
 
 # --- and everything goes -----------------------------------------------------------------------------------------------------------------
 systemctl stop examsend.target
+# What is part of the target is stopped with it, and systemctl waits for the target alone.
 still() { systemctl list-units --state=active,activating,deactivating --plain --no-legend 'examsend*' | grep -v alert; }
-gone() { [ -z "$(still)" ]; }
-until_true 40 gone
+stopped() { ! still; }
+until_true 30 stopped
 still >/out/active_after_stop
 systemctl start examsend.target
 systemctl is-active examsend-send.timer examsend-listen.socket >/out/active_after_start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import stat
 import sys
 import tomllib
@@ -206,3 +208,31 @@ def test_units_of_a_user_have_what_a_users_manager_can_do(
     assert all(command.startswith("systemctl --user ") for command in commands)
     systemd.uninstall(user=True)
     assert [path for path in (tmp_path / "config/systemd/user").iterdir() if path.is_file()] == []
+
+
+@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="needs systemd")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs")
+def test_an_image_gets_user_directories_and_units_by_the_real_commands(tmp_path: Path) -> None:
+    root = tmp_path / "image"
+    (root / "etc").mkdir(parents=True)
+    for file in ("passwd", "group"):
+        shutil.copy(f"/etc/{file}", root / "etc" / file)
+    (root / "usr/lib/systemd/system").mkdir(parents=True)
+    names = [path.name for path in systemd.sources().glob("examsend*.*")]
+    settings = Settings(database_url="postgresql://examsend:geheim@db/examsend")
+    planned = systemd.install(settings, drop_dirs=["/srv/drop"], root=root, dry_run=True)
+    assert not (root / "etc/systemd").exists()
+    assert "geheim" not in str(planned)
+    systemd.install(settings, drop_dirs=["/srv/drop"], root=root)
+    units = root / "etc/systemd/system"
+    assert {n for n in names if not (units / n).exists()} == set()
+    assert "/usr/bin/env" not in (units / "examsend-send.service").read_text()
+    assert (root / "etc/examsend/database_url").stat().st_mode & 0o007 == 0
+    assert "geheim" in (root / "etc/examsend/database_url").read_text()
+    again = systemd.install(Settings(), drop_dirs=["/srv/drop"], root=root)
+    assert [s for s in again.steps if s.act is systemd.Act.WRITE] == []
+    (units / "examsend-prune.service").write_text("[Service]\nExecStart=/bin/true\n")
+    left = systemd.uninstall(root=root)
+    assert sorted(p.name for p in units.glob("examsend*")) == ["examsend-prune.service"], "a changed file is kept"
+    assert any("kept" in line for line in left.left)
+    assert (root / "etc/examsend/examsend.toml").exists()

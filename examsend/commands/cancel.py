@@ -1,0 +1,28 @@
+"""Make batches FAILED with the code CANCELLED, so that nothing sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from examsend.config.settings import Settings
+from examsend.db import access
+from examsend.db.engine import Connection
+from examsend.queue import requests
+from examsend.queue.requests import Answers
+
+
+@dataclass(frozen=True, slots=True)
+class CancelResult(Answers):
+    """The result for each batch that was named."""
+
+
+def run(settings: Settings, batch_ids: Sequence[int], *, why: str, by: str = "an operator") -> CancelResult:
+    """Make batches FAILED with the code CANCELLED, so that nothing sends them. Raises UsageError, also for a reason without words."""
+
+    def work(tx: Connection) -> CancelResult:
+        answers = requests.cancel(tx, batch_ids, why=why, by=by)
+        return CancelResult(answers.done, answers.refused)
+
+    with access.opened(settings, create=False) as database:
+        return database.run(work)
