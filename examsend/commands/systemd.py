@@ -130,8 +130,8 @@ def uninstall(*, user: bool = False, root: Path | None = None, dry_run: bool = F
     names = sorted({*(n for n in there if "@" not in n and not n.endswith(".service")), *_enabled(work.units)})
     if names:
         if root is None:
-            # Stopping the target stops what is part of it, passes that run included: they end in good order.
-            work.systemctl("stop", *(n for n in names if n == "examsend.target"), *(n for n in names if "@" in n))
+            # Passes that run are waited for: they end in good order.
+            work.systemctl("stop", "examsend.target", "examsend-*")
         work.systemctl("disable", *(("--now",) if root is None else ()), *names)
     for name in there:
         work.take_away(work.units / name)

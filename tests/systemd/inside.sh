@@ -81,15 +81,16 @@ until_true 60 back && echo yes >/out/back
 # --- and everything goes -----------------------------------------------------------------------------------------------------------------
 systemctl stop examsend.target
 # What is part of the target is stopped with it, and systemctl waits for the target alone.
-stopped() { ! systemctl list-units --state=active,activating,deactivating --plain --no-legend 'examsend*' | grep -v alert; }
+still() { systemctl list-units --state=active,activating,deactivating --plain --no-legend 'examsend*' | grep -v alert; }
+stopped() { ! still; }
 until_true 30 stopped
-systemctl list-units --state=active,activating --plain --no-legend 'examsend*' | grep -v alert >/out/active_after_stop
+still >/out/active_after_stop
 systemctl start examsend.target
 systemctl is-active examsend-send.timer examsend-listen.socket >/out/active_after_start
 examsend systemd uninstall >/out/uninstall
 echo $? >/out/uninstall.code
 ls /etc/systemd/system /etc/sysusers.d /etc/tmpfiles.d | grep examsend >/out/files_after_uninstall
-systemctl list-units --plain --no-legend --state=active,activating 'examsend*' | grep -v alert >/out/active_after_uninstall
+still >/out/active_after_uninstall
 stat -c '%n' /etc/examsend/examsend.toml /etc/examsend/database_url >/out/kept
 journalctl -q --no-pager -o short >/out/journal
 kill $receiver

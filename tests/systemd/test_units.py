@@ -1,4 +1,4 @@
-"""The units: systemd finds nothing wrong with them, they are hardened, and `systemd install` writes and removes them."""
+"""The units are valid, hardened, and say what they should."""
 
 from __future__ import annotations
 
@@ -11,107 +11,107 @@ from pathlib import Path
 import pytest
 
 from examsend.commands import systemd
-from examsend.config.settings import Settings
-from examsend.errors import ConfigError, UsageError
-from tests.helpers import cli
 
-needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+UNITS = sorted(path for path in systemd.sources().glob("examsend*.*"))
+SERVICES = [path for path in UNITS if path.suffix == ".service"]
 
-UNITS = Path(__file__).parents[2] / "systemd"
-NAMES = sorted(path.name for path in UNITS.glob("examsend*.*"))
-SERVICES = [name for name in NAMES if name.endswith(".service")]
+needs_analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
 
-def _instance(name: str) -> str:
-    return name.replace("@.", "@srv-drop." if "ingest" in name else "@pacs.")
+def _instances(target: Path, *, user: bool = False) -> list[str]:
+    """Copy the units; a template becomes an instance. Return the file names."""
+    for path in UNITS:
+        text = path.read_text()
+        name = path.name.replace("@.", "@x.")
+        (target / name).write_text(systemd.for_user(text) if user else text)
+    return sorted(f"./{path.name}" for path in target.iterdir())
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The units with the path of a program that is there, as an installation writes them."""
-    place = tmp_path_factory.mktemp("units")
-    for name in NAMES:
-        text = (UNITS / name).read_text().replace("/usr/bin/env examsend", "/bin/true")
-        (place / name).write_text(text)
-        if "@." in name:
-            (place / _instance(name)).symlink_to(place / name)
-    return place
+def _run(target: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(target.parent)}
+    return subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@needs_systemd
-def test_systemd_finds_nothing_wrong_with_any_unit(written: Path) -> None:
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=one", *(str(written / _instance(n)) for n in NAMES)],
-        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{written}:"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    ours = [line for line in done.stderr.splitlines() if "examsend" in line]
-    assert (done.returncode, ours) == (0, []), done.stderr
+@needs_analyze
+@pytest.mark.parametrize("user", [False, True], ids=["system", "user"])
+def test_each_unit_is_valid(tmp_path: Path, user: bool) -> None:
+    names = _instances(tmp_path, user=user)
+    manager = ["--user"] if user else []
+    done = _run(tmp_path, "systemd-analyze", *manager, "verify", "--man=no", "--recursive-errors=one", *names)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-@needs_systemd
-@pytest.mark.parametrize("name", SERVICES)
-def test_each_service_is_hardened(written: Path, name: str) -> None:
-    done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(written / _instance(name))],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-500:] + done.stderr
+@needs_analyze
+def test_an_unknown_key_is_not_valid(tmp_path: Path) -> None:
+    names = _instances(tmp_path)
+    path = tmp_path / "examsend-send.service"
+    path.write_text(path.read_text().replace("TimeoutStartSec=", "TimeoutBeginSec="))
+    done = _run(tmp_path, "systemd-analyze", "verify", "--man=no", "--recursive-errors=one", *names)
+    assert done.returncode != 0
 
 
-@pytest.mark.parametrize("name", [n for n in SERVICES if n != "examsend-alert@.service"])
-def test_no_failure_of_a_pass_is_swallowed(name: str) -> None:
-    text = (UNITS / name).read_text()
-    success = re.findall(r"^SuccessExitStatus=(.*)$", text, re.MULTILINE)
-    assert not {"1", "69", "70", "78"} & {code for line in success for code in line.split()}
-    assert "OnFailure=examsend-alert@%n.service" in text or name == "examsend-listen.service"
-    assert re.search(r"^User=examsend$", text, re.MULTILINE)
+@needs_analyze
+@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.name)
+def test_each_service_is_hardened(tmp_path: Path, path: Path) -> None:
+    _instances(tmp_path)
+    name = f"./{path.name.replace('@.', '@x.')}"
+    done = _run(tmp_path, "systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", name)
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith(".timer")])
-def test_a_timer_counts_from_the_end_of_a_pass(name: str) -> None:
-    text = (UNITS / name).read_text()
-    assert "OnUnitInactiveSec=" in text or "OnCalendar=" in text
-    assert "AccuracySec=" in text or "prune" in name
-    assert re.search(r"On(Active|Boot)Sec=|OnCalendar=", text), "something must start it the first time"
+def test_the_services_have_one_sandbox_and_each_relaxed_line_has_its_reason() -> None:
+    blocks = {
+        path.name: path.read_text().partition("# What the process may do.")[2].splitlines()[1:] for path in SERVICES
+    }
+    everywhere = set.intersection(*(set(lines) for lines in blocks.values()))
+    for name, lines in blocks.items():
+        for before, line in zip(["", *lines], lines, strict=False):
+            own = line and not line.startswith("#") and line not in everywhere
+            relaxed = re.match(
+                r"(ProtectHome=read-only|RestrictAddressFamilies=|MemoryDenyWriteExecute=no|MemoryMax)", line
+            )
+            if relaxed:
+                assert before.startswith("#"), f"{name}: {line} without its reason"
+            elif own:
+                assert line in {"MemoryDenyWriteExecute=yes", "TasksMax=512"}, f"{name}: {line}"
+    assert {name for name, lines in blocks.items() if "MemoryDenyWriteExecute=no" in lines} == {
+        "examsend-send.service",
+        "examsend-send@.service",
+    }
 
 
-@needs_systemd
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs")
-def test_install_writes_into_an_image_twice_the_same_and_uninstall_takes_it_away(tmp_path: Path) -> None:
-    root = tmp_path / "image"
-    (root / "etc").mkdir(parents=True)
-    for file in ("passwd", "group"):
-        shutil.copy(f"/etc/{file}", root / "etc" / file)
-    (root / "usr/lib/systemd/system").mkdir(parents=True)
-    settings = Settings(database_url="postgresql://examsend:geheim@db/examsend")
-    planned = systemd.install(settings, drop_dirs=["/srv/drop"], root=root, dry_run=True)
-    assert not (root / "etc/systemd").exists()
-    assert "geheim" not in str(planned)
-    systemd.install(settings, drop_dirs=["/srv/drop"], root=root)
-    units = root / "etc/systemd/system"
-    assert {n for n in NAMES if not (units / n).exists()} == set()
-    assert "/usr/bin/env" not in (units / "examsend-send.service").read_text()
-    assert (root / "etc/examsend/database_url").stat().st_mode & 0o007 == 0
-    assert "geheim" in (root / "etc/examsend/database_url").read_text()
-    again = systemd.install(Settings(), drop_dirs=["/srv/drop"], root=root)
-    assert [s for s in again.steps if s.act is systemd.Act.WRITE] == []
-    (units / "examsend-prune.service").write_text("[Service]\nExecStart=/bin/true\n")
-    left = systemd.uninstall(root=root)
-    assert sorted(p.name for p in units.glob("examsend*")) == ["examsend-prune.service"], "a changed file is kept"
-    assert any("kept" in line for line in left.left)
-    assert (root / "etc/examsend/examsend.toml").exists()
+@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.name)
+def test_a_failure_is_not_swallowed_and_does_not_end_the_timer(path: Path) -> None:
+    text = path.read_text()
+    assert "\nStartLimitIntervalSec=0\n" in text
+    if path.name == "examsend-alert@.service":
+        assert "\nOnFailure" not in text
+        return
+    assert "\nOnFailure=examsend-alert@%n.service\n" in text
+    swallowed = re.findall(r"^SuccessExitStatus=(.*)$", text, re.MULTILINE)
+    assert swallowed in ([], ["143 SIGTERM"])
 
 
-def test_install_needs_a_database_by_url_and_a_directory(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="units need a PostgreSQL"):
-        systemd.install(Settings(), root=tmp_path, dry_run=True)
-    with pytest.raises(UsageError, match="below /"):
-        systemd.install(Settings(database_url="postgresql:///x"), drop_dirs=[""], root=tmp_path, dry_run=True)
+def test_everything_that_runs_by_itself_is_part_of_the_target() -> None:
+    for path in UNITS:
+        if path.name not in {"examsend.target", "examsend-alert@.service"}:
+            assert "\nPartOf=examsend.target\n" in path.read_text(), path.name
+        if path.suffix in {".timer", ".path", ".socket"}:
+            assert "\nWantedBy=examsend.target\n" in path.read_text(), path.name
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may install")
-def test_an_ordinary_user_is_told_what_to_do(database_url: str) -> None:
-    done = cli("systemd", "install", url=database_url)
-    assert done.returncode in {1, 78}
-    assert "root" in done.stderr
+def test_a_timer_starts_the_first_pass_too() -> None:
+    for path in UNITS:
+        text = path.read_text()
+        if "OnUnitInactiveSec" in text:
+            assert "OnActiveSec" in text, path.name
+
+
+def test_the_code_of_the_condition_is_none_that_counts_as_success() -> None:
+    """systemd takes such a code of ExecCondition for a yes: an alert each minute."""
+    text = (systemd.sources() / "examsend-alert@.service").read_text()
+    skipped = re.search(r"ExecCondition=.*exit (\d+)", text)
+    success = re.search(r"^SuccessExitStatus=(.*)$", text, re.MULTILINE)
+    assert skipped is not None
+    assert success is not None
+    assert skipped[1] not in success[1].split()
