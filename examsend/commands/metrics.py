@@ -202,14 +202,24 @@ def _queues(destinations: Iterable[DestinationMeasures]) -> Iterator[Metric]:
         "PENDING batches that wait for a person, because their study is incomplete after the longest wait.",
         labels=["destination"],
     )
+    cancelled = GaugeMetricFamily(
+        "examsend_batches_cancelled",
+        "Batches that an operator has cancelled or rerouted. They are not counted as FAILED.",
+        labels=["destination"],
+    )
+    sending = GaugeMetricFamily(
+        "examsend_batches_in_transfer", "SENDING batches whose sender makes progress.", labels=["destination"]
+    )
     for d in destinations:
+        cancelled.add_metric([d.name], d.cancelled)
+        sending.add_metric([d.name], d.sending)
         stuck.add_metric([d.name], d.stuck)
         incomplete.add_metric([d.name], d.incomplete)
         for found in d.queue:
             batches.add_metric([d.name, found.state], found.batches)
             held.add_metric([d.name, found.state], found.held)
             age.add_metric([d.name, found.state], found.age)
-    yield from (batches, held, age, stuck, incomplete)
+    yield from (batches, held, cancelled, sending, age, stuck, incomplete)
 
 
 def _health(destinations: Iterable[DestinationMeasures]) -> Iterator[Metric]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from examsend.db.due import NOW
+from examsend.db.due import LEASE_OVER, NOW
 from examsend.queue import stuck
-from examsend.states import NOT_COUNTED, BatchState, OnIncomplete, Stage, sql_list
+from examsend.states import BY_REQUEST, NOT_COUNTED, BatchState, OnIncomplete, Stage, sql_list
 
 LIVE = {
     BatchState.PENDING: "created_at",
@@ -24,16 +24,26 @@ LIVE = {
 }
 """States that a batch is counted in, and since when its age is counted in each."""
 
-# What an operator holds is counted, and has no age: nobody waits for it.
+_CANCELLED = f"b.status = '{BatchState.FAILED}' AND b.failure_code IN ({sql_list(BY_REQUEST)})"
+
+# What an operator holds is counted, and has no age: nobody waits for it. What an operator has cancelled or rerouted needs
+# nobody, and is counted apart.
 _QUEUE = text(
     " UNION ALL ".join(
         f"SELECT b.destination_id AS id, '{state}' AS state, count(*) AS batches,"
         " count(*) FILTER (WHERE b.held_at IS NOT NULL) AS held,"
         f" extract(epoch FROM {NOW} - min(b.{since}) FILTER (WHERE b.held_at IS NULL))::float AS age"
-        f" FROM exam_batches b WHERE b.status = '{state}' GROUP BY 1"
+        f" FROM exam_batches b WHERE b.status = '{state}' AND NOT ({_CANCELLED}) GROUP BY 1"
         for state, since in LIVE.items()
     )
 )
+
+_APART = text(f"""
+    SELECT b.destination_id AS id, 'cancelled' AS what, count(*) AS batches FROM exam_batches b WHERE {_CANCELLED} GROUP BY 1
+    UNION ALL
+    SELECT b.destination_id, 'sending', count(*) FROM exam_batches b
+    WHERE b.status = '{BatchState.SENDING}' AND NOT ({LEASE_OVER}) GROUP BY 1
+""")
 
 # finalize has looked at it and looks no more, since a person is to decide.
 _INCOMPLETE = text(f"""
@@ -128,6 +138,10 @@ class DestinationMeasures:
     """PENDING batches that should have left PENDING."""
     incomplete: int
     """PENDING batches that wait for a person, since their studies are incomplete."""
+    cancelled: int
+    """Batches that an operator has cancelled or rerouted. They are FAILED, and not counted as such."""
+    sending: int
+    """SENDING batches whose sender makes progress."""
     totals: Totals
     statuses: Mapping[int, int]
     """DIMSE status -> C-STORE responses."""
@@ -176,6 +190,7 @@ def take(tx: Connection) -> Measures:
 
 def _destinations(tx: Connection) -> Iterator[DestinationMeasures]:
     queue = {(row.id, row.state): Queue(row.state, row.batches, row.held, row.age or 0.0) for row in tx.execute(_QUEUE)}
+    apart = {(row.id, row.what): row.batches for row in tx.execute(_APART)}
     incomplete = {row.id: row.batches for row in tx.execute(_INCOMPLETE)}
     stuck_by_name = stuck.pending(tx)
     totals = {row.id: _totals(row) for row in tx.execute(_DELIVERIES)}
@@ -199,6 +214,8 @@ def _destinations(tx: Connection) -> Iterator[DestinationMeasures]:
             tuple(queue.get((row.id, state), Queue(state)) for state in LIVE),
             found.batches if (found := stuck_by_name.get(row.name)) is not None else 0,
             incomplete.get(row.id, 0),
+            apart.get((row.id, "cancelled"), 0),
+            apart.get((row.id, "sending"), 0),
             totals.get(row.id, Totals()),
             statuses.get(row.id, {}),
             {stage: (counts, seconds[row.id, stage]) for stage, counts in buckets.get(row.id, {}).items()},

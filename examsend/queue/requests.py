@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from examsend.db import due
 from examsend.errors import UsageError
-from examsend.queue import batches, events, views
+from examsend.queue import batches, events, totals, views
 from examsend.queue.lookup import NamedBatch, named_batches
 from examsend.states import CANCELLED, REROUTED, Act, BatchState
 
@@ -136,6 +136,7 @@ def cancel(tx: Connection, batch_ids: Sequence[int], *, why: str, by: str) -> An
         else:
             refused.append(NotDone(batch.batch_id, f"batch {batch.batch_id} {_not_cancelled(batch)}"))
     events.record(tx, Act.CANCEL, cancelled, who=by, why=given)
+    totals.batches_ended(tx, cancelled)
     return Answers(seen(tx, cancelled), tuple(refused))
 
 

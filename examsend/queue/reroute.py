@@ -10,7 +10,7 @@ from sqlalchemy import Connection, RowMapping, text
 
 from examsend.dicom.identity import DicomFile
 from examsend.errors import Refused, UsageError
-from examsend.queue import batches, events, registration, requests
+from examsend.queue import batches, events, registration, requests, totals
 from examsend.queue.destination import get_destination
 from examsend.queue.files import from_text
 from examsend.queue.lookup import NamedBatch
@@ -87,6 +87,7 @@ def reroute(tx: Connection, batch_id: int, to: str, *, by: str) -> Rerouted:
         tx.execute(_MARK, {"batch": batch_id, "reason": reason})
     else:
         batches.cancel(tx, batch_id, code=REROUTED, reason=reason)
+        totals.batches_ended(tx, [batch_id])
     events.record(tx, Act.REROUTE, [batch_id], who=by, why=f"to {there.name}, batch {numbers}")
     events.record(tx, Act.REROUTE, ids, who=by, why=f"from {batch.destination}, batch {batch_id}")
     return Rerouted(

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from examsend import senders
-from examsend.commands import finalize, ingest, metrics, send
+from examsend.commands import cancel, finalize, ingest, metrics, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from examsend.errors import DatabaseUnavailable
 from examsend.queue.announcements import Series
-from tests.helpers import add, deliver, execute, prepare, states
+from tests.helpers import add, cli, deliver, execute, prepare, states
 from tests.passes.world import World, file
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
 
-MONITORING = Path(__file__).parents[2] / "monitoring"
+TOP = Path(__file__).parents[2]
+MONITORING = TOP / "monitoring"
 RULES = MONITORING / "examsend.rules.yml"
 NAMES = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
 
@@ -202,37 +202,37 @@ def test_a_receiver_that_ends_its_associations(settings: Settings, database: eng
     assert fails not in firing(_now(settings), tmp_path=tmp_path)
 
 
-def _passed(database: engine.Database, command: str, code: int, ago: float = 0.0) -> None:
-    execute(
-        database,
-        "INSERT INTO command_passes (command, host, started_at, finished_at, seconds, exit_code, passes, failures)"
-        " SELECT :command, 'h1', t, t, 1, :code, 1, 0 FROM (SELECT now() - make_interval(secs => :ago)) s (t)"
-        " ON CONFLICT (command, host) DO UPDATE SET finished_at = excluded.finished_at, exit_code = excluded.exit_code",
-        command=command,
-        code=code,
-        ago=ago,
-    )
-
-
 def test_no_finalize_pass_for_half_an_hour(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
     add(settings, "PACS@127.0.0.1:1")
-    _passed(database, "send", 0)
-    _passed(database, "finalize", 0, ago=850)
+    for command in ("finalize", "send"):
+        assert cli(command, "-q", url=settings.database_url).returncode == 0
     assert firing(_now(settings), tmp_path=tmp_path) == set()
-    _passed(database, "finalize", 0, ago=1800)
+    execute(database, "UPDATE command_passes SET finished_at = now() - interval '30 min' WHERE command = 'finalize'")
     assert firing(_now(settings), tmp_path=tmp_path) == {("ExamsendNoPass", "finalize")}
 
 
-def test_a_bug_in_a_pass(
-    settings: Settings, database: engine.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples.ct_study(tmp_path / "drop", 1, size=8)
+def test_a_bug_in_a_pass(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
     add(settings, "PACS@127.0.0.1:1")
-    monkeypatch.setattr(senders, "get", lambda *_: 1 / 0)
-    code = deliver(settings, tmp_path / "drop").exit_code
-    _passed(database, "finalize", 1)
-    _passed(database, "send", code)
+    cli("finalize", "-q", url=settings.database_url)
+    samples.ct_study(tmp_path / "drop", 1, size=8)
+    prepare(settings, tmp_path / "drop")
+    damage = Path(tmp_path / "sitecustomize.py")
+    damage.write_text("import sys\nsys.modules['examsend.delivery.lanes'] = None\n")
+    assert cli("send", "-q", url=settings.database_url, PYTHONPATH=f"{tmp_path}:{TOP}").returncode == 70
     assert firing(_now(settings), tmp_path=tmp_path) == {("ExamsendPassError", "send")}
+
+
+def test_what_an_operator_has_cancelled_needs_nobody(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    world = World(settings, database)
+    world.arrive(file("1.1"))
+    cancel.run(settings, [1], why="sent by mistake")
+    assert world.states() == ["FAILED"]
+    text = _now(settings)
+    assert firing(text, tmp_path=tmp_path) == NO_PASSES
+    assert 'examsend_batches_cancelled{destination="pacs"} 1.0' in text
+    assert 'examsend_failed_batches_total{destination="pacs"} 1.0' in text
 
 
 def test_the_database_is_away(settings: Settings, tmp_path: Path) -> None:
