@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,18 +84,20 @@ def _serve(settings: Settings) -> int:
 def _prometheus(scratch: Path, watched: int, port: int) -> subprocess.Popen[bytes]:
     config = {
         "global": {"scrape_interval": f"{EVERY}s", "evaluation_interval": f"{EVERY}s"},
-        "rule_files": [str(HERE / "examsend.rules.yml")],
+        "rule_files": ["examsend.rules.yml"],
         "scrape_configs": [{"job_name": "examsend", "static_configs": [{"targets": [f"127.0.0.1:{watched}"]}]}],
     }
+    shutil.copy(HERE / "examsend.rules.yml", scratch)
     (scratch / "prometheus.yml").write_text(json.dumps(config))
     return subprocess.Popen(
         [
             "prometheus",
-            f"--config.file={scratch / 'prometheus.yml'}",
+            "--config.file=prometheus.yml",
             f"--storage.tsdb.path={scratch / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{port}",
             "--log.level=warn",
-        ]
+        ],
+        cwd=scratch,
     )
 
 
@@ -187,7 +190,7 @@ def _lines(axes: plt.Axes, port: int, panel: dict[str, object], began: float, en
     axes.grid(visible=True, linewidth=0.2)
     axes.set_ylim(bottom=0)
     if panel["fieldConfig"]["defaults"]["unit"] == "percentunit":
-        axes.set_ylim(0, 1.05)
+        axes.set_ylim(-0.05, 1.05)
     axes.set_ylabel(
         {"s": "seconds", "Bps": "bytes/s", "ops": "a second"}.get(panel["fieldConfig"]["defaults"]["unit"], "")
     )
@@ -230,7 +233,7 @@ def _alerts(port: int) -> None:
                 "--no-sandbox",
                 "--disable-gpu",
                 f"--user-data-dir={profile}",
-                "--window-size=1000,760",
+                "--window-size=1000,960",
                 "--virtual-time-budget=8000",
                 f"--screenshot={HERE / 'alerts.png'}",
                 f"http://127.0.0.1:{port}/classic/alerts",
