@@ -44,7 +44,7 @@ class StatusResult:
     announcements: tuple[Announcement, ...] = ()
     """Of one study, if it was asked for."""
     asked: str = ""
-    """"batch", "study", "rejected", "word" or "selected" if only these were asked for."""
+    """"batch", "study", "rejected", "word", "failed" or "selected" if only these were asked for."""
     study_instance_uid: str | None = None
     """The study that was asked for, or that was found."""
     studies: tuple[str, ...] = ()
@@ -135,7 +135,8 @@ def run(
         chosen = (BatchState.FAILED,) if failed else tuple(states)
         if since is not None and not chosen:
             chosen = tuple(BatchState)
-        return _site(settings, database, destination, chosen, since, limit)
+        result = _site(settings, database, destination, chosen, since, limit)
+        return replace(result, asked="failed") if failed else result
 
 
 def wait(

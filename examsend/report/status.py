@@ -18,6 +18,9 @@ from examsend.report.terminal import clean
 from examsend.report.uids import SHORTEST, shortened
 from examsend.states import ExpectationSource, ExpectationState
 
+_SELECTED = {"selected": "no such batches", "failed": "no FAILED batches"}
+"""What is said where only these were asked for, and there is none."""
+
 
 def rendered(result: StatusResult | CheckResult) -> list[Any]:
     """Return lines of text and tables."""
@@ -57,7 +60,7 @@ def _site(result: StatusResult) -> list[Any]:
     if result.overview is not None:
         lines += _head(result.overview)
     lines += _destinations(result.destinations)
-    if result.asked == "selected":
+    if result.asked in _SELECTED:
         lines += _batches("", result.batches)
     else:
         lines += _batches("needs attention", [b for b in result.batches if b.attention])
@@ -75,9 +78,7 @@ def _site(result: StatusResult) -> list[Any]:
         if not result.destinations:
             lines.append("nothing yet: `examsend destination add NAME AET@HOST:PORT`, then `examsend ingest DIR`")
         else:
-            lines.append(
-                "no such batches" if result.asked == "selected" else "nothing waits, and nothing needs attention"
-            )
+            lines.append(_SELECTED.get(result.asked, "nothing waits, and nothing needs attention"))
     return lines
 
 
