@@ -28,6 +28,11 @@ def _of_state(state: BatchState) -> str:
     return f"(SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{state}')"
 
 
+# What a person has cancelled, or sent elsewhere, needs nobody any more.
+_FAILED = f"""(SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{BatchState.FAILED}'
+    AND b.failure_code NOT IN ('CANCELLED', 'REROUTED'))"""
+
+
 def _oldest(state: BatchState, column: str = "created_at") -> str:
     return f"(SELECT min(b.{column}) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{state}')"
 
@@ -39,7 +44,7 @@ _DESTINATIONS = text(f"""
         SELECT d.id, d.name, d.host, d.port, d.called_aet, d.enabled, d.sender, d.held_code, d.held_reason, d.consecutive_failures,
                extract(epoch FROM d.held_until - {NOW})::float AS held_for, d.last_success_at, d.down_since,
                {_of_state(BatchState.PENDING)} AS pending, {_of_state(BatchState.READY)} AS ready,
-               {_of_state(BatchState.SENDING)} AS sending, {_of_state(BatchState.FAILED)} AS failed,
+               {_of_state(BatchState.SENDING)} AS sending, {_FAILED} AS failed,
                least({_oldest(BatchState.READY)}, {_oldest(BatchState.SENDING)}) AS oldest_at,
                (SELECT count(DISTINCT v.sop_instance_uid) FROM exam_batch_instances v
                 WHERE v.destination_id = d.id AND v.another_version) AS versions
