@@ -20,6 +20,7 @@ import psycopg2
 
 from bench import common
 from examsend.db import embedded
+from examsend.db.passes import dsn
 
 _ROOT = "1.2.826.0.1.3680043.8.498"
 
@@ -144,7 +145,7 @@ def _destinations(url: str) -> None:
 
 
 def _run(url: str, statement: str, *, vacuum: bool = False, **values: int) -> None:
-    connection = psycopg2.connect(url.replace("postgresql+psycopg2:", "postgresql:", 1))
+    connection = psycopg2.connect(dsn(url))
     connection.autocommit = vacuum
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute(statement, values or None)
@@ -154,7 +155,7 @@ def _run(url: str, statement: str, *, vacuum: bool = False, **values: int) -> No
 
 def _make(url: str, batches: int, instances: int) -> None:
     _destinations(url)
-    connection = psycopg2.connect(url.replace("postgresql+psycopg2:", "postgresql:", 1))
+    connection = psycopg2.connect(dsn(url))
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM exam_batches")
         found = cursor.fetchone()
@@ -215,7 +216,7 @@ def _measure(url: str, repeat: int) -> dict[str, float]:
 
 
 def _value(url: str, query: str) -> str | None:
-    connection = psycopg2.connect(url.replace("postgresql+psycopg2:", "postgresql:", 1))
+    connection = psycopg2.connect(dsn(url))
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute(query)
         row = cursor.fetchone()

@@ -23,6 +23,7 @@ import psycopg2
 
 from examsend.config.settings import Settings
 from examsend.db import access, embedded
+from examsend.db.passes import dsn
 
 PAGE = Path(__file__).parent / "status.md"
 SIZES = ((60, 20), (80, 24), (120, 40))
@@ -115,7 +116,7 @@ def main() -> None:
             from examsend.db import migrate
 
             migrate.upgrade(database)
-        connection = psycopg2.connect(url.replace("postgresql+psycopg2:", "postgresql:", 1))
+        connection = psycopg2.connect(dsn(url))
         with connection, connection.cursor() as cursor:
             cursor.execute(_ROWS)
         connection.close()

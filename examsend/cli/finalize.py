@@ -53,4 +53,5 @@ def register(app: typer.Typer) -> None:
                 everything=everything,
                 by=common.operator_name(),
                 dry_run=dry_run,
+                looks_ahead=session.json or not session.quiet,
             )

@@ -69,6 +69,7 @@ def register(app: typer.Typer) -> None:
                     max_runtime=max_runtime,
                     wait=wait,
                     timeout=timeout,
+                    looks_ahead=session.json or not session.quiet,
                     stop=lambda: asked.to_end,
                     observer=observer,
                     total=total,

@@ -77,10 +77,12 @@ def run(
     everything: bool = False,
     by: str = "an operator",
     dry_run: bool = False,
+    looks_ahead: bool = True,
 ) -> FinalizeResult:
     """Make PENDING batches READY: those that are complete by a rule, or only the named ones. Ask archives about quiet studies.
 
-    ``everything``: all that an operator could name, but what receives instances at this moment.
+    ``everything``: all that an operator could name, but what receives instances at this moment. ``looks_ahead``: say what waits
+    where nothing is complete.
 
     Raises UsageError for a study or batch that does not exist, Refused for a named batch that is not PENDING.
     """
@@ -98,7 +100,7 @@ def run(
         _evaluate(database.run, ready, held)
         if database.run(questions.any_due):
             _ask(database, lambda: _evaluate(database.run, ready, held))
-        outlook = None if ready else database.run(pending_outlook)
+        outlook = database.run(pending_outlook) if looks_ahead and not ready else None
         return FinalizeResult(tuple(ready), (), dry_run=False, held=tuple(held), outlook=outlook)
 
 

@@ -87,6 +87,7 @@ def run(
     wait: bool = False,
     timeout: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    looks_ahead: bool = True,
     observer: Observer | None = None,
     total: Callable[[int], None] | None = None,
 ) -> SendResult:
@@ -94,7 +95,8 @@ def run(
 
     ``parallel``: batches at a time over all destinations, at most. ``study``: only its batches, those too that wait for another
     attempt. ``wait``: until all batches that are there now, or the study's, are SENT or FAILED, ``timeout`` seconds at most; what
-    becomes due meanwhile is sent. ``total`` is called with the number of due batches before a pass begins.
+    becomes due meanwhile is sent. ``looks_ahead``: say what waits where nothing is due. ``total`` is called with the number of due
+    batches before a pass begins.
 
     Ends cleanly once ``stop()`` returns True (a signal), or after ``max_runtime`` seconds: outstanding C-STOREs are awaited, the rest of
     the batch is left READY.
@@ -145,7 +147,7 @@ def run(
         ids = [a.id for a in awaited if a.status is not BatchState.SENT][:_SHOWN]
         left = database.run(lambda tx: views.batches(tx, ids=ids, limit=_SHOWN)) if ids else []
         idle = not (found.delivered or found.expired or found.taken_back or found.lost or awaited or ending())
-        outlook = database.run(lambda tx: ready(tx, only)) if idle else None
+        outlook = database.run(lambda tx: ready(tx, only)) if idle and looks_ahead else None
     return SendResult(
         tuple(found.delivered),
         tuple(found.lost),

@@ -153,21 +153,19 @@ def wait(
     """
     began = time.monotonic()
     with access.opened(settings, create=False) as database:
-        if not database.run(lambda tx: outstanding.of_study(tx, study)):
-            raise UsageError(f"there is no batch of study {study}")
+        only = database.run(lambda tx: get_destination(tx, destination).id) if destination is not None else None
         while True:
-            result = database.run(lambda tx: _study(tx, study, destination, limit))
-            only = {b.id for b in result.batches}
-            left = [
-                b
-                for b in database.run(lambda tx: outstanding.of_study(tx, study))
-                if destination is None or b.id in only
-            ]
-            if all(b.ended for b in left):
-                return replace(result, waited="FAILED" if any(b.status is BatchState.FAILED for b in left) else "SENT")
+            awaited = database.run(lambda tx: outstanding.of_study(tx, study, only))
+            if not awaited:
+                raise UsageError(f"there is no batch of study {study}")
+            if all(b.ended for b in awaited):
+                waited = "FAILED" if any(b.status is BatchState.FAILED for b in awaited) else "SENT"
+                break
             if timeout is not None and time.monotonic() - began >= timeout:
-                return replace(result, waited="TIMED_OUT")
+                waited = "TIMED_OUT"
+                break
             time.sleep(_LOOK_SECONDS)
+        return replace(database.run(lambda tx: _study(tx, study, destination, limit)), waited=waited)
 
 
 def _site(

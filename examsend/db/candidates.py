@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from examsend.config.settings import Settings
-from examsend.db import patience
+from examsend.db import passes, patience
 from examsend.states import BatchState
 
 _SECONDS = 1.0
@@ -58,7 +58,7 @@ def _asked(settings: Settings, question: str, values: Sequence[str] | dict[str, 
 def _server(settings: Settings) -> dict[str, Any]:
     """Return where the server is. Raises LookupError where it is an embedded one that does not run."""
     if settings.database_url is not None:
-        return {"dsn": settings.database_url.replace("postgresql+psycopg2:", "postgresql:", 1)}
+        return {"dsn": passes.dsn(settings.database_url)}
     from examsend.db import embedded
     from examsend.db.server import embedded_directory
 

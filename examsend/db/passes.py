@@ -48,12 +48,17 @@ def record(connection: Any, ended: Pass) -> None:
         )
 
 
+def dsn(url: str) -> str:
+    """Given a server's URL, return it as libpq reads it, which knows nothing of SQLAlchemy's drivers."""
+    return url.replace("postgresql+psycopg2:", "postgresql:", 1)
+
+
 def connect(url: str) -> Any:
     """Given a server's URL, return a connection of psycopg2 that commits by itself. Raises psycopg2.Error."""
     import psycopg2  # here, because the import takes 25 ms, and --help imports this module too
 
     connection = psycopg2.connect(
-        url.replace("postgresql+psycopg2:", "postgresql:", 1),
+        dsn(url),
         application_name="examsend",
         connect_timeout=int(_SECONDS),
     )

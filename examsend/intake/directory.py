@@ -78,7 +78,7 @@ class Walk:
                     self.vanished += 1
                     continue
                 self.seen += 1
-                yield FileStat(entry.path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
+                yield described(entry.path, stat)
             if self._recursive:
                 stack.extend(reversed(below))
 
@@ -89,7 +89,12 @@ class Walk:
         except OSError:
             self.vanished += 1
             return
-        yield FileStat(path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
+        yield described(path, stat)
+
+
+def described(path: str, stat: os.stat_result) -> FileStat:
+    """Given a path and what its file system says of the file, return both as they are compared with what is on record."""
+    return FileStat(path, stat.st_size, stamp(stat), stat.st_ino, stat.st_ctime_ns)
 
 
 def stays(link: str, real_root: str) -> bool:

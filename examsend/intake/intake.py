@@ -17,7 +17,7 @@ from examsend.config.settings import Settings
 from examsend.db.engine import REFUSED_VALUES, Connection, Database
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
-from examsend.intake.directory import Mounts, Walk, stays
+from examsend.intake.directory import Mounts, Walk, described, stays
 from examsend.intake.presence import Presence
 from examsend.queue import registration, rejected, seen, versions
 from examsend.queue.destination import Destination, keep_destinations
@@ -166,7 +166,7 @@ class Intake:
                 self.counts.rejected += 1
                 self.counts.before.append(Noted(path, f"cannot be read: {error.strerror or error}"))
                 continue
-            files.append(FileStat(path, stat.st_size, identity.stamp(stat), stat.st_ino, stat.st_ctime_ns))
+            files.append(described(path, stat))
         with self._presence:
             for at in range(0, len(files), self._settings.ingest_chunk):
                 self._register(files[at : at + self._settings.ingest_chunk])

@@ -125,7 +125,7 @@ def judge(
     site: Overview, destinations: Sequence[DestinationStatus], passes: Working, given: Mapping[str, Limit]
 ) -> tuple[Measure, ...]:
     """Given the figures of a site, return each value with its level and what is wrong."""
-    down = [d for d in destinations if d.health_code in {"HELD", "PROBING"}]
+    down = [d for d in destinations if d.is_down]
     longest = max(down, key=lambda d: d.down_seconds or 0.0, default=None)
     ages_of = {p.command: p for p in site.passes}
     values: dict[str, tuple[float | None, str]] = {

@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from examsend.db.due import LEASE_OVER, NOW
-from examsend.queue import stuck
+from examsend.queue import rejected, stuck
+from examsend.queue.totals import SUMS
 from examsend.states import BY_REQUEST, NOT_COUNTED, BatchState, OnIncomplete, Stage, sql_list
 
 LIVE = {
@@ -62,14 +63,7 @@ _DESTINATIONS = text(f"""
     FROM storage_backend_configs d ORDER BY d.name
 """)
 
-_DELIVERIES = text("""
-    SELECT t.destination_id AS id, sum(t.associations) AS associations, sum(t.established) AS established,
-           sum(t.released) AS released, sum(t.association_seconds) AS association_seconds, sum(t.stored) AS stored,
-           sum(t.failed) AS failed, sum(t.resent) AS resent, sum(t.bytes_sent) AS bytes_sent,
-           sum(t.sent_batches) AS sent_batches, sum(t.failed_batches) AS failed_batches,
-           sum(t.sent_instances) AS sent_instances
-    FROM delivery_totals t GROUP BY 1
-""")
+_DELIVERIES = text(f"SELECT t.destination_id AS id, {SUMS} FROM delivery_totals t GROUP BY 1")
 
 _STATUSES = text("""
     SELECT t.destination_id AS id, t.dimse_status AS status, sum(t.answers) AS answers FROM status_totals t
@@ -79,11 +73,6 @@ _STATUSES = text("""
 _DURATIONS = text("""
     SELECT t.destination_id AS id, t.stage, t.bucket, sum(t.batches) AS batches, sum(t.seconds) AS seconds
     FROM duration_totals t GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
-""")
-
-_REJECTED = text(f"""
-    SELECT count(*) AS files, count(*) FILTER (WHERE r.first_seen_at > {NOW} - interval '1 day') AS lately
-    FROM rejected_files r WHERE r.dismissed_at IS NULL
 """)
 
 _PASSES = text("""
@@ -176,11 +165,11 @@ class Measures:
 
 def take(tx: Connection) -> Measures:
     """Measure everything."""
-    rejected = tx.execute(_REJECTED).one()
+    files = rejected.numbers(tx)
     return Measures(
         tuple(_destinations(tx)),
-        rejected.files,
-        rejected.lately,
+        files.open,
+        files.lately,
         tuple(
             LastPass(row.command, row.host, row.finished_at, row.seconds, row.exit_code, row.passes, row.failures)
             for row in tx.execute(_PASSES)

@@ -14,14 +14,11 @@ from sqlalchemy import Connection, text
 
 from examsend.config.destination import address
 from examsend.db.due import NOW
-from examsend.queue import totals
+from examsend.queue import rejected, totals
 from examsend.queue.reasons import disabled, held
 from examsend.queue.stuck import Stuck
 from examsend.queue.totals import DestinationDay
-from examsend.states import BatchState
-
-DAY = 86400.0
-"""Seconds."""
+from examsend.states import BY_REQUEST, BatchState, sql_list
 
 
 def _of_state(state: BatchState) -> str:
@@ -30,7 +27,7 @@ def _of_state(state: BatchState) -> str:
 
 # What a person has cancelled, or sent elsewhere, needs nobody any more.
 _FAILED = f"""(SELECT count(*) FROM exam_batches b WHERE b.destination_id = d.id AND b.status = '{BatchState.FAILED}'
-    AND b.failure_code NOT IN ('CANCELLED', 'REROUTED'))"""
+    AND b.failure_code NOT IN ({sql_list(BY_REQUEST)}))"""
 
 
 def _oldest(state: BatchState, column: str = "created_at") -> str:
@@ -50,11 +47,6 @@ _DESTINATIONS = text(f"""
                 WHERE v.destination_id = d.id AND v.another_version) AS versions
         FROM storage_backend_configs d WHERE d.removed_at IS NULL) s
     ORDER BY s.name
-""")
-
-_REJECTED = text(f"""
-    SELECT count(*) AS open, count(*) FILTER (WHERE first_seen_at > {NOW} - make_interval(secs => {DAY})) AS today
-    FROM rejected_files WHERE dismissed_at IS NULL
 """)
 
 _PASSES = text(f"""
@@ -109,6 +101,11 @@ class DestinationStatus:
     """Of these, mean seconds from READY to SENT."""
     notes: tuple[str, ...] = ()
     """What keeps its sender from sending, and why its second sender is used."""
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is held, or probed after a failure."""
+        return self.health_code in {"HELD", "PROBING"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +206,8 @@ def overview(
 ) -> Overview:
     """Given every destination, what is stuck, where the database is and the name of this host, return the figures of the whole
     site."""
-    here, files = tx.execute(_HERE).one(), tx.execute(_REJECTED).one()
-    down = [d for d in shown if d.health_code in {"HELD", "PROBING"}]
+    here, files = tx.execute(_HERE).one(), rejected.numbers(tx)
+    down = [d for d in shown if d.is_down]
     sent = sum(d.sent for d in shown)
     return Overview(
         now=here.now,
@@ -224,7 +221,7 @@ def overview(
         ),
         stuck_pending=sum(found.batches for found in late.values()),
         rejected=files.open,
-        rejected_today=files.today,
+        rejected_today=files.lately,
         passes=tuple(
             LastPass(row.command, row.host, row.exit_code, row.seconds, row.finished_at, row.ago)
             for row in tx.execute(_PASSES)

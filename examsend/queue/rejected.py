@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from examsend.db.due import NOW
 from examsend.queue.files import FileStat, arrays, from_text, to_text
 
 _SEEN_AGAIN = text("""
@@ -213,7 +214,10 @@ _LIST = {
     for dismissed in (False, True)
 }
 
-_COUNT = text(f"SELECT count(*) FROM rejected_files r WHERE {_OPEN}")
+_NUMBERS = text(f"""
+    SELECT count(*) AS open, count(*) FILTER (WHERE r.first_seen_at > {NOW} - interval '1 day') AS lately
+    FROM rejected_files r WHERE {_OPEN}
+""")
 
 _NAMED = text(f"""
     SELECT {_COLUMNS} FROM rejected_files r
@@ -282,6 +286,21 @@ def dismiss(tx: Connection, paths: Sequence[str], *, by: str, why: str) -> list[
     return [from_text(path) for path in tx.scalars(_DISMISS, values)]
 
 
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How many files are rejected and not set aside."""
+
+    open: int
+    lately: int
+    """Those that were first seen in the last 24 hours."""
+
+
+def numbers(tx: Connection) -> Numbers:
+    """Return how many files are rejected and not set aside."""
+    row = tx.execute(_NUMBERS).one()
+    return Numbers(row.open, row.lately)
+
+
 def count(tx: Connection) -> int:
     """Return the number of rejected files that are not set aside."""
-    return int(tx.execute(_COUNT).scalar_one())
+    return numbers(tx).open

@@ -13,24 +13,31 @@ from sqlalchemy import Connection, text
 
 from examsend.db.due import NOW
 from examsend.queue.files import from_text
-from examsend.states import BatchState
+from examsend.queue.totals import COUNTED, added
+from examsend.states import BY_REQUEST, BatchState, sql_list
 
-_OLD = f"b.finished_at < {NOW} - make_interval(secs => :age)"
 
-# A batch that was cancelled or sent elsewhere is as finished as a SENT one, if it is asked for.
-_FINISHED = f"""(b.status = '{BatchState.SENT}'
-    OR :cancelled AND b.status = '{BatchState.FAILED}' AND b.failure_code IN ('CANCELLED', 'REROUTED'))"""
+def _finished(batch: str) -> str:
+    """Return the condition that a batch is finished. One that was cancelled or rerouted is as finished as a SENT one, if it is
+    asked for."""
+    return (
+        f"({batch}.status = '{BatchState.SENT}'"
+        f" OR :cancelled AND {batch}.status = '{BatchState.FAILED}' AND {batch}.failure_code IN ({sql_list(BY_REQUEST)}))"
+    )
+
+
+def _old(batch: str) -> str:
+    return f"{batch}.finished_at < {NOW} - make_interval(secs => :age)"
+
 
 _FIND = text(f"""
     SELECT b.id FROM exam_batches b
-    WHERE b.finished_at IS NOT NULL AND {_OLD} AND {_FINISHED}
+    WHERE b.finished_at IS NOT NULL AND {_old("b")} AND {_finished("b")}
       AND (b.finished_at, b.id) > (coalesce(CAST(:since AS timestamptz), '-infinity'), CAST(:after AS bigint))
       AND NOT EXISTS (
           SELECT 1 FROM exam_batches e
           WHERE e.study_instance_uid = b.study_instance_uid AND e.destination_id = b.destination_id
-            AND NOT ((e.status = '{BatchState.SENT}'
-                      OR :cancelled AND e.status = '{BatchState.FAILED}' AND e.failure_code IN ('CANCELLED', 'REROUTED'))
-                     AND e.finished_at < {NOW} - make_interval(secs => :age)))
+            AND NOT ({_finished("e")} AND {_old("e")}))
     ORDER BY b.finished_at, b.id LIMIT :limit
 """)
 
@@ -47,7 +54,7 @@ _PATHS = text("""
 
 # A batch that something has happened to meanwhile is left to the next pass.
 _LOCK = text(f"""
-    SELECT b.id FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND {_OLD} AND {_FINISHED}
+    SELECT b.id FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND {_old("b")} AND {_finished("b")}
     ORDER BY b.id FOR UPDATE SKIP LOCKED
 """)
 
@@ -184,22 +191,6 @@ def delete_rejected(tx: Connection, *, age: float, limit: int) -> int:
 _HOURS = 48
 """Totals older than so many hours are kept by the day."""
 
-_COUNTED = (
-    "associations",
-    "established",
-    "released",
-    "association_seconds",
-    "stored",
-    "failed",
-    "resent",
-    "bytes_sent",
-    "sent_batches",
-    "failed_batches",
-    "sent_instances",
-    "ready_seconds",
-    "sent_seconds",
-)
-
 _DAY = "date_trunc('day', hour, 'UTC')"
 
 # The sum of a day has its first hour and shard -1, which no sender writes to. The row locks wait for no one: a sender writes to
@@ -210,9 +201,9 @@ _SUM_UP = text(f"""
         WHERE {_DAY} < date_trunc('day', {NOW} - make_interval(hours => {_HOURS}), 'UTC') AND shard >= 0
         RETURNING *
     )
-    INSERT INTO delivery_totals AS t (destination_id, hour, shard, {", ".join(_COUNTED)})
-    SELECT destination_id, {_DAY}, -1, {", ".join(f"sum({c})" for c in _COUNTED)} FROM old GROUP BY destination_id, {_DAY}
-    ON CONFLICT (destination_id, hour, shard) DO UPDATE SET {", ".join(f"{c} = t.{c} + excluded.{c}" for c in _COUNTED)}
+    INSERT INTO delivery_totals AS t (destination_id, hour, shard, {", ".join(COUNTED)})
+    SELECT destination_id, {_DAY}, -1, {", ".join(f"sum({c})" for c in COUNTED)} FROM old GROUP BY destination_id, {_DAY}
+    {added("destination_id, hour, shard", COUNTED)}
 """)
 
 

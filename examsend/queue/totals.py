@@ -20,10 +20,10 @@ from examsend.states import NOT_COUNTED, BatchState, Outcome, Stage, sql_list
 _HOUR = "date_trunc('hour', clock_timestamp(), 'UTC')"
 
 
-def _add(keys: str, columns: tuple[str, ...]) -> str:
+def added(keys: str, columns: tuple[str, ...]) -> str:
     """Return the end of an INSERT that adds to rows that exist."""
-    added = ", ".join(f"{c} = t.{c} + excluded.{c}" for c in columns)
-    return f"ON CONFLICT ({keys}) DO UPDATE SET {added}"
+    sums = ", ".join(f"{c} = t.{c} + excluded.{c}" for c in columns)
+    return f"ON CONFLICT ({keys}) DO UPDATE SET {sums}"
 
 
 _OF_ASSOCIATIONS = (
@@ -44,7 +44,7 @@ ASSOCIATIONS_CLOSED = f"""
                count(*) FILTER (WHERE c.established AND c.result = 'RELEASED'), coalesce(sum(c.association_seconds), 0),
                sum(c.stored), sum(c.failed), CAST(:resent AS bigint), sum(c.bytes_sent)
         FROM closed c GROUP BY 1, 3 ORDER BY 1, 3
-        {_add("destination_id, hour, shard", _OF_ASSOCIATIONS)}
+        {added("destination_id, hour, shard", _OF_ASSOCIATIONS)}
         RETURNING t.destination_id, t.shard
     )
 """
@@ -55,7 +55,7 @@ ANSWERS = f"""
     SELECT c.destination_id, w.status, c.shard, w.answers
     FROM counted c CROSS JOIN unnest(CAST(:statuses AS integer[]), CAST(:answers AS bigint[])) w (status, answers)
     ORDER BY 1, 2, 3
-    {_add("destination_id, dimse_status, shard", ("answers",))}
+    {added("destination_id, dimse_status, shard", ("answers",))}
 """
 """The main statement after ``ASSOCIATIONS_CLOSED`` of one association: its answers by status."""
 
@@ -69,7 +69,7 @@ ANSWERS_LOST = f"""
     JOIN exam_batch_instances i ON i.batch_id = c.batch_id AND i.outcome = '{Outcome.STORED}' AND i.stored_at >= c.began
     WHERE i.dimse_status IS NOT NULL
     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
-    {_add("destination_id, dimse_status, shard", ("answers",))}
+    {added("destination_id, dimse_status, shard", ("answers",))}
 """
 """The main statement after ``ASSOCIATIONS_CLOSED`` of associations whose senders died."""
 
@@ -88,6 +88,13 @@ def answers(by_status: Mapping[int, int], resent: int) -> dict[str, Any]:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 _OF_BATCHES = ("sent_batches", "failed_batches", "sent_instances", "ready_seconds", "sent_seconds")
+
+COUNTED = (*_OF_ASSOCIATIONS, *_OF_BATCHES)
+"""The columns of delivery_totals that count."""
+
+SUMS = ", ".join(f"sum(t.{c}) AS {c}" for c in COUNTED)
+"""Their sums, as columns of a SELECT from delivery_totals ``t``."""
+
 _BOUNDS = ", ".join(f"'{b}'::float8" for b in BUCKETS)
 
 # A clock that was set back does not make a total smaller.
@@ -107,7 +114,7 @@ _ENDED = text(f"""
                sum(e.instances), coalesce(sum(e.ready) FILTER (WHERE e.sent), 0),
                coalesce(sum(e.took) FILTER (WHERE e.sent), 0)
         FROM ended e GROUP BY 1, 3 ORDER BY 1, 3
-        {_add("destination_id, hour, shard", _OF_BATCHES)}
+        {added("destination_id, hour, shard", _OF_BATCHES)}
         RETURNING t.destination_id, t.shard
     )
     INSERT INTO duration_totals AS t (destination_id, stage, bucket, shard, batches, seconds)
@@ -117,7 +124,7 @@ _ENDED = text(f"""
     JOIN ended e ON e.sent AND e.destination_id = k.destination_id AND e.shard = k.shard
     CROSS JOIN LATERAL (VALUES ('{Stage.READY}', e.ready), ('{Stage.SENT}', e.took)) s (stage, seconds)
     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
-    {_add("destination_id, stage, bucket, shard", ("batches", "seconds"))}
+    {added("destination_id, stage, bucket, shard", ("batches", "seconds"))}
 """)
 
 
@@ -137,11 +144,7 @@ _THIS_HOUR = f"date_trunc('hour', {NOW}, 'UTC')"
 
 _LAST_DAY = text(f"""
     SELECT d.name, ((extract(epoch FROM {_THIS_HOUR} - t.hour)) / 3600)::int AS ago,
-           sum(t.stored) AS stored, sum(t.failed) AS failed, sum(t.resent) AS resent, sum(t.associations) AS associations,
-           sum(t.established) AS established, sum(t.released) AS released, sum(t.bytes_sent) AS bytes_sent,
-           sum(t.association_seconds) AS association_seconds, sum(t.sent_batches) AS sent_batches,
-           sum(t.failed_batches) AS failed_batches, sum(t.sent_instances) AS sent_instances,
-           sum(t.ready_seconds) AS ready_seconds, sum(t.sent_seconds) AS sent_seconds
+           {SUMS}
     FROM storage_backend_configs d JOIN delivery_totals t ON t.destination_id = d.id
     WHERE t.hour > {_THIS_HOUR} - make_interval(hours => {HOURS}) AND t.hour <= {_THIS_HOUR}
     GROUP BY 1, 2 ORDER BY 1, 2
@@ -193,7 +196,6 @@ class DestinationDay:
         return self.released / self.associations if self.associations else None
 
 
-_SUMS = tuple(name for name in DestinationDay.__dataclass_fields__ if name != "hours")
 _SECONDS = {"association_seconds", "ready_seconds", "sent_seconds"}
 
 
@@ -209,6 +211,6 @@ def _day(rows: list[Any]) -> DestinationDay:
     hours = [0] * HOURS
     for row in rows:
         hours[HOURS - 1 - row.ago] = int(row.stored)
-    sums = {name: sum((getattr(row, name) for row in rows), 0) for name in _SUMS}
+    sums = {name: sum((getattr(row, name) for row in rows), 0) for name in COUNTED}
     values = {name: float(value) if name in _SECONDS else int(value) for name, value in sums.items()}
     return DestinationDay(tuple(hours), **values)  # type: ignore[arg-type]

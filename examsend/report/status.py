@@ -178,9 +178,7 @@ def _destination(d: DestinationStatus, wide: int) -> Iterator[str]:
 
 
 def _health(d: DestinationStatus) -> str:
-    since = (
-        f"down {span(d.down_seconds)}: " if d.down_seconds is not None and d.health_code in {"HELD", "PROBING"} else ""
-    )
+    since = f"down {span(d.down_seconds)}: " if d.down_seconds is not None and d.is_down else ""
     return "; ".join((f"{since}{d.health}", *d.notes))
 
 

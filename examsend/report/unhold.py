@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from examsend.commands.unhold import UnholdResult
+from examsend.report import answers
 
 
-def rendered(result: UnholdResult) -> list[Any]:
+def rendered(result: UnholdResult) -> list[str]:
     """Return lines of text."""
-    lines = [
-        f"batch {d.id} ({d.status}, {d.destination}, study {d.study_instance_uid}) is not held any more: {d.waiting_for}"
-        for d in result.done
-    ]
-    lines += [r.sentence for r in result.refused]
-    return list(lines)
+    return answers.lines(result, "is not held any more")
