@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ class _Batches:
         )
 
     def _without_files(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        there = self._database.run(lambda tx: retention.with_files(tx, ids, _is_there))
+        there = self._database.run(lambda tx: retention.with_files(tx, ids))
         self.kept += len(there)
         return tuple(i for i in ids if i not in there)
 
@@ -142,8 +141,3 @@ class _Batches:
         if self._dry_run:
             return self._database.run(lambda tx: retention.count(tx, ids))
         return self._database.run(lambda tx: retention.delete(tx, ids, age=self._age, cancelled=self._cancelled))
-
-
-def _is_there(path: str, mount: str | None) -> bool:
-    """Whether a file is there, as far as this host can tell: one below a mount point that is not mounted may be."""
-    return os.path.lexists(path) or (mount is not None and not os.path.ismount(mount))

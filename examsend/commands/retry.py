@@ -15,6 +15,7 @@ from examsend.errors import UsageError
 from examsend.intake import again
 from examsend.queue import batches, events, instances, overview, sent_again, views
 from examsend.queue.destination import Destination, end_hold, get_destination
+from examsend.queue.files import is_gone
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
 from examsend.queue.sent_again import Place
 from examsend.states import REROUTED, UNSENT, Act, BatchState
@@ -206,16 +207,13 @@ def _again(database: Database, place: Place, *, only_missing: bool, dry_run: boo
             return NotRetried(None, f"study {study}: what {place.destination} has is not known: {why}", study)
         there = frozenset(uid for uids in (answer.series or {}).values() for uid in uids)
 
-    def gone(path: str) -> bool:
-        return not os.path.lexists(path)
-
     def work(tx: Connection) -> SentAgain | NotRetried:
         # Another may have sent it again while the archive was asked.
         now = sent_again.places(tx, [study], place.destination_id)
         if now and (sentence := _not_again(now[0])) is not None:
             return NotRetried(now[0].other, sentence, study)
         what = "missing instances sent again" if only_missing else "sent again"
-        again = sent_again.send_again(tx, place, there=there, gone=gone, by=by, reason=f"{what}, requested by {by}")
+        again = sent_again.send_again(tx, place, there=there, gone=is_gone, by=by, reason=f"{what}, requested by {by}")
         number = None if dry_run else again.batch_id
         at_archive = len(there) if only_missing else None
         return SentAgain(number, study, place.destination, again.instances, again.gone, at_archive, again.status)

@@ -6,7 +6,6 @@ instance that ended an association, and where the destination's settings ask for
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from examsend.delivery.watcher import AssociationWatcher, Progress
 from examsend.dimse.contexts import partition
 from examsend.queue.attempts import Counts
 from examsend.queue.destination import Destination
+from examsend.queue.files import unmounted
 from examsend.queue.instances import Unsent
 from examsend.senders.base import Sender
 from examsend.states import UNDELIVERABLE, Outcome
@@ -147,4 +147,4 @@ def _unmounted(unsent: Sequence[Unsent]) -> str | None:
     if len(mounts) != 1:
         return None
     mount = mounts.pop()
-    return mount if mount is not None and not os.path.ismount(mount) else None
+    return mount if unmounted(mount) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from examsend.delivery.recorder import AssociationRecorder
 from examsend.delivery.stand_in import other_file
 from examsend.delivery.stop import FINISH_SECONDS, Stop
 from examsend.outcomes import DestinationAction, DestinationProblem, InstanceResult, OwnStatuses, Trouble
+from examsend.queue.files import unmounted
 from examsend.queue.instances import Record, Unsent
 from examsend.states import Outcome
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Problem
@@ -113,7 +113,7 @@ class AssociationWatcher:
         """See ``transfer.Watcher``."""
         result = outcomes.of_problem(fact)
         mount = self._by_id[fact.item.id].mount_point
-        if fact.problem is Problem.MISSING and mount is not None and not os.path.ismount(mount):
+        if fact.problem is Problem.MISSING and mount is not None and unmounted(mount):
             self.unreachable_mount = mount
             result = InstanceResult(Outcome.RETRY, None, not_mounted(mount), offered=False, ends_association=True)
         elif fact.problem is Problem.MISSING and other_file(self._by_id[fact.item.id]) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from examsend.db.engine import Connection
@@ -10,6 +9,7 @@ from examsend.dicom import identity
 from examsend.errors import FileProblem
 from examsend.intake.directory import Mounts
 from examsend.queue import registration
+from examsend.queue.files import is_gone
 from examsend.queue.instances import Lost
 from examsend.queue.versions import Arrival
 
@@ -31,6 +31,4 @@ def read(lost: Iterable[Lost]) -> list[tuple[int, Arrival]]:
 def register(tx: Connection, found: Iterable[tuple[int, Arrival]]) -> None:
     """Register the files that ``read`` returned. No batch changes its state."""
     for destination_id, arrival in found:
-        registration.register(
-            tx, [arrival], [destination_id], gone=lambda path: not os.path.lexists(path), requested=True
-        )
+        registration.register(tx, [arrival], [destination_id], gone=is_gone, requested=True)

@@ -21,7 +21,7 @@ from examsend.intake.directory import Mounts, Walk, described, stays
 from examsend.intake.presence import Presence
 from examsend.queue import registration, rejected, seen, versions
 from examsend.queue.destination import Destination, keep_destinations
-from examsend.queue.files import FileStat
+from examsend.queue.files import FileStat, is_gone
 from examsend.queue.late import LeftOut
 from examsend.queue.registration import ADDED, Kind, Registered
 from examsend.queue.rejected import Before, Rejection
@@ -256,9 +256,7 @@ class Intake:
             if not kept:
                 names = ", ".join(self._names.values())
                 raise Refused(f"ingest ended: every destination it registers files for was removed meanwhile ({names})")
-            done = registration.register(
-                tx, arrivals, kept, gone=lambda path: not os.path.lexists(path), during=self._during
-            )
+            done = registration.register(tx, arrivals, kept, gone=is_gone, during=self._during)
             rejected.forget(tx, [arrival.path for arrival in arrivals])
             self._presence.hold(tx, {r.batch_id for r in done})
             return kept, done

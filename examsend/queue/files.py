@@ -65,3 +65,13 @@ def arrays(files: Sequence[FileStat]) -> dict[str, list[str] | str]:
         "inodes": bigints(signed(f.inode) for f in files),
         "ctimes": bigints(signed(f.ctime_ns) for f in files),
     }
+
+
+def unmounted(mount: str | None) -> bool:
+    """Given the mount point that a file is on (None: the root file system), return whether it is not mounted on this host."""
+    return mount is not None and not os.path.ismount(mount)
+
+
+def is_gone(path: str, mount: str | None = None) -> bool:
+    """Return whether there is no file at a path. One whose mount point is not mounted may be there."""
+    return not os.path.lexists(path) and not unmounted(mount)

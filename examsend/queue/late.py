@@ -6,7 +6,6 @@ with the outcome NOT_SENT. The policy is the destination's, and is decided for e
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from examsend.queue.files import OVERWRITTEN, from_text
+from examsend.queue.files import OVERWRITTEN, from_text, unmounted
 from examsend.states import LatePolicy, Outcome
 
 # A FAILED batch counts as attempted, although it may have expired without an attempt: nothing is sent until a person retries it.
@@ -201,4 +200,4 @@ def _is_gone(row: Any, gone: Callable[[str], bool]) -> bool:
     """Whether a file is gone. One whose mount point is not mounted is not: the sender waits for it."""
     if not gone(from_text(row.path)):
         return False
-    return row.mount is None or os.path.ismount(from_text(row.mount))
+    return not unmounted(None if row.mount is None else from_text(row.mount))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from examsend.dicom.identity import DicomFile
 from examsend.errors import Refused, UsageError
 from examsend.queue import batches, events, registration, requests, totals
 from examsend.queue.destination import get_destination
-from examsend.queue.files import from_text
+from examsend.queue.files import from_text, is_gone
 from examsend.queue.lookup import NamedBatch
 from examsend.queue.registration import ADDED
 from examsend.queue.versions import Arrival
@@ -77,9 +76,7 @@ def reroute(tx: Connection, batch_id: int, to: str, *, by: str) -> Rerouted:
     arrivals = [_arrival(batch.study_instance_uid, row) for row in rows]
     registered = []
     for at in range(0, len(arrivals), MOST):
-        registered += registration.register(
-            tx, arrivals[at : at + MOST], [there.id], gone=lambda path: not os.path.lexists(path), requested=True
-        )
+        registered += registration.register(tx, arrivals[at : at + MOST], [there.id], gone=is_gone, requested=True)
     ids = sorted({r.batch_id for r in registered})
     numbers = ", ".join(map(str, ids[:5]))
     reason = f"rerouted by {by} to {there.name}: batch {numbers} there"
@@ -97,7 +94,7 @@ def reroute(tx: Connection, batch_id: int, to: str, *, by: str) -> Rerouted:
         there.name,
         len(rows),
         sum(r.kind not in ADDED for r in registered),
-        sum(_is_gone(a) for a in arrivals),
+        sum(is_gone(a.path, a.mount_point) for a in arrivals),
         requests.seen(tx, ids),
     )
 
@@ -112,11 +109,6 @@ def _check(batch: NamedBatch) -> None:
         raise Refused(f"batch {batch.batch_id} {requests.ended(batch)}")
     if batch.failure_code == CANCELLED:
         raise Refused(f"batch {batch.batch_id} is CANCELLED ({batch.failure}): `examsend retry {batch.batch_id}` first")
-
-
-def _is_gone(arrival: Arrival) -> bool:
-    mounted = arrival.mount_point is None or os.path.ismount(arrival.mount_point)
-    return mounted and not os.path.lexists(arrival.path)
 
 
 def _arrival(study: str, i: RowMapping) -> Arrival:

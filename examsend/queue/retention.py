@@ -6,13 +6,12 @@ what is known, late or another version. The totals count what is deleted for eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
 from examsend.db.due import NOW
-from examsend.queue.files import from_text
+from examsend.queue.files import from_text, is_gone
 from examsend.queue.totals import COUNTED, added
 from examsend.states import BY_REQUEST, BatchState, sql_list
 
@@ -118,12 +117,12 @@ def find(tx: Connection, *, age: float, cancelled: bool, after: Place, limit: in
     return Group(ids, Place(last.finished_at, last.id))
 
 
-def with_files(tx: Connection, batch_ids: tuple[int, ...], there: Callable[[str, str | None], bool]) -> set[int]:
-    """Return those of the batches of which a file is still there. ``there`` is given its path and mount point."""
+def with_files(tx: Connection, batch_ids: tuple[int, ...]) -> set[int]:
+    """Return those of the batches of which a file is still there, as far as this host can tell."""
     found: set[int] = set()
     for row in tx.execute(_PATHS, {"ids": list(batch_ids)}):
         mount = None if row.mount is None else from_text(row.mount)
-        if row.batch_id not in found and there(from_text(row.path), mount):
+        if row.batch_id not in found and not is_gone(from_text(row.path), mount):
             found.add(row.batch_id)
     return found
 
