@@ -338,7 +338,7 @@ def test_a_passcode_over_plain_tcp_is_a_warning(database_url: str, files: Path) 
     given = ("--user-identity-kind", "2", "--user-identity-name", "n", "--user-identity-file", str(files / "good"))
     plain = cli("destination", "add", "plain", "A@h:104", *given, url=database_url)
     assert (plain.returncode, "plain text" in plain.stderr) == (0, True)
-    secure = cli("destination", "add", "secure", "A@h:104", *given, "--tls", url=database_url)
+    secure = cli("destination", "add", "secure", "A@h:105", *given, "--tls", url=database_url)
     assert (secure.returncode, secure.stderr) == (0, "")
     as_json = cli("destination", "set", "secure", "--no-tls", "--json", url=database_url)
     assert "plain text" in json.loads(as_json.stdout)["warnings"][0]

@@ -374,6 +374,7 @@ def _ingesting(settings: Settings, database: engine.Database, drop: Path) -> Ite
                 assert time.monotonic() < deadline
                 assert process.poll() is None
                 time.sleep(0.02)
+            time.sleep(0.5)  # on a busy machine, what is registered is counted a moment later
             yield process
         finally:
             process.kill()
