@@ -91,6 +91,16 @@ class Transcode(StrEnum):
         return self.value.partition(":")[2] or None
 
 
+class SpoolMode(StrEnum):
+    """How ``ingest`` puts files aside before they are registered."""
+
+    NONE = "none"
+    """Not at all: they are sent from where they are."""
+    COPY = "copy"
+    LINK = "link"
+    """A hard link: for writers that never change a file in place."""
+
+
 class LatePolicy(StrEnum):
     """What is done with an instance that arrives after the first attempt at its batch."""
 

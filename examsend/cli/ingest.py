@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from examsend.cli import common
+from examsend.states import SpoolMode
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +35,18 @@ def register(app: typer.Typer) -> None:
                 "--verify", help="Also read files that are registered and seem unchanged; report those that differ."
             ),
         ] = False,
+        spool: Annotated[
+            SpoolMode | None,
+            typer.Option(
+                "--spool", help="Put each file aside first, and send that: none, copy, or link (a hard link)."
+            ),
+        ] = None,
+        remove: Annotated[
+            bool | None,
+            typer.Option(
+                "--remove/--keep", help="Remove each file from where it was found, once it is put aside and registered."
+            ),
+        ] = None,
     ) -> object:
         """Register DICOM files. Each is added to the batch of its study, for each destination."""
         from examsend.cli import live
@@ -47,5 +60,7 @@ def register(app: typer.Typer) -> None:
                 recursive=recursive,
                 accept_incomplete=accept_incomplete,
                 verify=verify,
+                spool=spool,
+                remove=remove,
                 progress=progress,
             )

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from examsend.config.settings import Settings
 from examsend.db import access
-from examsend.errors import Interrupted
+from examsend.db.server import embedded_directory
+from examsend.errors import Interrupted, UsageError
+from examsend.intake.counts import Noted, Progress, Touched
 from examsend.intake.directory import root_of
-from examsend.intake.intake import Intake, Noted, Progress, Touched
+from examsend.intake.intake import Intake
+from examsend.intake.spool import Spool
 from examsend.queue import rejected
 from examsend.queue.destination import routed_destinations
-from examsend.states import LatePolicy
+from examsend.states import LatePolicy, SpoolMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,29 @@ class IngestResult:
     """Those of ``rejected`` that an earlier pass has reported, and that have not changed since."""
     not_dicom: tuple[Noted, ...] = ()
     """Those of ``ignored`` that were named as files, with the reason."""
+    no_room: int = 0
+    """Those of ``deferred`` that are not put aside, because of too little free space or ``spool_trouble``."""
+    spool_trouble: str | None = None
+    """Why the spool cannot be written."""
+    not_removed: tuple[Noted, ...] = ()
+    """Originals that are registered and put aside, and could not be removed."""
+    swept: int = 0
+    """Files that an earlier pass had put aside and not registered: they are deleted from the spool."""
     left_out: tuple[str, ...] = ()
     """Sentences about batches with a whole study of which instances are not sent again, because their files are gone."""
 
     @property
     def needs_person(self) -> bool:
         """Whether a file was rejected that no earlier pass has reported, or has changed unnoticed, or a named one is not DICOM, or
-        a directory could not be read."""
-        return bool(self.rejections or self.unreadable_directories or self.differing or self.not_dicom)
+        a directory could not be read, or the spool not be written, or an original not be removed."""
+        return bool(
+            self.rejections
+            or self.unreadable_directories
+            or self.differing
+            or self.not_dicom
+            or self.no_room
+            or self.not_removed
+        )
 
 
 def run(
@@ -81,18 +99,23 @@ def run(
     recursive: bool = True,
     accept_incomplete: bool = False,
     verify: bool = False,
+    spool: SpoolMode | None = None,
+    remove: bool | None = None,
     progress: Progress = lambda _seen, _new, _new_bytes: None,
 ) -> IngestResult:
     """Register every DICOM file in the directories, and each file that is named itself, for the destinations named ``to``
     (none: all enabled default ones). With ``verify`` also the files that are registered and seem unchanged are read, and
-    compared with what was registered.
+    compared with what was registered. ``spool``: how the files are put aside, ``remove``: whether the originals are removed then;
+    None: as the settings say.
 
     Raises UsageError for a path that is neither a directory nor a file, or a destination that does not exist or is disabled; Refused if
     every destination is removed meanwhile; Interrupted for Ctrl-C and SIGTERM: what is registered by then stays registered.
     """
     began = time.monotonic()
     roots = list(dict.fromkeys(root_of(directory) for directory in directories))
+    place = _spool(settings, roots, spool, remove)
     with access.opened(settings) as database:
+        swept = 0 if place is None else place.clean(database)
         routed = database.run(lambda tx: routed_destinations(tx, list(to)))
         intake = Intake(
             database,
@@ -101,6 +124,7 @@ def run(
             recursive=recursive,
             accept_incomplete=accept_incomplete,
             verify=verify,
+            spool=place,
             progress=progress,
         )
         try:
@@ -132,11 +156,30 @@ def run(
         not_sent=counts.not_sent,
         late=tuple(Late(name, policy, n) for (name, policy), n in sorted(counts.late.items())),
         not_dicom=tuple(counts.not_dicom),
+        no_room=counts.no_room,
+        spool_trouble=counts.spool_trouble,
+        not_removed=tuple(counts.not_removed),
+        swept=swept,
         left_out=tuple(
             f"batch {batch}: {left.instances} of {left.of} instances are not sent again: their files are gone"
             for batch, left in intake.left_out.items()
         ),
     )
+
+
+def _spool(settings: Settings, roots: Sequence[str], mode: SpoolMode | None, remove: bool | None) -> Spool | None:
+    """Return where the files are put aside; None: nowhere."""
+    mode = settings.spool if mode is None else mode
+    removes = settings.spool_remove if remove is None else remove
+    if mode is SpoolMode.NONE:
+        if remove:
+            raise UsageError("--remove needs --spool: what is registered in place is sent from there")
+        return None
+    spool = Spool(settings, mode, remove=removes)
+    spool.apart_from(roots)
+    if settings.database_url is None:
+        spool.guard(embedded_directory(settings))
+    return spool
 
 
 def _interrupted(intake: Intake, end: BaseException) -> Interrupted:

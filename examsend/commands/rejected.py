@@ -10,7 +10,8 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import UsageError
-from examsend.intake.intake import Intake, Noted, Touched
+from examsend.intake.counts import Noted, Touched
+from examsend.intake.intake import Intake
 from examsend.queue import events, rejected
 from examsend.queue.destination import routed_destinations
 from examsend.queue.rejected import RejectedFile

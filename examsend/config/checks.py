@@ -129,8 +129,26 @@ def member(of: type[E]) -> Callable[[object], E]:
     return check
 
 
+def size(maximum: int) -> Callable[[object], int]:
+    """Return a check for a number of bytes, at most ``maximum``: a number, or text such as ``500 MB`` or ``2 GB``."""
+    in_range = whole(0, maximum)
+
+    def check(value: object) -> int:
+        factor = 1
+        if isinstance(value, str) and (found := re.fullmatch(r"(.*?)\s*([kMGT])B", value.strip())):
+            value, factor = found[1], _FACTORS[found[2]]
+        return in_range(number(0, maximum)(value) * factor)
+
+    return check
+
+
+_FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
 def flag(value: object) -> bool:
-    """True or False."""
+    """True or False; as text, from the environment, ``true`` or ``false``."""
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
     if not isinstance(value, bool):
         raise ValueError("must be true or false")  # noqa: TRY004 (every check raises ValueError)
     return value

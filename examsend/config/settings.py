@@ -18,6 +18,7 @@ from typing import Any
 
 from examsend.config import checks
 from examsend.errors import ConfigError
+from examsend.states import SpoolMode
 
 FILE_NAME = "examsend.toml"
 PREFIX = "EXAMSEND_"
@@ -56,6 +57,24 @@ class Settings:
         300.0, checks.number(0, 7 * 86400), "A truncated file is rejected once it is this many seconds old."
     )
     ingest_chunk: int = _setting(500, checks.whole(1, 10_000), "Files registered in one transaction.")
+    spool: SpoolMode = _setting(
+        SpoolMode.NONE,
+        checks.member(SpoolMode),
+        "How ingest puts files aside before they are registered: none (they are sent from where they are), copy, link (hard links).",
+    )
+    spool_directory: Path | None = _setting(
+        None,
+        checks.directory,
+        "Directory of the files that ingest puts aside, on storage that all hosts that send mount.",
+    )
+    spool_remove: bool = _setting(
+        False, checks.flag, "Ingest removes a file from where it was found, once it is put aside and registered."
+    )
+    keep_free: int = _setting(
+        1_000_000_000,
+        checks.size(2**60),
+        "Bytes, or such as 2 GB, that stay free on the disks of spool_directory and the embedded server: with less, nothing is put aside.",
+    )
     lease: float = _setting(
         300.0,
         checks.number(1, 86400),

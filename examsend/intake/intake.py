@@ -6,10 +6,9 @@ import itertools
 import logging
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -17,8 +16,10 @@ from examsend.config.settings import Settings
 from examsend.db.engine import REFUSED_VALUES, Connection, Database
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
+from examsend.intake.counts import Counts, Noted, Progress, Touched
 from examsend.intake.directory import Mounts, Walk, described, stays
 from examsend.intake.presence import Presence
+from examsend.intake.spool import Spool, Swept
 from examsend.queue import registration, rejected, seen, versions
 from examsend.queue.destination import Destination, keep_destinations
 from examsend.queue.files import FileStat, is_gone
@@ -33,69 +34,14 @@ _LOOKED_UP = 2000
 
 _log = logging.getLogger(__name__)
 
+_TRIES = 3
+"""Times that a group of files is put aside, where another pass deletes it each time."""
+
 _AHEAD = 2
 """Look-ups in progress while the files of an earlier one are registered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """A message about one path."""
-
-    path: str
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """A batch that was opened, re-opened or extended."""
-
-    id: int
-    study_instance_uid: str
-    destination: str
-    opened: bool
-    """It did not exist before."""
-    new: int
-    """New instances, among them new versions of known ones."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Number of files by kind, and the batches and messages that resulted."""
-
-    new: int = 0
-    known: int = 0
-    deferred: int = 0
-    ignored: int = 0
-    rejected: int = 0
-    vanished: int = 0
-    differing: int = 0
-    new_bytes: int = 0
-    opened: set[int] = field(default_factory=set)
-    """Ids of the batches that did not exist before."""
-    batches: dict[int, Touched] = field(default_factory=dict)
-    """The batches that were opened, re-opened or grew, by id."""
-    not_dicom: list[Noted] = field(default_factory=list)
-    """Files that the operator named, and that are no DICOM files."""
-    rejections: list[Noted] = field(default_factory=list)
-    """Files that are rejected and were not reported yet, as they are now."""
-    before: list[Noted] = field(default_factory=list)
-    """Files that are rejected, were reported by an earlier pass, and have not changed since."""
-    warnings: list[Noted] = field(default_factory=list)
-    not_sent: int = 0
-    """New files that are recorded and not sent: the late policy never of a destination."""
-    late: Counter[tuple[str, LatePolicy]] = field(default_factory=Counter)
-    """Late instances by the name of a destination and its policy."""
-    unreadable_directories: int = 0
-    removed: list[str] = field(default_factory=list)
-    """Names of the destinations that were removed during the pass."""
-    gone: list[str] = field(default_factory=list)
-    """Paths of files that were rejected, and are not there any more."""
-
-
 T = TypeVar("T")
-
-Progress = Callable[[int, int, int], None]
-"""Called repeatedly with (files seen, new instances, bytes of the new instances)."""
 
 
 class Intake:
@@ -110,9 +56,10 @@ class Intake:
         recursive: bool,
         accept_incomplete: bool,
         verify: bool,
+        spool: Spool | None = None,
         progress: Progress = lambda _seen, _new, _bytes: None,
     ) -> None:
-        """``verify``: also read the files that are registered and seem unchanged."""
+        """``verify``: also read the files that are registered and seem unchanged. ``spool``: put the files aside in it."""
         self._database = database
         self._settings = settings
         self._names = {d.id: d.name for d in routed}
@@ -120,6 +67,7 @@ class Intake:
         """Ids of the destinations that are not removed meanwhile."""
         self._accept_incomplete = accept_incomplete
         self._verify = verify
+        self._spool = spool
         self._during = versions.Pass()
         self._unchanged: set[str] = set()
         """The files among those that are read that are registered and seem unchanged."""
@@ -139,7 +87,7 @@ class Intake:
         self._named = frozenset(root for root in roots if not os.path.isdir(root))  # noqa: PTH112
         files = itertools.chain.from_iterable(self.walk.files(root) for root in roots)
         began = self._database.run(rejected.now)
-        self._during = versions.Pass(began)
+        self._during = versions.Pass(began, removes=self._spool is not None and self._spool.removes)
         with self._presence:
             for found in self._looked_up(files):
                 left = self._to_open(found)
@@ -218,6 +166,11 @@ class Intake:
             self.counts.known -= len(found.known)
             self._unchanged = {file.path for file in found.known}
             return found.new + [before.file for before in found.rejected] + found.known
+        if self._during.removes:
+            # A pass that died before it removed them has registered them. They are read again, and then removed.
+            self.counts.known -= len(found.known)
+            self._note(found.rejected)
+            return found.new + found.known
         if self._accept_incomplete:
             return found.new + [before.file for before in found.rejected]
         self._note(found.rejected)
@@ -239,7 +192,9 @@ class Intake:
         read = [self._read(file) for file in files]
         arrivals = [r for r in read if isinstance(r, Arrival)]
         rejections = [r for r in read if isinstance(r, Rejection)]
-        if arrivals:
+        if arrivals and self._spool is not None:
+            self._put_aside(self._spool, arrivals)
+        elif arrivals:
             self._write(arrivals)
         if rejections:
             self._reject(rejections)
@@ -248,16 +203,42 @@ class Intake:
             others, self._others = self._others, []
             self._database.run(lambda tx: rejected.forget(tx, others), idempotent=True)
 
-    def _write(self, arrivals: Sequence[Arrival]) -> None:
-        """Register files in one transaction; where the database does not take one of them, the others without it."""
+    def _put_aside(self, spool: Spool, originals: Sequence[Arrival]) -> None:
+        """Put files aside in the spool, then register them."""
+        for _ in range(_TRIES):
+            taken = spool.take(originals)
+            try:
+                registered = self._write(taken.arrivals) if taken.arrivals else []
+            except Swept:
+                continue  # it took so long that another pass has deleted what was put aside
+            break
+        else:
+            raise Refused("ingest ended: what it puts into the spool is deleted before it can be registered")
+        left = taken.no_room + taken.not_taken
+        self.counts.deferred += left + taken.changed
+        self.counts.no_room += left
+        self.counts.spool_trouble = taken.trouble or self.counts.spool_trouble
+        for path, reason in spool.settle(taken, registered):
+            self.counts.not_removed.append(Noted(path, f"it is registered, and cannot be removed: {reason}"))
+
+    def _write(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
+        """Register files in one transaction; where the database does not take one of them, the others without it. Return those
+        that are registered. Raises Swept."""
+
+        leaving = {arrival.found_at for arrival in arrivals} if self._during.removes else set()
+
+        def gone(path: str) -> bool:
+            return path in leaving or is_gone(path)
 
         def write(tx: Connection) -> tuple[list[int], list[Registered]]:
             kept = keep_destinations(tx, self._routed)
             if not kept:
                 names = ", ".join(self._names.values())
                 raise Refused(f"ingest ended: every destination it registers files for was removed meanwhile ({names})")
-            done = registration.register(tx, arrivals, kept, gone=is_gone, during=self._during)
-            rejected.forget(tx, [arrival.path for arrival in arrivals])
+            if self._spool is not None:
+                self._spool.hold(tx, arrivals)
+            done = registration.register(tx, arrivals, kept, gone=gone, during=self._during)
+            rejected.forget(tx, [arrival.found_at for arrival in arrivals])
             self._presence.hold(tx, {r.batch_id for r in done})
             return kept, done
 
@@ -265,18 +246,17 @@ class Intake:
             kept, registered = self._database.run(write, idempotent=True)
         except REFUSED_VALUES as error:
             if len(arrivals) > 1:
-                for half in _halves(arrivals):
-                    self._write(half)
-                return
+                return [written for half in _halves(arrivals) for written in self._write(half)]
             [arrival] = arrivals
             f = arrival.file
             sentence = f"the database does not take what the file says ({type(error).__name__})"
-            file = FileStat(arrival.path, f.size, f.mtime_ns, f.inode, f.ctime_ns)
+            file = FileStat(arrival.found_at, f.size, f.mtime_ns, f.inode, f.ctime_ns)
             self._reject([Rejection(file, "NOT_TAKEN", sentence, f.study_instance_uid, f.sop_instance_uid)])
-        else:
-            self.counts.removed += [self._names[d] for d in self._routed if d not in kept]
-            self._routed = kept
-            self._count(arrivals, registered)
+            return []
+        self.counts.removed += [self._names[d] for d in self._routed if d not in kept]
+        self._routed = kept
+        self._count(arrivals, registered)
+        return list(arrivals)
 
     def _reject(self, rejections: Sequence[Rejection]) -> None:
         """Record files that cannot be registered. One that the database cannot even name is only reported."""
@@ -340,7 +320,7 @@ class Intake:
     def _count(self, arrivals: Sequence[Arrival], registered: Sequence[Registered]) -> None:
         counts = self.counts
         added = [r for r in registered if r.kind in ADDED]
-        new = {r.arrival.path: r.arrival.file.size for r in added}
+        new = {r.arrival.found_at: r.arrival.file.size for r in added}
         counts.new += len(new)
         counts.known += len(arrivals) - len(new)
         counts.new_bytes += sum(new.values())
@@ -354,7 +334,7 @@ class Intake:
                 1 + (before.new if before else 0),
             )
         counts.opened |= {r.batch_id for r in added if r.opened}
-        counts.not_sent += len({r.arrival.path for r in added if r.late is LatePolicy.NEVER})
+        counts.not_sent += len({r.arrival.found_at for r in added if r.late is LatePolicy.NEVER})
         for r in added:
             if r.late is not None:
                 counts.late[self._names[r.destination_id], r.late] += 1
@@ -363,7 +343,7 @@ class Intake:
         counts.warnings += [
             Noted(path, "its content is not what was registered, although its size and times are") for path in differing
         ]
-        counts.warnings += [Noted(r.arrival.path, self._about_version(r)) for r in added if r.kind is not Kind.NEW]
+        counts.warnings += [Noted(r.arrival.found_at, self._about_version(r)) for r in added if r.kind is not Kind.NEW]
 
     def _about_version(self, found: Registered) -> str:
         known = (

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, text
 
-from examsend.queue import batches, late, replacement, series, versions
+from examsend.queue import batches, late, replacement, series, versions, whereabouts
 from examsend.queue.files import from_text, signed, to_text
 from examsend.queue.pending import drop_empty
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
@@ -125,6 +125,8 @@ class _Registration:
         if fresh:
             self._add(fresh)
         self._places.write(self._tx)
+        if not self._during.removes:
+            whereabouts.also(self._tx, [(a.source, d) for a, d in self._todo if a.source is not None])
         back = self._places.back
         if back:
             replacement.wait_again(self._tx, back)
@@ -146,7 +148,7 @@ class _Registration:
         same = versions.same_content(known, arrival)
         if same is None:
             return self._identified(arrival, destination, known)
-        replaced = (to_text(arrival.path), arrival.file.sop_instance_uid) in self._replaced
+        replaced = (to_text(arrival.found_at), arrival.file.sop_instance_uid) in self._replaced
         now = versions.current(known)
         if versions.written_again(known, same, arrival, replaced=replaced, gone=self._gone):
             if now is not None and now.sha256 == same.sha256:

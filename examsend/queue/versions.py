@@ -33,6 +33,13 @@ class Arrival:
     file: DicomFile
     mount_point: str | None = None
     """The mount point it is on; None: the root file system."""
+    source: Arrival | None = None
+    """The file that was found, if this is one that was put aside in a spool."""
+
+    @property
+    def found_at(self) -> str:
+        """Return the path at which it was found."""
+        return self.path if self.source is None else self.source.path
 
 
 Key = tuple[int, str]
@@ -73,6 +80,8 @@ class Pass:
     """By the database's clock. None: whatever is registered is newer than what is registered already."""
     written_again: dict[Key, tuple[int, str]] = field(default_factory=dict)
     """Modification time and path of the newest file of a current version that was known and is written again in this pass."""
+    removes: bool = False
+    """It removes the files that it found, once they are put aside and registered."""
     resending: Resending = field(default_factory=Resending)
     """What it found of studies that are sent again as a whole."""
 
@@ -176,7 +185,7 @@ def note_overwritten(
     tx: Connection, arrivals: Sequence[Arrival], destination_ids: Sequence[int]
 ) -> set[tuple[str, str]]:
     """Record which paths hold other content now than was registered. Return (path, SOP Instance UID that it held before)."""
-    paths = [to_text(a.path) for a in arrivals]
+    paths = [to_text(a.found_at) for a in arrivals]
     values = {
         "paths": paths,
         "destinations": list(destination_ids),

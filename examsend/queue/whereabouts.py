@@ -88,17 +88,23 @@ class Places:
             tx.execute(_MOVE, {"ids": list(self._moves), **columns_of(list(self._moves.values()))})
             self._moves.clear()
         if self._aliases:
-            files = list(self._aliases.values())
-            keys = [key for key, _ in self._aliases]
-            tx.execute(
-                _ALIAS,
-                {
-                    "destinations": [destination for destination, _ in keys],
-                    "uids": [uid for _, uid in keys],
-                    "shas": [a.file.content_sha256.hex() for a in files],
-                    **columns_of(files),
-                },
-            )
+            also(tx, [(arrival, destination) for ((destination, _), _), arrival in self._aliases.items()])
+
+
+def also(tx: Connection, found: Sequence[tuple[Arrival, int]]) -> None:
+    """Given files with the content of registered instances, and their destinations, write that it lies there too."""
+    if not found:
+        return
+    files = [arrival for arrival, _ in found]
+    tx.execute(
+        _ALIAS,
+        {
+            "destinations": [destination for _, destination in found],
+            "uids": [a.file.sop_instance_uid for a in files],
+            "shas": [a.file.content_sha256.hex() for a in files],
+            **columns_of(files),
+        },
+    )
 
 
 def columns_of(arrivals: Sequence[Arrival]) -> dict[str, list[str | None] | str]:

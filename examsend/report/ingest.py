@@ -18,6 +18,8 @@ def rendered(result: IngestResult) -> list[Any]:
     lines: list[Any] = first_lines([f"rejected: {r.path}: {r.sentence}" for r in result.rejections])
     lines += first_lines([f"not registered: {n.path}: {n.sentence}" for n in result.not_dicom])
     lines += first_lines([f"warning: {w.path}: {w.sentence}" for w in result.warnings])
+    lines += first_lines([f"warning: {n.path}: {n.sentence}" for n in result.not_removed])
+    lines += _spool(result)
     lines += [
         f"warning: destination {name} was removed while ingest ran: no more files are registered for it"
         for name in result.removed
@@ -32,6 +34,20 @@ def rendered(result: IngestResult) -> list[Any]:
         f"{counts}{vanished}; {plural(len(result.batches), 'batch', 'batches')} changed ({result.opened} opened)"
         f" for {', '.join(result.destinations)}; {byte_size(result.new_bytes)} in {result.seconds:.1f} s ({rate:.0f} files/s)"
     )
+    return lines
+
+
+def _spool(result: IngestResult) -> list[str]:
+    lines = []
+    if result.swept:
+        lines.append(f"{plural(result.swept, 'file')} deleted from the spool: a pass that died had put them there")
+    if result.no_room:
+        why = (
+            f"the spool cannot be written ({result.spool_trouble})"
+            if result.spool_trouble
+            else "too little free space for the spool (keep_free)"
+        )
+        lines.append(f"warning: {plural(result.no_room, 'file')} left for the next ingest: {why}")
     return lines
 
 
