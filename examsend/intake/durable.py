@@ -18,29 +18,71 @@ class Changed(Exception):
     """A file is not what was read of it before."""
 
 
-def holds(place: Path, file: DicomFile) -> bool:
-    """Return whether a spooled file is there and has its content."""
+class _Name:
+    """Makes the name of a file from its bytes, in order."""
+
+    def __init__(self, offset: int) -> None:
+        """Given where the data set begins."""
+        self._left = offset
+        self._head = hashlib.sha256()
+        self._data_set = hashlib.sha256()
+
+    def add(self, data: memoryview) -> None:
+        head = data[: self._left]
+        self._left -= len(head)
+        self._head.update(head)
+        self._data_set.update(data[len(head) :])
+
+    def __str__(self) -> str:
+        return _name(self._data_set.digest(), self._head.digest())
+
+
+def _name(data_set: bytes, head: bytes) -> str:
+    return f"{data_set.hex()}-{head.hex()[:16]}"
+
+
+NAME = r"[0-9a-f]{64}-[0-9a-f]{16}"
+"""What every name looks like, as a regular expression."""
+
+
+def name_of(path: str, file: DicomFile) -> str:
+    """Return the name of a file that was read: the SHA-256 of its data set, and part of that of what comes before, which says in
+    which transfer syntax the data set is. Raises Changed if the file cannot be read."""
     try:
-        with place.open("rb") as stream:
+        with open(path, "rb", buffering=0, opener=_at_once) as stream:
+            head = stream.read(file.dataset_offset)
+    except OSError:
+        raise Changed from None
+    return _name(file.content_sha256, hashlib.sha256(head or b"").digest())
+
+
+def holds(place: Path, name: str, file: DicomFile) -> bool:
+    """Return whether a file is there that has the content of which its name is made."""
+    found = _Name(file.dataset_offset)
+    try:
+        with place.open("rb", buffering=0) as stream:
             if os.fstat(stream.fileno()).st_size != file.size:
                 return False
-            return hashlib.file_digest(stream, "sha256").digest() == file.content_sha256
+            buffer = memoryview(bytearray(_READ))
+            while length := stream.readinto(buffer):
+                found.add(buffer[:length])
     except FileNotFoundError:
         return False
+    return str(found) == name
 
 
 def _is_as_read(found: os.stat_result, file: DicomFile) -> bool:
     return (found.st_ino, found.st_size, stamp(found)) == (file.inode, file.size, file.mtime_ns)
 
 
-def copy(path: str, file: DicomFile, part: Path) -> None:
-    """Copy a file, durably. Raises Changed if it is not what was read of it."""
+def copy(path: str, name: str, file: DicomFile, part: Path) -> None:
+    """Copy a file, durably. Raises Changed if it has not the content of which its name is made."""
     try:
         # A pipe that has taken the file's place must not be waited for.
         source = open(path, "rb", buffering=0, opener=_at_once)  # noqa: SIM115
     except OSError:
         raise Changed from None
-    digest = hashlib.sha256()
+    found = _Name(file.dataset_offset)
     with source, open(part, "xb", buffering=0, opener=_private) as target:
         buffer = memoryview(bytearray(_READ))
         while True:
@@ -51,10 +93,10 @@ def copy(path: str, file: DicomFile, part: Path) -> None:
             if not length:  # the end; None: a pipe without a writer
                 break
             data = buffer[:length]
-            digest.update(data)
+            found.add(data)
             while data:
                 data = data[target.write(data) :]
-        if digest.digest() != file.content_sha256:
+        if str(found) != name:
             raise Changed
         os.utime(target.fileno(), ns=(file.mtime_ns, file.mtime_ns))
         os.fsync(target.fileno())

@@ -1,6 +1,6 @@
 """Puts files aside in a spool directory before they are registered, and removes the originals once they are.
 
-A spooled file is named after the SHA-256 of its content, so that the same content is kept once, whoever brings it and how
+A spooled file is named after its content, so that the same content is kept once, whoever brings it and how
 often. It is durable before its row is committed, and its row is committed before its original is removed. Before a group of
 files is put aside, a *note* in ``incoming/`` names them: what a pass that died has left there without a row is found by it
 and deleted, without a look at the whole spool.
@@ -36,7 +36,7 @@ from examsend.states import SpoolMode
 ABANDONED = 600.0
 """Seconds after which a note belongs to a pass that died. A pass that takes longer puts its files aside again."""
 
-_NAME = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(durable.NAME)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -113,22 +113,27 @@ class Spool:
         fit, taken.no_room = self._fitting(arrivals)
         if not fit:
             return taken
+        wanted: list[tuple[Arrival, str]] = []
+        for arrival in fit:
+            try:
+                wanted.append((arrival, durable.name_of(arrival.path, arrival.file)))
+            except durable.Changed:
+                taken.changed += 1
         token = uuid.uuid4().hex
         note = self._incoming / token
         try:
-            self._write_note(note, fit)
+            self._write_note(note, [name for _, name in wanted])
         except OSError as error:
-            taken.trouble, taken.not_taken = error.strerror or str(error), len(fit)
+            taken.trouble, taken.not_taken = error.strerror or str(error), len(wanted)
             return taken
         taken.note = note
         with ThreadPoolExecutor(4, thread_name_prefix="spool") as pool:
-            parts = [f"{token}.{n}.part" for n in range(len(fit))]
-            for arrival, found in zip(fit, pool.map(self._put, fit, parts), strict=True):
+            parts = [f"{token}.{n}.part" for n in range(len(wanted))]
+            done = pool.map(lambda w, part: self._put(*w, part), wanted, parts)
+            for (arrival, _), found in zip(wanted, done, strict=True):
                 if isinstance(found, str):
-                    spooled_at = found
-                    taken.arrivals.append(
-                        replace(arrival, path=spooled_at, mount_point=self._mounts.above(spooled_at), source=arrival)
-                    )
+                    there = replace(arrival, path=found, mount_point=self._mounts.above(found), source=arrival)
+                    taken.arrivals.append(there)
                 elif isinstance(found, _Unwritable):
                     taken.trouble = str(found)
                     taken.not_taken += 1
@@ -178,7 +183,7 @@ class Spool:
         except OSError:
             return 0
         for note in notes:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 names = [n for n in note.read_text(errors="replace").split() if _NAME.fullmatch(n)]
                 for name in names:
                     for part in self._place(name).parent.glob(f"{name}.{note.name}.*.part"):
@@ -201,26 +206,25 @@ class Spool:
             fit.append(arrival)
         return fit, len(arrivals) - len(fit)
 
-    def _write_note(self, note: Path, arrivals: Sequence[Arrival]) -> None:
+    def _write_note(self, note: Path, names: Sequence[str]) -> None:
         with note.open("x") as stream:
-            stream.writelines(f"{a.file.content_sha256.hex()}\n" for a in arrivals)
+            stream.writelines(f"{name}\n" for name in names)
             stream.flush()
             os.fsync(stream.fileno())
         durable.sync_directory(self._incoming)
 
-    def _put(self, arrival: Arrival, suffix: str) -> str | durable.Changed | _Unwritable | None:
+    def _put(self, arrival: Arrival, name: str, suffix: str) -> str | durable.Changed | _Unwritable | None:
         """Put one file aside; return where it is, or why it is not. None: there is no room for it."""
-        name = arrival.file.content_sha256.hex()
         place = self._place(name)
         part = place.with_name(f"{name}.{suffix}")
         try:
-            if durable.holds(place, arrival.file):
+            if durable.holds(place, name, arrival.file):
                 return str(place)
             place.parent.mkdir(mode=0o750, exist_ok=True)
             if self._mode is SpoolMode.LINK:
                 durable.link(arrival.path, arrival.file, part)
             else:
-                durable.copy(arrival.path, arrival.file, part)
+                durable.copy(arrival.path, name, arrival.file, part)
             part.replace(place)
             # A rename of one link of a file over another of the same file does nothing.
             with suppress(FileNotFoundError):
