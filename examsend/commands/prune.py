@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
+from examsend.intake import spool
 from examsend.queue import events, retention
 from examsend.queue.retention import Deleted, Group, Place
 from examsend.states import Act
@@ -35,6 +37,9 @@ class PruneResult:
     """Batches that are old enough and are kept, because a file of theirs is still there: ingest would register it again."""
     days: int
     """Days whose totals were summed up."""
+    spooled: int
+    """Files deleted from the spool."""
+    spooled_bytes: int
     dry_run: bool
     stopped: bool
     """The pass ended before it was through."""
@@ -53,7 +58,8 @@ def run(
     stop: Callable[[], bool] = lambda: False,
 ) -> PruneResult:
     """Delete SENT batches that finished ``older_than`` seconds ago, with their instances and associations, if no file of
-    theirs is left and no batch of their study is unsent; and what is announced of such studies.
+    theirs is left but in the spool and no batch of their study is unsent; and what is announced of such studies. Of the spool,
+    delete what was SENT everywhere ``spool_keep`` ago.
 
     ``cancelled``: also batches that were cancelled or rerouted. ``limit``: at most so many batches. Ends cleanly once ``stop()``
     returns True or after ``max_runtime`` seconds.
@@ -64,11 +70,14 @@ def run(
         return stop() or (max_runtime is not None and time.monotonic() - began >= max_runtime)
 
     with access.opened(settings, create=False) as database:
-        pruned = _Batches(database, older_than, cancelled=cancelled, dry_run=dry_run, over=over)
+        place = settings.spool_directory
+        pruned = _Batches(database, older_than, place, cancelled=cancelled, dry_run=dry_run, over=over)
         pruned.run(limit)
         done = pruned.deleted
-        acts = rejected = days = 0
+        acts = rejected = days = spooled = size = 0
         if not dry_run:
+            if place is not None:
+                spooled, size = spool.prune(database, place, age=settings.spool_keep, over=over)
             acts = _rows(database, over, lambda tx: retention.delete_events(tx, age=older_than, limit=_ROWS))
             rejected = _rows(database, over, lambda tx: retention.delete_rejected(tx, age=older_than, limit=_ROWS))
             days = database.run(retention.sum_up)
@@ -84,6 +93,8 @@ def run(
         rejected,
         pruned.kept,
         days,
+        spooled,
+        size,
         dry_run,
         over(),
         time.monotonic() - began,
@@ -104,10 +115,18 @@ class _Batches:
     """Deletes batches group by group."""
 
     def __init__(
-        self, database: Database, age: float, *, cancelled: bool, dry_run: bool, over: Callable[[], bool]
+        self,
+        database: Database,
+        age: float,
+        spool: Path | None,
+        *,
+        cancelled: bool,
+        dry_run: bool,
+        over: Callable[[], bool],
     ) -> None:
         self._database = database
         self._age = age
+        self._spool = spool
         self._cancelled = cancelled
         self._dry_run = dry_run
         self._over = over
@@ -133,7 +152,7 @@ class _Batches:
         )
 
     def _without_files(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        there = self._database.run(lambda tx: retention.with_files(tx, ids))
+        there = self._database.run(lambda tx: retention.with_files(tx, ids, self._spool))
         self.kept += len(there)
         return tuple(i for i in ids if i not in there)
 

@@ -70,6 +70,11 @@ class Settings:
     spool_remove: bool = _setting(
         False, checks.flag, "Ingest removes a file from where it was found, once it is put aside and registered."
     )
+    spool_keep: float = _setting(
+        7 * 86400.0,
+        checks.number(0, 3650 * 86400),
+        "Seconds that a file stays in the spool after all batches that have it are SENT. Then prune deletes it.",
+    )
     keep_free: int = _setting(
         1_000_000_000,
         checks.size(2**60),

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -37,6 +37,9 @@ ABANDONED = 600.0
 """Seconds after which a note belongs to a pass that died. A pass that takes longer puts its files aside again."""
 
 _NAME = re.compile(durable.NAME)
+
+_GROUP = 500
+"""Files that are looked up, and deleted, in one transaction."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -129,7 +132,7 @@ class Spool:
         taken.note = note
         with ThreadPoolExecutor(4, thread_name_prefix="spool") as pool:
             parts = [f"{token}.{n}.part" for n in range(len(wanted))]
-            done = pool.map(lambda w, part: self._put(*w, part), wanted, parts)
+            done = pool.map(lambda one, part: self._put(one[0], one[1], part), wanted, parts)
             for (arrival, _), found in zip(wanted, done, strict=True):
                 if isinstance(found, str):
                     there = replace(arrival, path=found, mount_point=self._mounts.above(found), source=arrival)
@@ -240,6 +243,37 @@ class Spool:
         return str(place)
 
 
+def prune(database: Database, directory: Path, *, age: float, over: Callable[[], bool]) -> tuple[int, int]:
+    """Delete the files of a spool that only batches have that were SENT ``age`` seconds ago or earlier, and what passes that died
+    have left. Ends early once ``over()``. Returns numbers of files and of bytes."""
+    files = total = 0
+    for below in sorted(directory.glob("[0-9a-f][0-9a-f]")):
+        old = [path for path in _listed(below) if _age(path) > max(age, ABANDONED)]
+        for at in range(0, len(old), _GROUP):
+            if over():
+                return files, total
+            deleted, size = database.run(partial(_delete_old, paths=[str(p) for p in old[at : at + _GROUP]], age=age))
+            files, total = files + deleted, total + size
+    return files, total
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return sorted(p for p in directory.iterdir() if p.suffix in {".dcm", ".part"})
+    except OSError:
+        return []
+
+
+def _delete_old(tx: Connection, paths: Sequence[str], age: float) -> tuple[int, int]:
+    deleted = size = 0
+    for path in spooled.not_needed(tx, paths, age):
+        with suppress(OSError):
+            length = os.stat(path).st_size  # noqa: PTH116
+            os.unlink(path)  # noqa: PTH108
+            deleted, size = deleted + 1, size + length
+    return deleted, size
+
+
 def _sweep(tx: Connection, paths: Sequence[str]) -> int:
     """Delete spooled files that no instance has; return their number. It may be done twice."""
     deleted = 0
@@ -266,8 +300,9 @@ def _sentence(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _age(note: Path) -> float:
+def _age(file: Path) -> float:
+    """Return how many seconds ago a file got its name, as far as its file system tells."""
     try:
-        return time.time() - note.stat().st_mtime
+        return time.time() - file.stat().st_ctime
     except OSError:
         return 0.0

@@ -7,6 +7,7 @@ what is known, late or another version. The totals count what is deleted for eve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import Connection, text
 
@@ -117,11 +118,14 @@ def find(tx: Connection, *, age: float, cancelled: bool, after: Place, limit: in
     return Group(ids, Place(last.finished_at, last.id))
 
 
-def with_files(tx: Connection, batch_ids: tuple[int, ...]) -> set[int]:
-    """Return those of the batches of which a file is still there, as far as this host can tell."""
+def with_files(tx: Connection, batch_ids: tuple[int, ...], spool: Path | None) -> set[int]:
+    """Return those of the batches of which a file is still there, as far as this host can tell. Those in a spool do not count: no
+    ingest looks there."""
     found: set[int] = set()
     for row in tx.execute(_PATHS, {"ids": list(batch_ids)}):
         mount = None if row.mount is None else from_text(row.mount)
+        if spool is not None and Path(from_text(row.path)).is_relative_to(spool):
+            continue
         if row.batch_id not in found and not is_gone(from_text(row.path), mount):
             found.add(row.batch_id)
     return found

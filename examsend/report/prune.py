@@ -17,6 +17,7 @@ def rendered(result: PruneResult) -> list[Any]:
             (result.announcements, "announcement"),
             (result.events, "old act on record"),
             (result.rejected, "rejection that was set aside"),
+            (result.spooled, "file of the spool"),
         )
         if number
     ]

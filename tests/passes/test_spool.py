@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from examsend.commands import ingest
+from examsend.commands import ingest, prune
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
@@ -20,7 +20,7 @@ from examsend.dicom import identity
 from examsend.errors import ConfigError, UsageError
 from examsend.intake import durable, spool
 from examsend.states import SpoolMode
-from tests.helpers import add, cli, deliver, rows, states
+from tests.helpers import add, cli, deliver, execute, rows, states
 
 MODES = [SpoolMode.COPY, SpoolMode.LINK]
 
@@ -324,3 +324,34 @@ def test_the_environment_turns_the_spool_on(theirs: Settings, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, "")
     assert not file.exists()
     assert len(spooled(tmp_path)) == 1
+
+
+def test_prune_deletes_what_was_sent_everywhere_long_enough_ago(
+    settings: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    mine = replace(
+        settings,
+        spool=SpoolMode.COPY,
+        spool_directory=tmp_path / "spool",
+        spool_remove=True,
+        spool_keep=3600.0,
+        keep_free=0,
+    )
+    add(mine, f"{receiving.aet}@{receiving.host}:{receiving.port}")
+    samples.ct_study(tmp_path / "sent", 2, size=16)
+    deliver(mine, tmp_path / "sent")
+    add(mine, "OTHER@127.0.0.1:1", name="other")
+    samples.ct_study(tmp_path / "unsent", 2, size=16)
+    ingest.run(mine, [tmp_path / "unsent"])
+    assert len(spooled(tmp_path)) == 4
+    execute(database, "UPDATE exam_batches SET finished_at = finished_at - interval '2 hours'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "_age", lambda _path: 3000.0)
+        assert prune.run(mine, older_than=86400.0).spooled == 0
+        patch.setattr(spool, "_age", lambda _path: 7000.0)
+        done = prune.run(mine, older_than=86400.0)
+    assert (done.spooled, done.batches) == (2, 0)
+    assert {str(p) for p in spooled(tmp_path)} <= set(paths(database))
+    assert len(spooled(tmp_path)) == 2
+    execute(database, "UPDATE exam_batches SET finished_at = finished_at - interval '2 days'")
+    assert (prune.run(mine, older_than=86400.0).batches, states(database)) == (1, ["PENDING", "PENDING"])
