@@ -10,6 +10,7 @@ from pathlib import Path
 from examsend.config.settings import FILE_NAME, PREFIX, Settings
 
 _EXAMPLES: dict[str, object] = {
+    "spool_directory": "/var/lib/examsend/spool",
     "database_url": "postgresql://examsend:PASSWORD@db.example.org:5432/examsend",
     "database_url_file": "/etc/examsend/database_url",
     "data_directory": "/var/lib/examsend",

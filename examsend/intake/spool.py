@@ -29,7 +29,7 @@ from examsend.db.engine import Connection, Database
 from examsend.errors import ConfigError, UsageError
 from examsend.intake import durable
 from examsend.intake.directory import Mounts
-from examsend.queue import spooled
+from examsend.queue import spool_lock
 from examsend.queue.versions import Arrival
 from examsend.states import SpoolMode
 
@@ -156,7 +156,7 @@ class Spool:
 
     def hold(self, tx: Connection, arrivals: Sequence[Arrival]) -> None:
         """Keep spooled files from being deleted until the transaction ends. Raises Swept if one is gone already."""
-        spooled.keep(tx)
+        spool_lock.keep(tx)
         if not all(os.path.lexists(a.path) for a in arrivals):
             raise Swept
 
@@ -266,7 +266,7 @@ def _listed(directory: Path) -> list[Path]:
 
 def _delete_old(tx: Connection, paths: Sequence[str], age: float) -> tuple[int, int]:
     deleted = size = 0
-    for path in spooled.not_needed(tx, paths, age):
+    for path in spool_lock.not_needed(tx, paths, age):
         with suppress(OSError):
             length = os.stat(path).st_size  # noqa: PTH116
             os.unlink(path)  # noqa: PTH108
@@ -277,7 +277,7 @@ def _delete_old(tx: Connection, paths: Sequence[str], age: float) -> tuple[int, 
 def _sweep(tx: Connection, paths: Sequence[str]) -> int:
     """Delete spooled files that no instance has; return their number. It may be done twice."""
     deleted = 0
-    for path in spooled.unknown(tx, paths):
+    for path in spool_lock.unknown(tx, paths):
         with suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108
             deleted += 1
