@@ -15,7 +15,7 @@ from examsend.states import BatchState, OnIncomplete, Outcome, Rule
 WAITS = f"""
     {waits.COLUMNS}, d.removed_at IS NOT NULL AS removed,
     extract(epoch FROM d.held_until - {due.NOW})::float AS held_for,
-    extract(epoch FROM b.next_attempt_at - {due.NOW})::float AS due_in,
+    CASE WHEN isfinite(b.next_attempt_at) THEN extract(epoch FROM b.next_attempt_at - {due.NOW})::float END AS due_in,
     CASE WHEN b.status = 'READY' THEN {due.WAITS_FOR} END AS waits_for,
     b.status = 'READY' AND EXISTS (SELECT 1 FROM exam_batches f WHERE f.id = {due.WAITS_FOR} AND f.held_at IS NOT NULL)
         AS waits_for_held,
