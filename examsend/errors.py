@@ -5,7 +5,8 @@
     ExamsendError
     ├── UsageError            2   the command was used wrongly; nothing was changed
     ├── ConfigError          78   a setting, the settings file or the database's schema is wrong
-    │   └── NoDatabase            a command that only reads found no database, and makes none
+    │   ├── NoDatabase            a command that only reads found no database, and makes none
+    │   └── DatabaseRefuses       PostgreSQL refuses the user, the password, or what the command needs of it
     ├── DatabaseUnavailable  69   PostgreSQL cannot be reached now; nothing is lost, the next run tries again
     │   └── CommitUnknown         the connection was lost after COMMIT was sent: it is unknown whether it was committed
     ├── Refused               1   the request is valid, but the state does not allow it (retrying a SENT batch, ...)
@@ -51,6 +52,12 @@ class NoDatabase(ConfigError):
     """No setting names a database, there is no embedded one yet, and a command that only reads makes none."""
 
     code = "NO_DATABASE"
+
+
+class DatabaseRefuses(ConfigError):
+    """PostgreSQL refuses the user, the password, or what the command needs of it. Waiting does not help."""
+
+    code = "DATABASE_REFUSES"
 
 
 class DatabaseUnavailable(ExamsendError):

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, create_engine, event, exc, text
 
 from examsend.db import connecting, patience
 from examsend.db.patience import Until, no_limit
-from examsend.errors import CommitUnknown, ConfigError, DatabaseUnavailable
+from examsend.errors import CommitUnknown, ConfigError, DatabaseRefuses, DatabaseUnavailable
 
 T = TypeVar("T")
 
@@ -175,10 +175,10 @@ def translate(error: exc.DBAPIError, *, committing: bool = False) -> None:
     """Given an error of the driver, raise the exception of examsend for it, if there is one."""
     state = _sqlstate(error)
     if state in _CONFIGURATION:
-        raise ConfigError(f"the database {_CONFIGURATION[state]}: {first_line(error)}") from None
+        raise DatabaseRefuses(f"the database {_CONFIGURATION[state]}: {first_line(error)}") from None
     refused = connecting.refusal(str(error.orig)) if state is None and not committing else None
     if refused is not None:
-        raise ConfigError(refused) from None
+        raise DatabaseRefuses(refused) from None
     passing = state is not None and (state[:2] in {"08", "57", "53"} or state in {"25006", "55000"})
     if error.connection_invalidated or passing or (state is None and isinstance(error, exc.OperationalError)):
         sentence = f"the database cannot be reached: {first_line(error)}"

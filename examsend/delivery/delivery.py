@@ -22,7 +22,7 @@ from examsend.delivery.recorder import Recorder
 from examsend.delivery.stand_in import present
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
-from examsend.errors import DatabaseUnavailable, LostClaim
+from examsend.errors import DatabaseRefuses, DatabaseUnavailable, LostClaim
 from examsend.queue import contents, instances
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id
@@ -141,7 +141,7 @@ class Delivery:
         An unexpected exception is a failed attempt: the batch is put back, and ``Delivered.bug`` says what happened.
 
         Raises LostClaim if another sender has claimed the batch (nothing more is written then), DatabaseUnavailable if the
-        result could not be written (the lease expires, and the batch is claimed again).
+        result could not be written (the lease expires, and the batch is claimed again), DatabaseRefuses.
         """
         delivered: Delivered | None = None
         try:
@@ -159,7 +159,7 @@ class Delivery:
     def _deliver(self) -> Delivered:
         try:
             return self._attempt()
-        except (LostClaim, DatabaseUnavailable):
+        except (LostClaim, DatabaseUnavailable, DatabaseRefuses):
             raise
         except Exception as error:  # noqa: BLE001 (one batch must not end the pass for the others)
             return self._put_back(error)

@@ -20,7 +20,7 @@ from examsend.db.engine import Database
 from examsend.delivery.bug import report
 from examsend.delivery.delivery import Delivered, Delivery, Observer
 from examsend.delivery.stop import Stop
-from examsend.errors import DatabaseUnavailable, LostClaim
+from examsend.errors import DatabaseRefuses, DatabaseUnavailable, LostClaim
 from examsend.queue import batches
 from examsend.queue.destination import Due, due_destinations
 
@@ -104,7 +104,7 @@ class Lanes:
     def run(self) -> None:
         """Send due batches until none is due, the limit is reached, or the pass is asked to end.
 
-        Raises DatabaseUnavailable after the workers have ended the batches that they had. An exception such as
+        Raises DatabaseUnavailable, DatabaseRefuses after the workers have ended the batches that they had. An exception such as
         KeyboardInterrupt ends them at once: associations are aborted, batches put back.
         """
         try:
@@ -179,7 +179,7 @@ class Lanes:
                 self._deliver(claim)
                 if self._contended:
                     break
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, DatabaseRefuses) as error:
             self._end(error)
         except Exception as error:  # noqa: BLE001 (a bug at one destination is not the end of the others)
             with self._changed:
