@@ -1,0 +1,139 @@
+"""What departments do with drop directories: whole studies, slow ones, late images, corrected ones, broken files, notes."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from examsend.demo import samples
+from examsend.dicom import identity
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written."""
+
+    studies: int = 0
+    instances: int = 0
+    broken: int = 0
+    others: int = 0
+    files: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
+    """Of each DICOM file that is whole, by its name (no two are equal): drop directory, SOP Instance UID, SHA-256 of its data set."""
+    spoilt: set[str] = field(default_factory=set)
+    """Names of files that are cut short, or no DICOM."""
+    other_names: set[str] = field(default_factory=set)
+    """Names of files that are no DICOM."""
+
+
+class Modality:
+    """Writes a study after the other, each for one drop directory, at a pace."""
+
+    def __init__(self, drops: list[Path], every: float, most: int, seed: int) -> None:
+        self._drops = drops
+        self._every = every
+        self._most = most
+        self._random = random.Random(seed)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="modality", daemon=True)
+        self._later: list[tuple[float, Path, bytes]] = []
+        self._number = 0
+        self.written = Written()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is due later, and end."""
+        self._over.set()
+        self._thread.join(60)
+        for _, path, data in self._later:
+            self._put(path, data)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has written all its studies."""
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every * self._random.uniform(0.2, 1.8)) and self.written.studies < self._most:
+            self._study(self._random.choice(self._drops))
+            now = time.monotonic()
+            due = [one for one in self._later if one[0] <= now]
+            self._later = [one for one in self._later if one[0] > now]
+            for _, path, data in due:
+                self._put(path, data)
+
+    def _study(self, drop: Path) -> None:
+        rng = self._random
+        many, size = (rng.randint(20, 60), 128) if rng.random() < 0.05 else (rng.randint(1, 6), rng.choice((8, 16, 64)))
+        scratch = drop.parent / "scratch"
+        made = samples.ct_study(scratch, many, size=size, age=5.0)
+        self.written.studies += 1
+        place = drop / f"s{self.written.studies:05d}"
+        place.mkdir(parents=True, exist_ok=True)
+        for path in made:
+            data = path.read_bytes()
+            path.unlink()
+            late = rng.random() < 0.04
+            target = place / self._name()
+            if late:
+                self._later.append((time.monotonic() + rng.uniform(5, 60), target, data))
+            else:
+                self._put(target, data, slowly=rng.random() < 0.02)
+            if rng.random() < 0.02:
+                # The same instance again, with other pixels: a correction.
+                other = data[:-2] + bytes(rng.randrange(256) for _ in range(2))
+                self._later.append((time.monotonic() + rng.uniform(0, 40), place / self._name(), other))
+            if rng.random() < 0.02:
+                self._put(place / self._name(), data)  # a copy
+        if rng.random() < 0.05:
+            self._spoil(place / self._name(), data[: rng.randrange(200, len(data) - 4)])
+            self.written.broken += 1
+        if rng.random() < 0.05:
+            name = self._name()
+            self.written.other_names.add(name)
+            self._spoil(place / name, b"not a DICOM file\n")
+            self.written.others += 1
+
+    def _name(self) -> str:
+        self._number += 1
+        return f"f{self._number:07d}"
+
+    def _spoil(self, path: Path, data: bytes) -> None:
+        self.written.spoilt.add(path.name)
+        self._write(path, data)
+
+    def _put(self, path: Path, data: bytes, *, slowly: bool = False) -> None:
+        self.written.instances += 1
+        self._write(path, data, slowly=slowly)
+
+    def _note(self, file: Path, path: Path) -> None:
+        if path.name not in self.written.spoilt:
+            found = identity.inspect(str(file))
+            self.written.files[path.name] = (path.parents[1].name, found.sop_instance_uid, found.content_sha256)
+
+    def _write(self, path: Path, data: bytes, *, slowly: bool = False) -> None:
+        """Write a file under its name while others may look, or rename it once it is whole."""
+        if slowly:
+            scratch = path.parents[2] / "scratch" / path.name
+            scratch.write_bytes(data)
+            self._note(scratch, path)
+            scratch.unlink()
+            with path.open("wb") as stream:
+                for at in range(0, len(data), max(1, len(data) // 4)):
+                    stream.write(data[at : at + max(1, len(data) // 4)])
+                    stream.flush()
+                    time.sleep(0.3)
+            return
+        part = path.with_name(f".{path.name}.tmp")
+        part.write_bytes(data)
+        self._note(part, path)
+        if self._random.random() < 0.5:
+            then = time.time() - 60
+            os.utime(part, (then, then))
+        part.rename(path)
