@@ -15,7 +15,6 @@ import errno
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +181,8 @@ class Spool:
         """Delete what passes that died have put aside and not registered; return the number of files."""
         deleted = 0
         try:
-            notes = [one for one in self._incoming.iterdir() if _age(one) > ABANDONED]
+            before = _clock(self._incoming) - ABANDONED
+            notes = [one for one in self._incoming.iterdir() if _named_at(one) < before]
         except OSError:
             return 0
         for note in notes:
@@ -247,8 +247,12 @@ def prune(database: Database, directory: Path, *, age: float, over: Callable[[],
     """Delete the files of a spool that only batches have that were SENT ``age`` seconds ago or earlier, and what passes that died
     have left. Ends early once ``over()``. Returns numbers of files and of bytes."""
     files = total = 0
+    try:
+        before = _clock(directory) - max(age, ABANDONED)
+    except OSError:
+        return 0, 0
     for below in sorted(directory.glob("[0-9a-f][0-9a-f]")):
-        old = [path for path in _listed(below) if _age(path) > max(age, ABANDONED)]
+        old = [path for path in _listed(below) if _named_at(path) < before]
         for at in range(0, len(old), _GROUP):
             if over():
                 return files, total
@@ -300,9 +304,19 @@ def _sentence(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _age(file: Path) -> float:
-    """Return how many seconds ago a file got its name, as far as its file system tells."""
+def _clock(directory: Path) -> float:
+    """Return what time it is for the file system of a directory. Its server, and this host, may have clocks that differ."""
+    file = directory / f".clock-{uuid.uuid4().hex}"
+    file.touch()
     try:
-        return time.time() - file.stat().st_ctime
+        return file.stat().st_ctime
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _named_at(file: Path) -> float:
+    """Return when a file got its name, by the clock of its file system."""
+    try:
+        return file.stat().st_ctime
     except OSError:
-        return 0.0
+        return float("inf")

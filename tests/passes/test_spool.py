@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,6 +292,20 @@ def test_a_kill_at_any_step_loses_nothing(
     assert killed > 8
 
 
+def test_a_wrong_clock_of_this_host_makes_nobodys_files_abandoned(
+    theirs: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples.ct_study(tmp_path / "drop", 2, size=16)
+    place = spool.Spool(theirs, SpoolMode.COPY, remove=False)
+    note = tmp_path / "spool" / "incoming" / ("0" * 32)
+    note.write_text("")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86400)
+    ingest.run(theirs, [tmp_path / "drop"], spool=SpoolMode.COPY)
+    assert note.exists()
+    assert place
+
+
 @pytest.mark.parametrize("below", [True, False])
 def test_a_spool_in_a_drop_directory_is_refused(theirs: Settings, tmp_path: Path, below: bool) -> None:
     (tmp_path / "drop").mkdir()
@@ -346,9 +361,10 @@ def test_prune_deletes_what_was_sent_everywhere_long_enough_ago(
     assert len(spooled(tmp_path)) == 4
     execute(database, "UPDATE exam_batches SET finished_at = finished_at - interval '2 hours'")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spool, "_age", lambda _path: 3000.0)
+        now = spool._clock(tmp_path)
+        patch.setattr(spool, "_clock", lambda _path: now + 3000.0)
         assert prune.run(mine, older_than=86400.0).spooled == 0
-        patch.setattr(spool, "_age", lambda _path: 7000.0)
+        patch.setattr(spool, "_clock", lambda _path: now + 7000.0)
         done = prune.run(mine, older_than=86400.0)
     assert (done.spooled, done.batches) == (2, 0)
     assert {str(p) for p in spooled(tmp_path)} <= set(paths(database))
