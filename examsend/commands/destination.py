@@ -206,8 +206,8 @@ def enable(settings: Settings, name: str, *, enabled: bool, by: str = _SOMEBODY)
     """Enable or disable a destination. Raises UsageError."""
 
     def work(tx: Connection) -> None:
-        enable_destination(tx, name, enabled=enabled)
-        _record(tx, get_destination(tx, name).id, by, "enabled" if enabled else "disabled")
+        changed = enable_destination(tx, name, enabled=enabled)
+        _record(tx, changed, by, "enabled" if enabled else "disabled")
 
     with access.opened(settings, create=False) as database:
         database.run(work)
@@ -218,9 +218,7 @@ def remove(settings: Settings, name: str, *, by: str = _SOMEBODY) -> Changed:
     """Remove a destination. Raises UsageError, Refused while it has unsent or failed batches."""
 
     def work(tx: Connection) -> None:
-        found = get_destination(tx, name)
-        remove_destination(tx, name)
-        _record(tx, found.id, by, f"{name} removed")
+        _record(tx, remove_destination(tx, name), by, f"{name} removed")
 
     with access.opened(settings, create=False) as database:
         database.run(work)

@@ -257,13 +257,15 @@ _ENABLE = text("""
 """)
 
 
-def enable_destination(tx: Connection, name: str, *, enabled: bool) -> None:
-    """Enable or disable a destination. A hold goes on. Raises UsageError."""
-    tx.execute(_ENABLE, {"id": get_destination(tx, name).id, "enabled": enabled})
+def enable_destination(tx: Connection, name: str, *, enabled: bool) -> int:
+    """Enable or disable a destination; return its id. A hold goes on. Raises UsageError."""
+    destination = get_destination(tx, name)
+    tx.execute(_ENABLE, {"id": destination.id, "enabled": enabled})
+    return destination.id
 
 
-def remove_destination(tx: Connection, name: str) -> None:
-    """Remove a destination. Raises UsageError if there is none, Refused if it has unsent or FAILED batches."""
+def remove_destination(tx: Connection, name: str) -> int:
+    """Remove a destination; return its id. Raises UsageError if there is none, Refused if it has unsent or FAILED batches."""
     destination = get_destination(tx, name)
     tx.execute(text("SELECT 1 FROM storage_backend_configs WHERE id = :id FOR UPDATE"), {"id": destination.id})
     unsent = tx.execute(_UNSENT, {"id": destination.id}).scalar_one()
@@ -274,6 +276,7 @@ def remove_destination(tx: Connection, name: str) -> None:
         what = f"{unsent} unsent" if unsent else f"{failed} failed"
         raise Refused(f"destination {name} has {what} batch{'es' if (unsent or failed) > 1 else ''}: not removed")
     tx.execute(_REMOVE, {"id": destination.id})
+    return destination.id
 
 
 # --- health -----------------------------------------------------------------------------------------------------------

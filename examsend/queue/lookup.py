@@ -30,7 +30,7 @@ _LOCKED = "FOR NO KEY UPDATE OF b"
 _NAMED_LOCKED = text(f"{_NAMED} {_LOCKED}")
 
 _FAILED = text(f"""{_SELECT}
-    WHERE b.status = '{BatchState.FAILED}' AND coalesce(b.failure_code, '') NOT IN ({sql_list(BY_REQUEST)})
+    WHERE b.status = '{BatchState.FAILED}' AND b.failure_code NOT IN ({sql_list(BY_REQUEST)})
       AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
     ORDER BY b.id {_LOCKED}
 """)

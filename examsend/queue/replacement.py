@@ -46,7 +46,7 @@ _TO_RECOVER = text(f"""
     WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = '{BatchState.FAILED}'
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
                       WHERE i.batch_id = b.id AND i.outcome IN ({sql_list(UNDELIVERABLE)}))
-      AND coalesce(b.failure_code, '') NOT IN ({sql_list(BY_REQUEST)})
+      AND b.failure_code NOT IN ({sql_list(BY_REQUEST)})
       AND (b.failure_code = 'INSTANCES_FAILED'
            OR NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome IN ({sql_list(UNSENT)})))
     ORDER BY b.id

@@ -108,7 +108,8 @@ def test_a_data_set_of_odd_length_is_not_offered(sender: Any, tmp_path: Path) ->
         end, watch = sent(sender, receiver, [first, odd, last])
     assert end.end is End.RELEASED
     assert [(p.item, p.problem) for p in watch.problems] == [(odd, Problem.ODD_LENGTH)]
-    assert [a.item for a in watch.answers] == [first, last]
+    # dcm4che sends in the order in which it reads its directory.
+    assert sorted(a.item.id for a in watch.answers) == [first.id, last.id]
 
 
 def test_a_deflated_stream_of_odd_length_is_sent_with_its_null_byte(wire_sender: Any) -> None:
