@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -34,6 +35,8 @@ ROUTES = {
 }
 """The destinations of each drop directory. What is in ``us`` is put aside and removed from there."""
 
+_LISTEN_PORT = 11199
+
 SECRET = "s3cret-of-the-soak"
 
 
@@ -43,7 +46,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long things break")
     parser.add_argument("--studies", type=int, default=2200, help="studies that are written, at most")
     parser.add_argument(
-        "--kill-every", type=float, default=5.0, metavar="SECONDS", help="pause between kills, on average"
+        "--kill-every", type=float, default=4.0, metavar="SECONDS", help="pause between kills, on average"
     )
     parser.add_argument(
         "--fault-every", type=float, default=6.0, metavar="SECONDS", help="pause between other faults, on average"
@@ -51,11 +54,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--keep", action="store_true", help="write the figures to bench/soak.json")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="examsend-soak-", dir="/var/tmp") as name:
-        place = Path(name)
-        place.chmod(0o755)
-        broken = Soak(place, given).run()
-    sys.exit(1 if broken else 0)
+    place = Path(tempfile.mkdtemp(prefix="examsend-soak-", dir="/var/tmp"))
+    place.chmod(0o755)
+    if Soak(place, given).run():
+        print(f"what is there of database, receivers and logs is kept in {place}")
+        sys.exit(1)
+    shutil.rmtree(place)
 
 
 class Soak:
@@ -73,12 +77,14 @@ class Soak:
         database_place.mkdir()
         with hosts.network(("anna", "boris"), self._place) as (hub, clients):
             export = self._place / "export"
+            # Not on the disk that fills up: DCMTK 3.6.7's storescp answers Success there, and keeps an empty file.
+            stores = self._place / "receivers"
             database = Postgres(hub, database_place)
             receivers = [
-                Receiver(hub, export / "receivers", name, 11112 + n)
+                Receiver(hub, stores, name, 11112 + n)
                 for n, name in enumerate(("steady", "shaky", "outside", "converted", "dead"))
             ]
-            receivers.append(Orthanc(hub, export / "receivers", "orthanc", 11120))
+            receivers.append(Orthanc(hub, stores, "orthanc", 11120))
             try:
                 return self._with(hub, clients, database, receivers, export)
             finally:
@@ -95,8 +101,10 @@ class Soak:
         export: Path,
     ) -> int:
         share = self._place / "share"
-        for drop in (*ROUTES, "scratch"):
+        for drop in ROUTES:
             (export / drop).mkdir()
+        scratch = self._place / "modality"
+        scratch.mkdir()
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_") and k != "PYTHONDONTWRITEBYTECODE"}
         chain = Chain(
             {
@@ -121,7 +129,12 @@ class Soak:
         )
         seconds = self._given.minutes * 60
         modality = Modality(
-            [export / d for d in ROUTES], seconds * 0.95 / self._given.studies, self._given.studies, self._given.seed
+            [export / d for d in ROUTES],
+            scratch,
+            seconds * 0.95 / self._given.studies,
+            self._given.studies,
+            self._given.seed,
+            boris.inside(sys.executable, "-m", "bench.soak.steps", anna.address, str(_LISTEN_PORT)),
         )
         began = time.monotonic()
         for client in clients:
@@ -134,6 +147,7 @@ class Soak:
             chain.loop(client, ["finalize", "-q"], 2, skew)
             for _ in range(2):
                 chain.loop(client, ["send", "-q", "--max-runtime", "60"], 1, skew)
+        chain.loop(anna, ["listen", "-q", "--port", str(_LISTEN_PORT)], 1)
         chain.loop(anna, ["status", "--json"], 10)
         chain.loop(boris, ["metrics"], 10)
         chain.loop(boris, ["prune", "-q", "--older-than", "1d"], 30)
@@ -143,11 +157,11 @@ class Soak:
             wait_for(lambda: self._said(began, modality, faults, chain) and modality.done, seconds)
         finally:
             faults.stop()
+            fault_seconds = time.monotonic() - began
             modality.stop()
-        fault_seconds = time.monotonic() - began
         print(f"faults are over after {fault_seconds:.0f} s; it finishes alone", flush=True)
         next(r for r in receivers if r.name == "dead").start()
-        verdict = Verdict(database.local, modality.written, ROUTES)
+        verdict = Verdict(database.local, modality.written, ROUTES, {share: export})
         dead = list(verdict.no_attempt_used("dead"))
         bound = LEASE + BACK_OFF + 600
         drained = wait_for(lambda: self._is_drained(verdict), bound)
@@ -245,6 +259,7 @@ class Soak:
             "minutes": round(fault_seconds / 60, 1),
             "studies": modality.written.studies,
             "instances": modality.written.instances,
+            "steps by MPPS": len(modality.written.steps),
             "cut short": modality.written.broken,
             "commands": sum(chain.tally.runs.values()),
             "faults": kills,

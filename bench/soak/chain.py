@@ -50,6 +50,14 @@ EXPECTED = {0, 1, 3, 69, -9, -15, 143}
 """Exit codes that faults explain: a person is needed, no database, killed."""
 
 
+def _explained(code: int, said: str) -> bool:
+    """Whether an exit code is that of a directory which is not mounted, or of a batch that moved on before a person came."""
+    return (
+        code == 2
+        and re.search(r"there is no directory or file|is SENT|is FAILED|is not held|is SENDING", said) is not None
+    )
+
+
 class Chain:
     """Loops of commands on hosts."""
 
@@ -106,7 +114,9 @@ class Chain:
             tally.runs[words[0]] += 1
             tally.codes[words[0], code_of] += 1
             tally.longest[words[0]] = max(tally.longest.get(words[0], 0.0), time.monotonic() - began)
-            if code_of not in EXPECTED or re.search(r"Traceback|a bug in examsend", said):
+            if (code_of not in EXPECTED and not _explained(code_of, said)) or re.search(
+                r"Traceback|a bug in examsend", said
+            ):
                 tally.unexpected.append(f"{client.name} {' '.join(words)}: exit {code_of}: {said[-600:]}")
         return code_of
 
@@ -119,5 +129,9 @@ class Chain:
     def stop(self) -> None:
         """Start no more commands, and wait for those that run."""
         self._over.set()
+        with self._lock:
+            endless = [run.process for run in self._running if run.words[0] == "listen"]
+        for process in endless:
+            process.terminate()
         for thread in self._threads:
             thread.join(120)

@@ -21,7 +21,7 @@ from bench.soak.chain import Chain, Run
 from bench.soak.hosts import Client, Host
 from bench.soak.parts import Postgres, Receiver
 
-PASSES = ("ingest", "finalize", "send")
+PASSES = ("ingest", "finalize", "send", "listen")
 
 FLAGS: list[tuple[str, ...]] = [
     ("--abort-after",),
@@ -83,7 +83,7 @@ class Faults:
 
     def _kill(self) -> None:
         while not self._over.wait(self._random.expovariate(1 / self._kill_every)):
-            wanted = self._random.choice(PASSES)
+            wanted = self._random.choices(PASSES, (3, 3, 6, 1))[0]
             run = self._world.chain.choose(lambda r, w=wanted: r.words[0] == w) or self._world.chain.choose(  # type: ignore[misc]
                 lambda r: r.words[0] in PASSES
             )
@@ -117,6 +117,8 @@ class Faults:
             self._slow,
             self._unmounted,
             self._full,
+            self._person,
+            self._person,
         ]
         while not self._over.wait(self._random.expovariate(1 / self._fault_every)):
             kind = self._random.choice(kinds)
@@ -236,6 +238,38 @@ class Faults:
         client = self._random.choice(self._world.clients)
         self._for_a_while("mount away", client, self._random.uniform(2, 15), client.unmount, client.mount)
 
+    def _person(self) -> None:
+        """Somebody prioritizes a batch, or holds it for a while."""
+        chain, client = self._world.chain, self._random.choice(self._world.clients)
+        connection = psycopg2.connect(self._world.database.local)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute("SELECT id FROM exam_batches WHERE status IN ('PENDING', 'READY', 'SENDING') AND id > 0")
+                found = [str(number) for (number,) in cursor.fetchall()]
+        finally:
+            connection.close()
+        if not found:
+            return
+        batch = self._random.choice(found)
+        if self._random.random() < 0.5:
+            chain.once(client, ("prioritize", batch))
+            self.count["prioritized by a person"] += 1
+            return
+
+        def unhold() -> None:
+            # It is not held if the first command was refused, or if its answer was lost: then it is.
+            deadline = time.monotonic() + 60
+            while chain.once(client, ("unhold", batch)) not in (0, 2) and time.monotonic() < deadline:
+                time.sleep(1)
+
+        self._for_a_while(
+            "held by a person",
+            int(batch),
+            self._random.uniform(5, 30),
+            lambda: _ignored(chain.once(client, ("hold", batch, "--why", "somebody asked"))),
+            unhold,
+        )
+
     def _full(self) -> None:
         ballast = self._world.export / "ballast"
 
@@ -247,6 +281,10 @@ class Faults:
         self._for_a_while(
             "shared disk full", ballast, self._random.uniform(1, 5), fill, lambda: ballast.unlink(missing_ok=True)
         )
+
+
+def _ignored(_result: object) -> None:
+    """Take a result, and do nothing with it."""
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> float | None:

@@ -58,10 +58,11 @@ class Client(Host):
         self.place = place
         self.wire = f"exs{number}"
         """The hub's end of its wire."""
+        self.address = f"10.77.0.{number + 10}"
         run("ip", "link", "add", self.wire, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
         run("ip", "link", "set", self.wire, "netns", str(hub.pid))
         run(*hub.inside("ip", "link", "set", self.wire, "master", "br0", "up"))
-        run(*self.inside("ip", "address", "add", f"10.77.0.{number + 10}/24", "dev", "eth0"))
+        run(*self.inside("ip", "address", "add", f"{self.address}/24", "dev", "eth0"))
         run(*self.inside("ip", "link", "set", "eth0", "up"))
         self.mount()
 

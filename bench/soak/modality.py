@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import os
 import random
+import subprocess
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,13 +32,19 @@ class Written:
     """Names of files that are cut short, or no DICOM."""
     other_names: set[str] = field(default_factory=set)
     """Names of files that are no DICOM."""
+    steps: set[str] = field(default_factory=set)
+    """UIDs of the performed procedure steps that were answered."""
 
 
 class Modality:
     """Writes a study after the other, each for one drop directory, at a pace."""
 
-    def __init__(self, drops: list[Path], every: float, most: int, seed: int) -> None:
+    def __init__(
+        self, drops: list[Path], scratch: Path, every: float, most: int, seed: int, steps: Sequence[str]
+    ) -> None:
+        """``scratch``: a directory on a disk that is never full; ``steps``: the command of ``bench.soak.steps``."""
         self._drops = drops
+        self._scratch = scratch
         self._every = every
         self._most = most
         self._random = random.Random(seed)
@@ -42,10 +53,23 @@ class Modality:
         self._later: list[tuple[float, Path, bytes]] = []
         self._number = 0
         self.written = Written()
+        self._steps = subprocess.Popen(
+            steps,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        self._answers = threading.Thread(target=self._read_answers, name="steps", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+        self._answers.start()
+
+    def _read_answers(self) -> None:
+        assert self._steps.stdout is not None
+        for line in self._steps.stdout:
+            self.written.steps.add(line.decode().strip())
 
     def stop(self) -> None:
         """Write what is due later, and end."""
@@ -53,6 +77,13 @@ class Modality:
         self._thread.join(60)
         for _, path, data in self._later:
             self._put(path, data)
+        assert self._steps.stdin is not None
+        self._steps.stdin.close()
+        try:
+            self._steps.wait(120)
+        except subprocess.TimeoutExpired:
+            self._steps.kill()
+        self._answers.join(10)
 
     @property
     def done(self) -> bool:
@@ -71,11 +102,12 @@ class Modality:
     def _study(self, drop: Path) -> None:
         rng = self._random
         many, size = (rng.randint(20, 60), 128) if rng.random() < 0.05 else (rng.randint(1, 6), rng.choice((8, 16, 64)))
-        scratch = drop.parent / "scratch"
-        made = samples.ct_study(scratch, many, size=size, age=5.0)
+        made = samples.ct_study(self._scratch, many, size=size, age=5.0)
         self.written.studies += 1
         place = drop / f"s{self.written.studies:05d}"
-        place.mkdir(parents=True, exist_ok=True)
+        self._until_there_is_room(lambda: place.mkdir(parents=True, exist_ok=True))
+        if rng.random() < 0.5:
+            self._announce(made)
         for path in made:
             data = path.read_bytes()
             path.unlink()
@@ -100,6 +132,17 @@ class Modality:
             self._spoil(place / name, b"not a DICOM file\n")
             self.written.others += 1
 
+    def _announce(self, files: Sequence[Path]) -> None:
+        """Say by MPPS what a study has."""
+        series: dict[str, list[str]] = {}
+        for file in files:
+            found = identity.inspect(str(file))
+            series.setdefault(found.series_instance_uid, []).append(found.sop_instance_uid)
+        step = {"uid": samples.new_uid(), "study": found.study_instance_uid, "series": series}
+        assert self._steps.stdin is not None
+        self._steps.stdin.write(json.dumps(step).encode() + b"\n")
+        self._steps.stdin.flush()
+
     def _name(self) -> str:
         self._number += 1
         return f"f{self._number:07d}"
@@ -119,21 +162,40 @@ class Modality:
 
     def _write(self, path: Path, data: bytes, *, slowly: bool = False) -> None:
         """Write a file under its name while others may look, or rename it once it is whole."""
+        scratch = self._scratch / path.name
+        scratch.write_bytes(data)
+        self._note(scratch, path)
+        scratch.unlink()
         if slowly:
-            scratch = path.parents[2] / "scratch" / path.name
-            scratch.write_bytes(data)
-            self._note(scratch, path)
-            scratch.unlink()
-            with path.open("wb") as stream:
-                for at in range(0, len(data), max(1, len(data) // 4)):
-                    stream.write(data[at : at + max(1, len(data) // 4)])
-                    stream.flush()
+            step = max(1, len(data) // 4)
+            with path.open("wb", buffering=0) as stream:
+                for at in range(0, len(data), step):
+                    self._until_there_is_room(lambda at=at: self._piece(stream, at, data[at : at + step]))  # type: ignore[misc]
                     time.sleep(0.3)
             return
         part = path.with_name(f".{path.name}.tmp")
-        part.write_bytes(data)
-        self._note(part, path)
+        self._until_there_is_room(lambda: part.write_bytes(data))
         if self._random.random() < 0.5:
             then = time.time() - 60
             os.utime(part, (then, then))
         part.rename(path)
+
+    @staticmethod
+    def _piece(stream: io.FileIO, at: int, data: bytes) -> None:
+        stream.seek(at)
+        if stream.write(data) != len(data):
+            raise OSError(errno.ENOSPC, "short write")
+
+    @staticmethod
+    def _until_there_is_room(write: Callable[[], object]) -> None:
+        """Do it; again and again while the disk is full."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                write()
+            except OSError as error:
+                if error.errno != errno.ENOSPC or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+            else:
+                return

@@ -49,12 +49,15 @@ AUDIT = """
 class Verdict:
     """Looks at the database, the receivers' stores and the logs."""
 
-    def __init__(self, url: str, written: Written, routes: Mapping[str, Sequence[str]]) -> None:
-        """``routes``: the destinations of each drop directory."""
+    def __init__(
+        self, url: str, written: Written, routes: Mapping[str, Sequence[str]], seen_as: Mapping[Path, Path]
+    ) -> None:
+        """``routes``: the destinations of each drop directory; ``seen_as``: directories of the hosts, and what they are here."""
         self._connection = psycopg2.connect(url)
         self._connection.autocommit = True
         self._written = written
         self._routes = routes
+        self._seen_as = seen_as
 
     def close(self) -> None:
         """Close the connection."""
@@ -82,6 +85,10 @@ class Verdict:
             if name not in self._others:
                 yield f"{name}, which is cut short, is not on record as rejected"
 
+        stored = {uid for (uid,) in self.rows("SELECT source_uid FROM study_expectations WHERE source = 'MPPS'")}
+        for uid in self._written.steps - stored:
+            yield f"the step {uid} was answered with success, and is not stored"
+
     @property
     def _others(self) -> set[str]:
         return self._written.other_names
@@ -99,7 +106,14 @@ class Verdict:
             "       i.stored_at = max(i.stored_at) OVER (PARTITION BY i.destination_id, i.sop_instance_uid)"
             " FROM exam_batch_instances i JOIN storage_backend_configs d ON d.id = i.destination_id WHERE i.outcome = 'STORED'"
         ):
-            yield from stores[name].lacks(batch, uid, bytes(sha), Path(path), last)
+            for sentence in stores[name].lacks(batch, uid, bytes(sha), self._here(Path(path)), last):
+                yield f"{name}: {sentence}"
+
+    def _here(self, path: Path) -> Path:
+        for there, here in self._seen_as.items():
+            if path.is_relative_to(there):
+                return here / path.relative_to(there)
+        return path
 
     def one_attempt_at_a_time(self) -> Iterator[str]:
         """3. No batch was claimed while its lease ran, and nothing was written by a sender without a claim."""
@@ -115,9 +129,13 @@ class Verdict:
 
     def no_attempt_used(self, destination: str) -> Iterator[str]:
         """5. A destination that is away uses up no attempts."""
+        # An attempt that a kill ended is the sender's.
         for batch, count in self.rows(
-            "SELECT b.id, b.attempt_count FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id"
-            " WHERE d.name = %s AND b.attempt_count > 0",
+            "SELECT b.id, b.attempt_count - (SELECT count(*) FROM send_attempts a"
+            "     WHERE a.batch_id = b.id AND a.result = 'LEASE_LOST')"
+            " FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id"
+            " WHERE d.name = %s AND b.attempt_count > (SELECT count(*) FROM send_attempts a"
+            "     WHERE a.batch_id = b.id AND a.result = 'LEASE_LOST')",
             destination,
         ):
             yield f"batch {batch} for {destination}, which was never there, has used {count} attempts"
