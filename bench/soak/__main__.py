@@ -12,6 +12,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -54,6 +55,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--keep", action="store_true", help="write the figures to bench/soak.json")
     given = parser.parse_args()
+    # Ended by somebody, it takes its processes and namespaces with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     place = Path(tempfile.mkdtemp(prefix="examsend-soak-", dir="/var/tmp"))
     place.chmod(0o755)
     if Soak(place, given).run():

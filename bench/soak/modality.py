@@ -16,6 +16,7 @@ from pathlib import Path
 
 from examsend.demo import samples
 from examsend.dicom import identity
+from examsend.errors import FileProblem
 
 
 @dataclass(slots=True)
@@ -124,8 +125,11 @@ class Modality:
             if rng.random() < 0.02:
                 self._put(place / self._name(), data)  # a copy
         if rng.random() < 0.05:
-            self._spoil(place / self._name(), data[: rng.randrange(200, len(data) - 4)])
-            self.written.broken += 1
+            cut = data[: rng.randrange(200, len(data) - 4)]
+            # Cut between two elements it would be another version of the instance.
+            if not self._is_whole(cut):
+                self._spoil(place / self._name(), cut)
+                self.written.broken += 1
         if rng.random() < 0.05:
             name = self._name()
             self.written.other_names.add(name)
@@ -146,6 +150,17 @@ class Modality:
     def _name(self) -> str:
         self._number += 1
         return f"f{self._number:07d}"
+
+    def _is_whole(self, data: bytes) -> bool:
+        scratch = self._scratch / "cut"
+        scratch.write_bytes(data)
+        try:
+            identity.inspect(str(scratch))
+        except FileProblem:
+            return False
+        finally:
+            scratch.unlink()
+        return True
 
     def _spoil(self, path: Path, data: bytes) -> None:
         self.written.spoilt.add(path.name)
