@@ -163,9 +163,9 @@ class Soak:
             fault_seconds = time.monotonic() - began
             modality.stop()
         print(f"faults are over after {fault_seconds:.0f} s; it finishes alone", flush=True)
-        next(r for r in receivers if r.name == "dead").start()
         verdict = Verdict(database.local, modality.written, ROUTES, {share: export})
-        dead = list(verdict.no_attempt_used("dead"))
+        dead = list(verdict.no_attempt_used("dead", chain.tally.died))
+        next(r for r in receivers if r.name == "dead").start()
         bound = LEASE + BACK_OFF + 600
         drained = wait_for(lambda: self._is_drained(verdict), bound)
         chain.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,16 @@ class Verdict:
         ):
             yield f"{count} batches are still {state}"
 
-    def no_attempt_used(self, destination: str) -> Iterator[str]:
-        """5. A destination that is away uses up no attempts."""
-        # An attempt that a kill ended is the sender's.
+    def no_attempt_used(self, destination: str, died: Iterable[int]) -> Iterator[str]:
+        """5. A destination that is away uses up no attempts. ``died``: process ids of senders whose attempts are their own."""
         for batch, count in self.rows(
-            "SELECT b.id, b.attempt_count - (SELECT count(*) FROM send_attempts a"
-            "     WHERE a.batch_id = b.id AND a.result = 'LEASE_LOST')"
-            " FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id"
-            " WHERE d.name = %s AND b.attempt_count > (SELECT count(*) FROM send_attempts a"
-            "     WHERE a.batch_id = b.id AND a.result = 'LEASE_LOST')",
+            """
+            SELECT b.id, b.attempt_count - count(DISTINCT a.attempt_id)
+            FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+            LEFT JOIN send_attempts a ON a.batch_id = b.id AND (a.result = 'LEASE_LOST' OR a.pid = ANY(%s))
+            WHERE d.name = %s GROUP BY b.id HAVING b.attempt_count > count(DISTINCT a.attempt_id)
+            """,
+            list(died),
             destination,
         ):
             yield f"batch {batch} for {destination}, which was never there, has used {count} attempts"

@@ -89,21 +89,21 @@ def test_work_that_is_queued_survives_an_upgrade_and_nothing_is_sent_twice(setti
     }
     with receiver.listening(tmp_path / "received") as receiving, access.opened(settings) as database:
         add(settings, f"A@127.0.0.1:{receiving.port}", max_attempts=1)
-        assert deliver(settings, tmp_path / "sent").sent
+        deliver(settings, tmp_path / "sent")
         prepare(settings, tmp_path / "failed")
         moved = tmp_path / "away"
         shutil.move(tmp_path / "failed", moved)
         assert cli("send", url=settings.database_url).returncode == 1
         prepare(settings, tmp_path / "sending")
         prepare(settings, tmp_path / "ready")
-        destination.change(settings, "pacs", {"quiet_seconds": 3600.0})
+        destination.change(settings, "pacs", None, {"quiet_seconds": 3600.0})
         ingest.run(settings, [tmp_path / "pending"])
         migrate.downgrade(database, BEFORE)
         before = rows(database, "SELECT id, status FROM exam_batches ORDER BY id")
         assert [s for _, s in before] == ["SENT", "FAILED", "READY", "READY", "PENDING"]
         sending = before[2][0]
         instances = rows(database, "SELECT id, sop_instance_uid, outcome FROM exam_batch_instances ORDER BY id")
-        already = len(receiving.stored)
+        already = len(receiving.stored())
 
         earlier = EarlierPass(_connect(settings), sending)
         assert earlier.under_way.wait(20)
@@ -120,13 +120,13 @@ def test_work_that_is_queued_survives_an_upgrade_and_nothing_is_sent_twice(setti
             kept = rows(now, "SELECT id, sop_instance_uid FROM exam_batch_instances ORDER BY id")
             assert kept == [(number, uid) for number, uid, _ in instances]
             shutil.move(moved, tmp_path / "failed")
-            destination.change(settings, "pacs", {"quiet_seconds": 0.0})
+            destination.change(settings, "pacs", None, {"quiet_seconds": 0.0})
             for words in (("retry", "--all-failed"), ("finalize",), ("send",)):
                 done = cli(*words, url=settings.database_url)
                 assert done.returncode == 0, done.stdout + done.stderr
             assert {s for (s,) in rows(now, "SELECT status FROM exam_batches")} == {"SENT"}
         # What the earlier pass sent and what was SENT before is not sent again; everything else once.
-        assert len(receiving.stored) == already + sum(len(studies[n]) for n in ("failed", "ready", "pending"))
+        assert len(receiving.stored()) == already + sum(len(studies[n]) for n in ("failed", "ready", "pending"))
 
 
 @pytest.mark.parametrize("held", [0.5])
