@@ -18,7 +18,7 @@ from tests.peers.scripted import Peer
 PATIENT = "EXAMSEND^SAMPLE"
 """The patient's name in the sample files."""
 
-_STORED = {status: "STORED" for status in (0x0000, 0x0111)}
+_STORED = {0x0000, 0x0111}
 
 
 def environment(url: str, **settings: str) -> dict[str, str]:
