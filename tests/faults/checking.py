@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from examsend.db import engine
 from tests.helpers import one, rows
 from tests.peers.scripted import Peer
@@ -101,19 +99,3 @@ def over(database: engine.Database) -> None:
 def attempts_used(database: engine.Database) -> int:
     """Return how many attempts the batches have used up."""
     return int(one(database, "SELECT coalesce(sum(attempt_count), 0) FROM exam_batches"))
-
-
-def as_user(user: int) -> dict[str, Any]:
-    """Return the arguments with which Popen starts a process as a user; as the present one, where this is not root.
-
-    Skips the test where that user may not read this interpreter.
-    """
-    if os.geteuid() != 0:
-        return {}
-    who: dict[str, Any] = {"user": user, "group": user, "extra_groups": []}
-    if (
-        user
-        and subprocess.run([sys.executable, "-c", "import psycopg2, examsend.commands"], check=False, **who).returncode
-    ):
-        pytest.skip("an ordinary user may not read this interpreter")
-    return who

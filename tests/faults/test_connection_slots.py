@@ -61,7 +61,6 @@ SLOTS = 2
 def test_each_command_says_that_there_is_no_slot_and_all_goes_on_once_there_is_one(
     settings: Settings, database: engine.Database, limited: Limited, tmp_path: Path
 ) -> None:
-    """Fails if SQLSTATE 53300, or a connection that is refused with it, is a bug or wrong configuration."""
     drop = tmp_path / "drop"
     samples.ct_study(drop / "before", 2, size=8)
     with scripted() as peer:
@@ -104,7 +103,6 @@ def test_each_command_says_that_there_is_no_slot_and_all_goes_on_once_there_is_o
 def test_a_sender_that_loses_its_connections_and_gets_none_goes_on_once_it_gets_one(
     settings: Settings, database: engine.Database, limited: Limited, tmp_path: Path
 ) -> None:
-    """Fails if a refused connection ends the delivery."""
     count = 40
     samples.ct_study(tmp_path / "drop", count, size=8)
     with scripted(Script(delay=0.05)) as peer:

@@ -51,10 +51,7 @@ def _write(drop: Path) -> dict[tuple[str, str], str]:
 def test_of_140_pairs_the_accepted_ones_are_stored_and_the_others_fail_with_their_reason(
     settings: Settings, database: engine.Database, database_url: str, tmp_path: Path
 ) -> None:
-    """The receiver takes one class in three in no syntax, one as RLE only, and one in native syntaxes only.
-
-    Fails if a class is taken as refused in all its syntaxes where one of them is refused.
-    """
+    """The receiver takes one class in three in no syntax, one as RLE only, and one in native syntaxes only."""
     made = _write(tmp_path / "drop")
 
     def accept(sop_class: str, syntax: str) -> bool:

@@ -71,7 +71,6 @@ def _until_done(settings: Settings, database: engine.Database, drop: Path, most:
 def test_the_outcome_is_the_one_of_the_table_and_the_others_are_stored(
     settings: Settings, database: engine.Database, tmp_path: Path, status: int | None, position: str, always: bool
 ) -> None:
-    """Fails if A900 is final at the first answer, if 0122 is tried again, if B006 is a failure, or if SENT needs no proof."""
     samples.ct_study(tmp_path / "drop", COUNT, size=8)
     with scripted() as peer:
         add(settings, peer.address, max_attempts=3)
