@@ -21,7 +21,7 @@ BEFORE = "0005"
 
 # What a pass of that version writes, in its own words: a lease that is renewed, outcomes in groups, the end.
 CLAIM = """
-    UPDATE exam_batches SET status = 'SENDING', attempt_id = gen_random_uuid(), attempt_count = attempt_count + 1,
+    UPDATE exam_batches SET status = 'SENDING', attempt_id = gen_random_uuid(), attempt_count = attempt_count + 1, next_attempt_at = NULL,
         lease_expires_at = clock_timestamp() + interval '20 s' WHERE id = %(batch)s RETURNING attempt_id"""
 BEGIN = """
     INSERT INTO send_attempts (batch_id, destination_id, attempt_id, host, pid, sender)
