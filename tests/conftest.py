@@ -32,12 +32,14 @@ def server_url() -> Iterator[str]:
 class Cluster:
     """Makes and drops databases on the test server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, alone: bool = False) -> None:
         self._url = make_url(url).set(drivername="postgresql+psycopg2")
         self._admin = create_engine(
             self._url.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
         )
         self._template: str | None = None
+        # Copying files is faster where nobody else uses the server; with others, its checkpoints make them wait.
+        self._strategy = " STRATEGY file_copy" if alone else ""
 
     def execute(self, statement: str) -> None:
         """Run one statement outside a transaction."""
@@ -62,7 +64,7 @@ class Cluster:
                 migrate.upgrade(database)
             self._template = template
         name = f"t_{uuid.uuid4().hex[:16]}"
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}"')
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}"{self._strategy}')
         return name
 
     def drop(self, name: str) -> None:
@@ -78,7 +80,7 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster(server_url: str) -> Iterator[Cluster]:
     """The test server."""
-    made = Cluster(server_url)
+    made = Cluster(server_url, alone=not os.environ.get("EXAMSEND_TEST_DATABASE_URL"))
     yield made
     made.close()
 

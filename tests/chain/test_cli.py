@@ -22,6 +22,7 @@ from tests.peers.dcmtk import free_port
 def test_the_commands_take_files_from_ingest_to_sent(
     database_url: str, receiving: receiver.Receiver, tmp_path: Path
 ) -> None:
+    """Each in a new interpreter."""
     samples.make(tmp_path / "drop")
     added = cli(
         "destination",
@@ -31,28 +32,31 @@ def test_the_commands_take_files_from_ingest_to_sent(
         "--quiet-period",
         "0",
         url=database_url,
+        new=True,
     )
     assert (added.returncode, added.stderr) == (0, "")
-    assert cli("destination", "echo", "pacs", url=database_url).returncode == 0
-    ingested = cli("ingest", tmp_path / "drop", url=database_url, EXAMSEND_INCOMPLETE_AFTER="0")
+    assert cli("destination", "echo", "pacs", url=database_url, new=True).returncode == 0
+    ingested = cli("ingest", tmp_path / "drop", url=database_url, new=True, EXAMSEND_INCOMPLETE_AFTER="0")
     assert ingested.returncode == 1, "a rejected file needs a person"
     assert "1 rejected" in ingested.stdout
-    assert cli("finalize", url=database_url).returncode == 0
-    sent = cli("send", url=database_url)
+    assert cli("finalize", url=database_url, new=True).returncode == 0
+    sent = cli("send", url=database_url, new=True)
     assert sent.returncode == 0
     assert sent.stdout.count(" SENT,") == 4
     assert sent.stderr == "", "each batch is told once"
-    shown = cli("status", "--json", "--state", "SENT", url=database_url)
+    shown = cli("status", "--json", "--state", "SENT", url=database_url, new=True)
     batch = json.loads(shown.stdout)["batches"][0]
     assert {
         "id", "study_instance_uid", "destination", "status", "instances", "stored", "failed", "attempts", "waiting_for",
         "created_at", "finished_at",
     } <= batch.keys()  # fmt: skip
     assert (batch["status"], shown.stderr) == ("SENT", "")
-    text = cli("status", url=database_url).stdout
+    text = cli("status", url=database_url, new=True).stdout
     assert "1 rejected file" in text
-    assert "geometry" in (rejected := cli("status", "--rejected", url=database_url).stdout) or "says" in rejected
-    assert "STORED" in cli("status", str(batch["id"]), url=database_url).stdout
+    assert (
+        "geometry" in (rejected := cli("status", "--rejected", url=database_url, new=True).stdout) or "says" in rejected
+    )
+    assert "STORED" in cli("status", str(batch["id"]), url=database_url, new=True).stdout
 
 
 def test_an_idle_pass_with_q_prints_nothing(database_url: str) -> None:
@@ -129,9 +133,9 @@ def test_an_unusable_database_url_gives_one_line_without_the_password(url: str, 
 def test_a_database_without_a_schema_gives_the_command_that_creates_it(empty_database_url: str) -> None:
     completed = cli("status", url=empty_database_url)
     assert (completed.returncode, "examsend db upgrade" in completed.stderr) == (78, True)
-    assert cli("db", "upgrade", url=empty_database_url).returncode == 0
-    assert cli("db", "check", url=empty_database_url).returncode == 0
-    assert cli("status", url=empty_database_url).returncode == 0
+    assert cli("db", "upgrade", url=empty_database_url, new=True).returncode == 0
+    assert cli("db", "check", url=empty_database_url, new=True).returncode == 0
+    assert cli("status", url=empty_database_url, new=True).returncode == 0
 
 
 def test_a_bug_is_exit_70_without_a_traceback(database_url: str, database: engine.Database) -> None:
@@ -140,7 +144,7 @@ def test_a_bug_is_exit_70_without_a_traceback(database_url: str, database: engin
     assert completed.returncode == 70
     assert "this is a bug" in completed.stderr
     assert "Traceback" not in completed.stderr
-    assert "Traceback" in cli("status", "-vv", url=database_url).stderr
+    assert "Traceback" in cli("status", "-vv", url=database_url, new=True).stderr
 
 
 def test_the_embedded_database_is_used_without_a_database_url(tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ def test_the_embedded_database_is_used_without_a_database_url(tmp_path: Path) ->
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o711)
         data = Path(name) / "data"
-        first = cli("destination", "add", "pacs", "A@127.0.0.1:104", EXAMSEND_DATA_DIRECTORY=str(data))
+        first = cli("destination", "add", "pacs", "A@127.0.0.1:104", new=True, EXAMSEND_DATA_DIRECTORY=str(data))
         assert first.returncode == 0, first.stderr
         assert "pacs" in cli("destination", "list", EXAMSEND_DATA_DIRECTORY=str(data)).stdout
 

@@ -1,4 +1,7 @@
-"""Random histories: files, announcements, passes and crashes in any order, against a small model of what is complete."""
+"""Random histories: files, announcements, passes and crashes in any order, against a small model of what is complete.
+
+An ordinary run plays 25; the long run, EXAMSEND_TEST_ROUNDS=10, plays 250. Hypothesis prints the history that fails.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from examsend.commands import finalize
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.queue.announcements import Series
-from tests.helpers import execute, rows
+from tests.helpers import execute, rounds, rows
 from tests.passes.world import World, file
 
 STUDIES = ("1.1", "1.2")
@@ -182,7 +185,7 @@ def clean() -> list[str]:
     return ["study_expectations", "study_series", "exam_batches", "storage_backend_configs"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=rounds(25), deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=histories())
 def test_any_history_ends_with_each_instance_sent_once_to_each_destination(
     settings: Settings,
