@@ -164,7 +164,7 @@ class Soak:
             modality.stop()
         print(f"faults are over after {fault_seconds:.0f} s; it finishes alone", flush=True)
         verdict = Verdict(database.local, modality.written, ROUTES, {share: export})
-        dead = list(verdict.no_attempt_used("dead", chain.tally.died))
+        dead = list(verdict.no_attempt_used("dead"))
         next(r for r in receivers if r.name == "dead").start()
         bound = LEASE + BACK_OFF + 600
         drained = wait_for(lambda: self._is_drained(verdict), bound)

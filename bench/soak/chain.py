@@ -44,8 +44,6 @@ class Tally:
     unexpected: list[str] = field(default_factory=list)
     """Exit codes that no fault explains, with the end of what was printed."""
     longest: dict[str, float] = field(default_factory=dict)
-    died: set[int] = field(default_factory=set)
-    """Process ids of those that were killed, or had to end without the database."""
 
 
 EXPECTED = {0, 1, 3, 69, -9, -15, 143}
@@ -114,8 +112,6 @@ class Chain:
         tally = self.tally
         with self._lock:
             tally.runs[words[0]] += 1
-            if code_of < 0 or code_of == 69:
-                tally.died.add(process.pid)
             tally.codes[words[0], code_of] += 1
             tally.longest[words[0]] = max(tally.longest.get(words[0], 0.0), time.monotonic() - began)
             if (code_of not in EXPECTED and not _explained(code_of, said)) or re.search(

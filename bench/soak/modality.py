@@ -92,12 +92,17 @@ class Modality:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not self._over.wait(self._every * self._random.uniform(0.2, 1.8)) and self.written.studies < self._most:
+        due = time.monotonic()
+        while self.written.studies < self._most:
+            # The pace is kept although writing takes time.
+            due += self._every * self._random.uniform(0.2, 1.8)
+            if self._over.wait(max(0.0, due - time.monotonic())):
+                return
             self._study(self._random.choice(self._drops))
             now = time.monotonic()
-            due = [one for one in self._later if one[0] <= now]
+            ripe = [one for one in self._later if one[0] <= now]
             self._later = [one for one in self._later if one[0] > now]
-            for _, path, data in due:
+            for _, path, data in ripe:
                 self._put(path, data)
 
     def _study(self, drop: Path) -> None:

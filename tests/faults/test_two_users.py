@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,11 @@ from examsend.demo import samples
 from tests.db.embedded.helpers import as_root
 from tests.faults.checking import PATIENT
 
-FIRST, SECOND = 65531, 65532
+FIRST, SECOND = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
 
 
 def _as(user: int) -> list[str]:
-    """Return what runs a command as a user who can read the interpreter, wherever it is installed. Who owns a file is not changed by that."""
+    """Return what runs a command as a user who can read the interpreter, wherever it is installed."""
     may = "+dac_read_search"
     return (
         [
