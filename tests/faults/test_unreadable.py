@@ -106,7 +106,7 @@ def test_what_send_may_not_read_is_said_and_waits_until_it_may(
     assert "ermission denied" in ordinary("status", "1")
     assert one(database, "SELECT held_until FROM storage_backend_configs") is None, "the destination is not the cause"
     # What is registered stays registered, whatever a pass may read now.
-    ordinary("ingest", drop, code=1 if what == "the directory" else 0)
+    ordinary("ingest", drop, code=1)
     assert states(database) == ["READY"]
     _readable(closed, yes=True)
     over(database)

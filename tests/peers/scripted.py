@@ -155,6 +155,9 @@ class Gone(Exception):
 def scripted(script: Script | None = None) -> Iterator[Peer]:
     """Run a receiver on a free port. Its threads' names begin with THREADS."""
     listener = socket.create_server(("127.0.0.1", 0))
+    if script is not None and script.bytes_per_second is not None:
+        # The segments of a network. The system opens the window for a whole segment only, and one of loopback has 64 kB.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
     if script is not None and script.socket_buffer is not None:
         # A connection inherits these from the listener; the receive buffer must be set before it is made.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, script.socket_buffer)
