@@ -195,7 +195,7 @@ class Acceptor:
         made, limits = self._made, self._limits
         try:
             made.setblocking(False)
-            connection.set_options(made, limits.message_seconds)
+            connection.set_options(made)
         except OSError as error:
             raise Ended(End.CLOSED, f"the connection was lost: {error.strerror or error}") from None
         if self._secure is not None:

@@ -22,11 +22,6 @@ from examsend.dimse.ended import Ended
 from examsend.errors import ConfigError
 from examsend.transfer import End, Peer
 
-_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
-
-_LONGEST_USER_TIMEOUT = 2**31 - 1
-"""Milliseconds."""
-
 CHECK_SECONDS = 0.25
 """Longest wait, and the longest time in which nothing is checked."""
 
@@ -51,7 +46,7 @@ def connect(peer: Peer, check: Callable[[], None]) -> socket.socket:
             break
         try:
             # An address that does not answer leaves time for those after it.
-            connection = _connect(address, peer, now + (deadline - now) / (len(addresses) - n), check)
+            connection = _connect(address, now + (deadline - now) / (len(addresses) - n), check)
         except OSError as error:
             failure = error
             continue
@@ -98,7 +93,7 @@ def _look_up(peer: Peer, deadline: float, check: Callable[[], None]) -> list[Any
     return list(answer)
 
 
-def _connect(address: Any, peer: Peer, deadline: float, check: Callable[[], None]) -> socket.socket:
+def _connect(address: Any, deadline: float, check: Callable[[], None]) -> socket.socket:
     """Return a connected socket. Raises OSError, TimeoutError after ``deadline``, or what ``check`` raised."""
     family, kind, protocol, _, at = address
     connection = socket.socket(family, kind, protocol)
@@ -111,20 +106,21 @@ def _connect(address: Any, peer: Peer, deadline: float, check: Callable[[], None
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
-        set_options(connection, peer.stall_timeout)
+        set_options(connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def set_options(connection: socket.socket, stall_timeout: float) -> None:
-    """Set the TCP options of an association. ``stall_timeout``: seconds that the peer may take to acknowledge. Raises OSError."""
+def set_options(connection: socket.socket) -> None:
+    """Set the TCP options of an association. Raises OSError.
+
+    TCP_USER_TIMEOUT is not one of them: the system ends a connection by it whose peer reads slowly and is never ready for a whole
+    segment, although it acknowledges something all the time. The wire looks at what is acknowledged itself.
+    """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if _USER_TIMEOUT is not None:
-        milliseconds = min(int(stall_timeout * 1000), _LONGEST_USER_TIMEOUT)
-        connection.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, milliseconds)
 
 
 def _handshake(

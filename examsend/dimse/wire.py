@@ -259,7 +259,7 @@ class Wire:
 
     def _connection_lost(self, error: OSError) -> Ended:
         if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
-            return Ended(End.TIMED_OUT, f"the peer acknowledged nothing for {self._stall_timeout:g} s")
+            return Ended(End.TIMED_OUT, "the peer's system acknowledges nothing any more")
         if isinstance(error, ssl.SSLError):
             # In TLS 1.3 the peer checks the client's certificate after the client considers the handshake done.
             return Ended(End.CLOSED if self.received else End.TLS_FAILED, tls.words(error))

@@ -7,7 +7,6 @@ addresses that do not answer in ``tests/senders/test_wire.py``, stops meanwhile 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -39,7 +38,7 @@ def test_a_receiver_that_stops_reading_in_the_middle_of_a_data_set_holds_the_des
         assert states(database) == ["READY"]
         assert attempts_used(database) == 0
         assert one(database, "SELECT result FROM send_attempts") == "TIMED_OUT"
-        assert re.search("the peer (acknowledged nothing|accepted no byte) for 2 s", said)
+        assert "the peer accepted no byte for 2 s" in said
         over(database)
         ran(database_url, "send")
         sound(database, tmp_path / "drop", peers=[peer])
@@ -81,10 +80,10 @@ def test_a_receiver_of_50_kb_a_second_gets_all_and_the_lease_is_kept_meanwhile(
 ) -> None:
     """One data set takes longer than the lease. A second sender looks for the batch all the time and does not get it.
 
-    Fails if the lease is not renewed with the bytes that the peer accepts.
+    Fails if the lease is not renewed meanwhile, or if TCP_USER_TIMEOUT is set: the peer's window is never open for a whole segment.
     """
     samples.ct_study(tmp_path / "drop", 1, size=750)  # 10 s
-    with scripted(Script(bytes_per_second=50_000, socket_buffer=32768)) as peer:
+    with scripted(Script(bytes_per_second=50_000, socket_buffer=16384)) as peer:
         add(settings, peer.address, stall_timeout=3.0, answer_timeout=3.0, connect_timeout=2.0, accept_timeout=3.0)
         prepare(settings, tmp_path / "drop")
         process = started(database_url, "send", settings={"lease": "7"})
@@ -95,7 +94,7 @@ def test_a_receiver_of_50_kb_a_second_gets_all_and_the_lease_is_kept_meanwhile(
             time.sleep(1)
         took = time.monotonic() - began
         ended(process)
-        assert took > 7, "it took longer than the lease"
+        assert took > 7, rows(database, "SELECT result, detail, association_seconds, bytes_sent FROM send_attempts")
         assert peer.requests == 1, rows(
             database, "SELECT result, detail, association_seconds, host, pid FROM send_attempts"
         )

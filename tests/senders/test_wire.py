@@ -180,9 +180,9 @@ def test_an_abort_inside_a_pdu_resets_the_connection_and_sends_no_other_byte(
     """An A-ABORT that is sent inside a P-DATA-TF would be taken for its last bytes."""
     real = connection.set_options
 
-    def with_a_small_buffer(made: socket.socket, stall_timeout: float) -> None:
+    def with_a_small_buffer(made: socket.socket) -> None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 30_000)
-        real(made, stall_timeout)
+        real(made)
 
     monkeypatch.setattr(connection, "set_options", with_a_small_buffer)
     item = items_of(samples.write_series(tmp_path, [samples.Image(samples.CT, "1.2", "1.3", 1, 1, 4000, 4000)]))[0]
