@@ -236,16 +236,20 @@ _DYING = """
 import os, signal, sys
 left = int(sys.argv.pop(1))
 place = sys.argv.pop(1)
-def hook(event, given):
+def step(*_):
     global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+def hook(event, given):
     if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.utime", "os.link") and any(
         isinstance(one, (str, bytes)) and place in os.fsdecode(one) for one in given
     ):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        step()
+from sqlalchemy import Engine, event
 from examsend.__main__ import main
 sys.addaudithook(hook)
+event.listen(Engine, "commit", step)
 main()
 """
 
@@ -255,7 +259,10 @@ main()
 def test_a_kill_at_any_step_loses_nothing(
     theirs: Settings, database: engine.Database, tmp_path: Path, mode: SpoolMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real SIGKILLs, at each step on the file system after the other, until one pass comes through."""
+    """Real SIGKILLs, at each step on the file system and each COMMIT after the other, until one pass comes through.
+
+    Fails if an original is removed before its row is committed.
+    """
     monkeypatch.setattr(spool, "ABANDONED", -1.0)
     drop = tmp_path / "drop"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")} | {
