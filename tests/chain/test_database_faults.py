@@ -237,6 +237,7 @@ def test_past_its_lease_without_the_database_a_sender_offers_nothing_more(
 def test_a_crash_while_the_database_is_away_sends_two_groups_again_at_most(
     server: Server, theirs: Settings, tmp_path: Path, how: str
 ) -> None:
+    """Fails if outcomes are written at the end of an attempt only."""
     with scripted() as peer:
         prepared(theirs, peer.address, tmp_path / "drop", 300)
         peer.script.delay = 0.01
@@ -338,6 +339,7 @@ def _deliver_and_steal(settings: Settings, thief: engine.Database, before: int, 
 def test_no_write_of_a_sender_changes_a_row_once_its_claim_is_lost(
     settings: Settings, database: engine.Database, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Fails if renewing a lease does not ask for the attempt."""
     script = {
         "stored": Script(),
         "refused": Script(status=lambda _k, _uid: 0xC000),

@@ -121,7 +121,10 @@ def test_quiet_period_and_back_off_last_as_long_as_the_databases_clock_says(
 def test_a_lease_lasts_as_long_as_the_databases_clock_says(
     settings: Settings, database: engine.Database, host: Host, tmp_path: Path
 ) -> None:
-    """A sender dies; another host, with a wrong clock, waits for the end of its lease."""
+    """A sender dies; another host, with a wrong clock, waits for the end of its lease.
+
+    Fails if a lease that is over is not taken back.
+    """
     samples.ct_study(tmp_path / "drop", 30, size=8)
     with scripted(Script(delay=0.1)) as peer:
         add(settings, peer.address)

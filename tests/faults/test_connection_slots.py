@@ -61,6 +61,7 @@ SLOTS = 2
 def test_each_command_says_that_there_is_no_slot_and_all_goes_on_once_there_is_one(
     settings: Settings, database: engine.Database, limited: Limited, tmp_path: Path
 ) -> None:
+    """Fails if a pass without its database ends with another exit code than 69."""
     drop = tmp_path / "drop"
     samples.ct_study(drop / "before", 2, size=8)
     with scripted() as peer:

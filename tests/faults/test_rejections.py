@@ -33,6 +33,7 @@ FIRST, LONGEST = 40.0, 600.0
 def test_no_rejection_uses_an_attempt_and_each_is_named_and_holds_the_destination(
     settings: Settings, database: engine.Database, tmp_path: Path, result: int
 ) -> None:
+    """Fails if an attempt that a rejection ended is not given back."""
     samples.ct_study(tmp_path / "drop", 3, size=8)
     with scripted() as peer:
         add(settings, peer.address, backoff_seconds=FIRST, backoff_max_seconds=LONGEST, max_attempts=2)

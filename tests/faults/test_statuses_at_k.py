@@ -71,6 +71,7 @@ def _until_done(settings: Settings, database: engine.Database, drop: Path, most:
 def test_the_outcome_is_the_one_of_the_table_and_the_others_are_stored(
     settings: Settings, database: engine.Database, tmp_path: Path, status: int | None, position: str, always: bool
 ) -> None:
+    """Fails if a batch becomes SENT without a look at the outcomes of its instances."""
     samples.ct_study(tmp_path / "drop", COUNT, size=8)
     with scripted() as peer:
         add(settings, peer.address, max_attempts=3)
