@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +42,6 @@ class Tally:
     codes: Counter[tuple[str, int]] = field(default_factory=Counter)
     unexpected: list[str] = field(default_factory=list)
     """Exit codes that no fault explains, with the end of what was printed."""
-    longest: dict[str, float] = field(default_factory=dict)
 
 
 EXPECTED = {0, 1, 3, 69, -9, -15, 143}
@@ -90,7 +88,6 @@ class Chain:
         if skew:
             code = _SKEW.format(skew) + code
         log = self._logs / f"{client.name}-{words[0]}-{threading.get_ident()}.log"
-        began = time.monotonic()
         with log.open("ab+") as stream:
             start = stream.seek(0, os.SEEK_END)
             process = subprocess.Popen(
@@ -113,7 +110,6 @@ class Chain:
         with self._lock:
             tally.runs[words[0]] += 1
             tally.codes[words[0], code_of] += 1
-            tally.longest[words[0]] = max(tally.longest.get(words[0], 0.0), time.monotonic() - began)
             if (code_of not in EXPECTED and not _explained(code_of, said)) or re.search(
                 r"Traceback|a bug in examsend", said
             ):

@@ -256,6 +256,9 @@ class Faults:
             self.count["prioritized by a person"] += 1
             return
 
+        def hold() -> None:
+            chain.once(client, ("hold", batch, "--why", "somebody asked"))
+
         def unhold() -> None:
             # It is not held if the first command was refused, or if its answer was lost: then it is.
             deadline = time.monotonic() + 60
@@ -266,7 +269,7 @@ class Faults:
             "held by a person",
             int(batch),
             self._random.uniform(5, 30),
-            lambda: _ignored(chain.once(client, ("hold", batch, "--why", "somebody asked"))),
+            hold,
             unhold,
         )
 
@@ -282,10 +285,6 @@ class Faults:
         self._for_a_while(
             "shared disk full", ballast, self._random.uniform(1, 5), fill, lambda: ballast.unlink(missing_ok=True)
         )
-
-
-def _ignored(_result: object) -> None:
-    """Take a result, and do nothing with it."""
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> float | None:

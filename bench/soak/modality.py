@@ -26,7 +26,6 @@ class Written:
     studies: int = 0
     instances: int = 0
     broken: int = 0
-    others: int = 0
     files: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
     """Of each DICOM file that is whole, by its name (no two are equal): drop directory, SOP Instance UID, SHA-256 of its data set."""
     spoilt: set[str] = field(default_factory=set)
@@ -139,7 +138,6 @@ class Modality:
             name = self._name()
             self.written.other_names.add(name)
             self._spoil(place / name, b"not a DICOM file\n")
-            self.written.others += 1
 
     def _announce(self, files: Sequence[Path]) -> None:
         """Say by MPPS what a study has."""

@@ -87,16 +87,12 @@ class Verdict:
                     yield f"{file} ({uid}) is no instance for {destination}"
         rejected = {Path(str(p)).name for (p,) in self.rows("SELECT file_path FROM rejected_files")}
         for name in self._written.spoilt - rejected:
-            if name not in self._others:
+            if name not in self._written.other_names:
                 yield f"{name}, which is cut short, is not on record as rejected"
 
         stored = {uid for (uid,) in self.rows("SELECT source_uid FROM study_expectations WHERE source = 'MPPS'")}
         for uid in self._written.steps - stored:
             yield f"the step {uid} was answered with success, and is not stored"
-
-    @property
-    def _others(self) -> set[str]:
-        return self._written.other_names
 
     def sent_is_true(self, stores: Mapping[str, Store]) -> Iterator[str]:
         """2. What is SENT is in the receiver's own store."""
@@ -167,8 +163,7 @@ class Store:
 class Archive(Store):
     """What a receiver that writes files anew has: the same elements, of the version that it got last."""
 
-    def __init__(self, directory: Path, ignored: Sequence[int] = ()) -> None:
-        self._ignored = ignored
+    def __init__(self, directory: Path) -> None:
         self._files: dict[str, list[Path]] = defaultdict(list)
         for path in directory.rglob("*"):
             if path.is_file():
@@ -188,7 +183,7 @@ class Archive(Store):
         return self._values(dcmread(sent)) == self._values(dcmread(mine))
 
     def _values(self, data_set: Dataset) -> dict[int, object]:
-        return {int(e.tag): e.value for e in data_set if int(e.tag) not in self._ignored and e.tag.element != 0}
+        return {int(e.tag): e.value for e in data_set if e.tag.element != 0}
 
     @property
     def again(self) -> int:

@@ -25,6 +25,7 @@ from examsend.demo import samples
 from examsend.dimse import messages
 from examsend.senders.native import NativeSender
 from examsend.transfer import End, Item, Peer, Tls
+from tests.helpers import rounds
 from tests.peers import dcmtk, scripted
 from tests.peers.scripted import Script
 from tests.senders.harness import Watch, items_of, sent, study
@@ -298,7 +299,7 @@ def test_an_object_of_400_mb_needs_less_than_40_mb_of_memory(tmp_path: Path) -> 
 
 # --- hostile peers ----------------------------------------------------------------------------------------------------
 
-EXAMPLES = int(os.environ.get("EXAMSEND_FUZZ_EXAMPLES", "300"))
+EXAMPLES = rounds(300)
 
 
 def _against(item: Item, accept: bool, data: bytes) -> End:
