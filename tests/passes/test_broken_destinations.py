@@ -278,7 +278,7 @@ def test_a_stop_says_nothing_about_anybody(
     timeout: float,
 ) -> None:
     """The signal comes while the first instance is not answered; then the receiver ends the association, or nothing does."""
-    # Instead of 7 s.
+    # Instead of 5 s.
     monkeypatch.setattr(stop, "_ASKED_SECONDS", 1.5)
     samples.ct_study(tmp_path / "drop", 3, size=8)
     asked = threading.Event()

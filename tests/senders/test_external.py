@@ -401,10 +401,13 @@ def test_a_program_that_was_asked_to_stop_as_well_made_no_error(tmp_path: Path) 
         while not marker.exists():
             time.sleep(0.01)
         watch.stop.set()
-        [child] = Path(f"/proc/self/task/{main}/children").read_text().split()
+        [child] = children() - before
         os.killpg(int(child), signal.SIGTERM)
 
-    main = threading.get_native_id()
+    def children(main: int = threading.get_native_id()) -> set[str]:
+        return set(Path(f"/proc/self/task/{main}/children").read_text().split())
+
+    before = children()
     thread = threading.Thread(target=stop)
     thread.start()
     end, _ = ran(Script(text), items, watch)
