@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
-from sqlalchemy.pool import NullPool
 
 from examsend.config.settings import Settings
-from examsend.db import access, embedded, engine, migrate
+from examsend.db import access, embedded, engine
 from examsend.demo import receiver
+from tests.cluster import Cluster
 from tests.peers import dcmtk, orthanc
 
 
@@ -27,54 +25,6 @@ def server_url() -> Iterator[str]:
         return
     with embedded.scratch_directory() as scratch, embedded.running(scratch, unsafe_fast=True) as url:
         yield url
-
-
-class Cluster:
-    """Makes and drops databases on the test server."""
-
-    def __init__(self, url: str, *, alone: bool = False) -> None:
-        self._url = make_url(url).set(drivername="postgresql+psycopg2")
-        self._admin = create_engine(
-            self._url.set(database="postgres"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
-        )
-        self._template: str | None = None
-        # Copying files is faster where nobody else uses the server; with others, its checkpoints make them wait.
-        self._strategy = " STRATEGY file_copy" if alone else ""
-
-    def execute(self, statement: str) -> None:
-        """Run one statement outside a transaction."""
-        with self._admin.connect() as connection:
-            connection.execute(text(statement))
-
-    def url(self, name: str) -> str:
-        """Given the name of a database, return its URL."""
-        return self._url.set(database=name).render_as_string(hide_password=False)
-
-    def empty(self) -> str:
-        """Create a database without a schema; return its name."""
-        name = f"t_{uuid.uuid4().hex[:16]}"
-        self.execute(f'CREATE DATABASE "{name}"')
-        return name
-
-    def migrated(self) -> str:
-        """Create a database with the schema, as a copy of a template that is migrated once; return its name."""
-        if self._template is None:
-            template = self.empty()
-            with access.opened(Settings(database_url=self.url(template)), check=False) as database:
-                migrate.upgrade(database)
-            self._template = template
-        name = f"t_{uuid.uuid4().hex[:16]}"
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}"{self._strategy}')
-        return name
-
-    def drop(self, name: str) -> None:
-        """Drop a database, and end the connections to it."""
-        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    def close(self) -> None:
-        """Drop the template."""
-        if self._template is not None:
-            self.drop(self._template)
 
 
 @pytest.fixture(scope="session")
@@ -95,10 +45,10 @@ def empty_database_url(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(cluster: Cluster) -> Iterator[str]:
-    """The URL of a new database with the schema."""
-    name = cluster.migrated()
+    """The URL of a database with the schema and no rows."""
+    name = cluster.take()
     yield cluster.url(name)
-    cluster.drop(name)
+    cluster.give_back(name)
 
 
 @pytest.fixture

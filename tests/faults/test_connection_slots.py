@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
-from tests.conftest import Cluster
+from tests.cluster import Cluster
 from tests.db.embedded.helpers import until
 from tests.faults.checking import ended, ran, sound, started
 from tests.helpers import add, execute, one, prepare, rows, states

@@ -17,7 +17,7 @@ from examsend.db import access, engine
 from examsend.dimse.inbound import Request
 from examsend.services.mpps import PerformedSteps
 from examsend.services.service import N_CREATE_RQ, N_SET_RQ
-from tests.conftest import Cluster
+from tests.cluster import Cluster
 from tests.helpers import execute, one, rows
 from tests.services.process import MPPS, Listen, listening, modality, status
 from tests.services.test_step import item, performed, references
