@@ -55,8 +55,8 @@ class Forking:
         self._socket.close()
         self._process.wait(30)
 
-    def run(self, words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run a command. Raises BusyError where it cannot."""
+    def run(self, words: list[str], environment: dict[str, str], before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command. ``before``: Python source that its process executes first. Raises BusyError where it cannot."""
         if _at_start(environment) != self._environment or not self._lock.acquire(blocking=False):
             raise BusyError
         try:
@@ -66,7 +66,7 @@ class Forking:
                 tempfile.TemporaryFile() as errors,
                 tempfile.TemporaryFile() as asked,
             ):
-                asked.write(json.dumps([words, environment, os.getcwd(), mask]).encode())
+                asked.write(json.dumps([words, environment, os.getcwd(), mask, before]).encode())
                 asked.flush()
                 socket.send_fds(self._socket, [b"run"], [f.fileno() for f in (asked, output, errors)])
                 pid = int(self._socket.recv(100))
@@ -127,7 +127,7 @@ def _become(asked: int, output: int, errors: int) -> None:
     """Be a process that was started with a command."""
     with open(asked, "rb") as file:
         file.seek(0)
-        words, environment, directory, mask = json.load(file)
+        words, environment, directory, mask, before = json.load(file)
     for source, target in ((output, 1), (errors, 2)):
         os.dup2(source, target)
         os.close(source)
@@ -140,6 +140,7 @@ def _become(asked: int, output: int, errors: int) -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     code: object = 1
     try:
+        exec(before, {})
         importlib.import_module("examsend.__main__").main()
     except SystemExit as end:
         code = end.code or 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from examsend.dicom import identity
 from examsend.errors import ConfigError, UsageError
 from examsend.intake import durable, spool
 from examsend.states import SpoolMode
+from tests import forked
 from tests.helpers import add, cli, deliver, execute, rows, states
 
 MODES = [SpoolMode.COPY, SpoolMode.LINK]
@@ -234,8 +233,8 @@ def test_what_another_pass_has_deleted_meanwhile_is_put_aside_again(
 
 _DYING = """
 import os, signal, sys
-left = int(sys.argv.pop(1))
-place = sys.argv.pop(1)
+left = int(os.environ.pop("EXAMSEND_TEST_STEP"))
+place = os.environ.pop("EXAMSEND_TEST_PLACE")
 def step(*_):
     global left
     left -= 1
@@ -247,10 +246,8 @@ def hook(event, given):
     ):
         step()
 from sqlalchemy import Engine, event
-from examsend.__main__ import main
 sys.addaudithook(hook)
 event.listen(Engine, "commit", step)
-main()
 """
 
 
@@ -275,12 +272,10 @@ def test_a_kill_at_any_step_loses_nothing(
     for step in range(1, 100):
         [file] = samples.ct_study(drop, 1, size=16)
         uid, content = identity.inspect(str(file)).sop_instance_uid, file.read_bytes()
-        ended = subprocess.run(
-            [sys.executable, "-c", _DYING, str(step), str(tmp_path), "ingest", str(drop), "--spool", mode, "--remove"],
-            env=environment,
-            capture_output=True,
-            timeout=60,
-            check=False,
+        ended = forked.process().run(
+            ["ingest", str(drop), "--spool", mode, "--remove"],
+            environment | {"EXAMSEND_TEST_STEP": str(step), "EXAMSEND_TEST_PLACE": str(tmp_path)},
+            before=_DYING,
         )
         registered = rows(
             database, "SELECT processed_filepath FROM exam_batch_instances WHERE sop_instance_uid = :uid", uid=uid
@@ -294,7 +289,7 @@ def test_a_kill_at_any_step_loses_nothing(
         assert sorted(map(Path, paths(database))) == spooled(tmp_path), f"step {step}"
         if ended.returncode == 0:
             break
-        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
         killed += 1
     assert killed > 8
 
