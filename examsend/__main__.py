@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from contextlib import suppress
-from types import FrameType
 from typing import Any
 
-
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)
+from examsend import signals
 
 
 def main() -> None:
     """Run the command line; never returns normally."""
-    signal.signal(signal.SIGTERM, _end)
+    signals.install()
     _open_standard_streams()
     code = 0
     try:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.models import ParameterInfo
 
-from examsend import __version__
+from examsend import __version__, signals
 from examsend.cli import suggest
 from examsend.cli.pass_record import recorded
 from examsend.config.settings import Explained, Settings, explained, unknown_variables
@@ -268,9 +268,9 @@ class Asked:
                 raise
             raise Interrupted(130, f"interrupted; {error}") from None
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         at_once = number == signal.SIGINT and self.to_end
         self.to_end = True
         self.interrupted = self.interrupted or number == signal.SIGINT
         if at_once:
-            raise KeyboardInterrupt
+            signals.end(number, frame)
