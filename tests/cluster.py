@@ -111,7 +111,7 @@ class Cluster:
         """Remove the rows of a database of ``take``. Drop it if a test has changed more than rows, or written very many."""
         schema, size = self._as_new[name]
         try:
-            self._end_sessions(name)
+            self.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'")
             with self._connected(name) as connection:
                 if _schema(connection) == schema and _size(connection) < size + _LARGEST_GROWTH:
                     connection.execute(text(_REMOVE_ROWS))
@@ -124,11 +124,6 @@ class Cluster:
     def _connected(self, name: str) -> Connection:
         engine = create_engine(self._url.set(database=name), poolclass=NullPool, isolation_level="AUTOCOMMIT")
         return engine.connect()
-
-    def _end_sessions(self, name: str) -> None:
-        with self._admin.connect() as connection:
-            ended = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = :name"
-            connection.execute(text(ended), {"name": name})
 
     def drop(self, name: str) -> None:
         """Drop a database, and end the connections to it."""
