@@ -147,11 +147,11 @@ def _step(tx: Connection) -> _Step:
     found = pending.candidates(tx, _GROUP)
     decided = [(c, rules.decide(c)) for c in found]
     complete = [(c, d) for c, d in decided if d.rule is not None]
+    others = evidence.look_at_others(tx, [c.batch_id for c in found], [c.batch_id for c in found if c.grown])
     moved = batches.finalize(
         tx, [Completed(c.batch_id, c.last_instance_at, d.reason, d.by_silence) for c, d in complete]
     )
     left = pending.postpone(tx, [(c, d.look_in) for c, d in decided if d.rule is None])
-    others = evidence.look_at_others(tx, [c.batch_id for c in found if c.grown])
     return _Step(
         [Ready(c.batch_id, c.study_instance_uid, c.destination, d.reason) for c, d in complete if c.batch_id in moved],
         [
@@ -228,12 +228,13 @@ def _complete(
     )
     if dry_run:
         return FinalizeResult(ready, (), dry_run), []
+    # What arrived for them may be what a batch of another study waits for.
+    ids = [b.batch_id for b in waiting]
+    evidence.look_at_others(tx, ids, ids)
     moved = batches.finalize(
         tx, [Completed(b.batch_id, b.last_instance_at, r.reason) for b, r in zip(waiting, ready, strict=True)]
     )
     late.release(tx, moved)
     events.record(tx, Act.FINALIZE, moved, who=by)
-    # What arrived for them may be what a batch of another study waits for.
-    evidence.look_at_others(tx, sorted(moved))
     left = [b.batch_id for b in waiting if b.batch_id not in moved]
     return FinalizeResult(tuple(r for r in ready if r.id in moved), (), dry_run), left

@@ -35,6 +35,10 @@ _FEW = 16
 _LOOK_SECONDS = 1.0
 """How often to look for batches that have become due while workers are busy."""
 
+_DUE_SECONDS = 10.0
+"""How long a look for due batches may take while workers are busy: a database that is frozen must not keep a pass whose workers
+have left."""
+
 _LEAVE_SECONDS = 3.0
 """How long workers may take to leave after the pass was interrupted a second time."""
 
@@ -141,7 +145,10 @@ class Lanes:
     def _due(self) -> Sequence[Due]:
         if self._closing or self._left == 0 or self._stop():
             return ()
-        return self._database.run(lambda tx: due_destinations(tx, self._only))
+        over = time.monotonic() + _DUE_SECONDS
+        return self._database.run(
+            lambda tx: due_destinations(tx, self._only), until=(lambda: over) if self._threads else None
+        )
 
     def _start(self, due: Sequence[Due]) -> None:
         """Start a worker for each destination that has something due and may have one more."""

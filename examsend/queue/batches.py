@@ -53,8 +53,12 @@ _NOT_HELD = "held_at = NULL, held_reason = NULL"
 
 _TOUCH = text(f"""
     UPDATE exam_batches b SET last_instance_at = clock_timestamp(), grown = true, check_at = {due.LOOK_SOON}
-    FROM unnest(CAST(:studies AS text[]), CAST(:destinations AS bigint[])) w (study, destination)
-    WHERE b.study_instance_uid = w.study AND b.destination_id = w.destination AND b.status = 'PENDING'
+    WHERE b.status = 'PENDING' AND b.id IN (
+        SELECT l.id FROM exam_batches l
+        JOIN unnest(CAST(:studies AS text[]), CAST(:destinations AS bigint[])) w (study, destination)
+          ON l.study_instance_uid = w.study AND l.destination_id = w.destination
+        WHERE l.status = 'PENDING'
+        ORDER BY l.id FOR NO KEY UPDATE OF l)
     RETURNING b.id, b.study_instance_uid, b.destination_id
 """)
 

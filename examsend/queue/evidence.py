@@ -284,14 +284,19 @@ _CONCERNED = """
 """
 """The studies that announcements touch: the reverse of ``touched``."""
 
-# The rows are locked in the order of their ids, as everywhere. None is passed over, because its look would be lost; nor one that
-# is due already: a finalize that has seen it before the change must not postpone it (``pending.postpone``).
+# The rows are locked in the order of their ids, as everywhere, with those that the transaction changes afterwards. None is passed
+# over, because its look would be lost; nor one that is due already: a finalize that has seen it before the change must not
+# postpone it (``pending.postpone``).
 _LOOK = text(f"""
+    WITH concerned AS MATERIALIZED ({_CONCERNED}), locked AS MATERIALIZED (
+        SELECT l.id, l.study_instance_uid IN (SELECT c.study_instance_uid FROM concerned c) AS concerned FROM exam_batches l
+        WHERE l.status = 'PENDING' AND l.id IN (
+            SELECT o.id FROM exam_batches o JOIN concerned c USING (study_instance_uid) WHERE o.status = 'PENDING'
+            UNION SELECT w.id FROM unnest(CAST(:looked_at AS bigint[])) w (id))
+        ORDER BY l.id FOR NO KEY UPDATE
+    )
     UPDATE exam_batches b SET check_at = {NOW}
-    WHERE b.id IN (SELECT l.id FROM exam_batches l
-                   WHERE l.status = 'PENDING' AND l.id <> ALL(CAST(:but AS bigint[]))
-                     AND l.study_instance_uid IN ({_CONCERNED})
-                   ORDER BY l.id FOR NO KEY UPDATE)
+    FROM locked WHERE b.id = locked.id AND locked.concerned AND b.id <> ALL(CAST(:grown AS bigint[]))
 """)
 
 _SHARED = text(f"WITH {_TOUCHED} SELECT DISTINCT t.id FROM touched t")
@@ -301,15 +306,18 @@ def look_at_changes(tx: Connection, limit: int) -> bool:
     """Let finalize look at the PENDING batches that new and changed announcements touch. Return whether there may be more."""
     ids = [row.id for row in tx.execute(_CHANGED, {"limit": limit})]
     if ids:
-        tx.execute(_LOOK, {"expectations": ids, "but": []})
+        tx.execute(_LOOK, {"expectations": ids, "looked_at": [], "grown": []})
         tx.execute(_SEEN, {"ids": ids})
     return len(ids) == limit
 
 
-def look_at_others(tx: Connection, grown: Sequence[int]) -> bool:
+def look_at_others(tx: Connection, looked_at: Sequence[int], grown: Sequence[int]) -> bool:
     """Let finalize look at the PENDING batches of other studies that announcements touch together with those of ``grown``
-    batches: what arrived for one study may be what another waits for. Return whether there are any."""
-    if not grown:
-        return False
-    ids = [row.id for row in tx.execute(_SHARED, {"ids": list(grown)})]
-    return bool(ids) and tx.execute(_LOOK, {"expectations": ids, "but": list(grown)}).rowcount > 0
+    batches: what arrived for one study may be what another waits for. Return whether there are any.
+
+    Called before the transaction changes any of the PENDING batches ``looked_at``, which include ``grown``: all are locked at
+    once, so that two transactions do not wait for each other.
+    """
+    shared = [row.id for row in tx.execute(_SHARED, {"ids": list(grown)})] if grown else []
+    values = {"expectations": shared, "looked_at": list(looked_at), "grown": list(grown)}
+    return bool(looked_at) and tx.execute(_LOOK, values).rowcount > 0
