@@ -236,14 +236,10 @@ def claim(
             row = tx.execute(
                 _CLAIM,
                 {
-                    "destination": destination_id,
-                    "attempt": attempt_id,
-                    "by": by,
-                    "lease": lease,
-                    "held": list(held),
+                    "destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease, "held": list(held),
                     "study": study,
                 },
-            ).one_or_none()
+            ).one_or_none()  # fmt: skip
     except exc.IntegrityError as error:
         # Another sender has just claimed another batch of the same study. This batch waits until that one is sent.
         if SENDING_INDEX not in str(error.orig):
