@@ -84,6 +84,7 @@ def serve(
     secure: ssl.SSLContext | None,
     judged: Callable[[Proposed], Granted | Rejected],
     answer: Callable[[Request], Reply],
+    pause: float = 0.0,
 ) -> None:
     """Serve one association to its end."""
     began = time.monotonic()
@@ -92,6 +93,7 @@ def serve(
         served.proposed = acceptor.open(judged)
         while (request := acceptor.request()) is not None:
             served.requests.append(request)
+            time.sleep(pause)
             acceptor.reply(request, answer(request))
         served.released = True
     except Ended as ended:
@@ -113,8 +115,12 @@ def accepting(
     secure: ssl.SSLContext | None = None,
     judged: Callable[[Proposed], Granted | Rejected] = judge,
     answer: Callable[[Request], Reply] = lambda request: Reply(0),
+    pause: float = 0.1,
 ) -> Iterator[Listening]:
-    """Accept associations on a free port, each in a thread; at the end none may be left."""
+    """Accept associations on a free port, each in a thread; at the end none may be left. ``pause``: seconds before each answer.
+
+    An answer that comes at once may reach the wrong thread of a pynetdicom requestor on a busy machine, which then waits in vain.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.05)
     found = Listening(listener.getsockname()[1])
@@ -132,7 +138,14 @@ def accepting(
                 threading.Thread(
                     target=serve,
                     args=(made, served),
-                    kwargs={"limits": limits, "check": check, "secure": secure, "judged": judged, "answer": answer},
+                    kwargs={
+                        "limits": limits,
+                        "check": check,
+                        "secure": secure,
+                        "judged": judged,
+                        "answer": answer,
+                        "pause": pause,
+                    },
                     name=scripted.THREADS,
                     daemon=True,
                 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pynetdicom import AE
+from pynetdicom import AE, evt, pdu
 
 from examsend.dimse import echo as echo_module
 from examsend.dimse import tls
@@ -55,7 +55,6 @@ def test_pynetdicom_creates_and_sets_a_step_and_echoes(syntax: str) -> None:
         created, _ = association.send_n_create(step(), MPPS, "1.2.3.4")
         changed, _ = association.send_n_set(step("COMPLETED"), MPPS, "1.2.3.4")
         association.release()
-        assert association.is_released
         served = listening.served()
     assert [s.Status for s in (echoed, created, changed)] == [0, 0, 0]
     assert served.released
@@ -92,8 +91,6 @@ def test_the_uid_that_the_service_chooses_is_in_the_response() -> None:
     replies: list[Any] = []
     with accepting(answer=lambda request: Reply(0, sop_instance_uid="1.2.999")) as listening:
         association = requestor({MPPS: [EXPLICIT]}).associate("127.0.0.1", listening.port)
-        from pynetdicom import evt
-
         association.bind(evt.EVT_DIMSE_RECV, lambda event: replies.append(event.message.command_set))
         association.send_n_create(step(), MPPS, None)
         association.release()
@@ -129,15 +126,14 @@ def test_the_result_of_a_refused_context_says_why() -> None:
 @pytest.mark.parametrize("rejected", [Rejected(1, 1, 7), Rejected(1, 1, 3), Rejected(2, 3, 2)])
 def test_a_rejection_is_read_by_the_peer(rejected: Rejected) -> None:
     with accepting(judged=lambda proposed: rejected) as listening:
-        association = requestor({VERIFICATION: [IMPLICIT]}).associate("127.0.0.1", listening.port)
-        # pynetdicom returns at the end of the connection, and its other thread notes a little later why it ended.
-        until(lambda: association.is_rejected, 5)
-        primitive = association.acceptor.primitive
-        assert (primitive.result, primitive.result_source, primitive.diagnostic) == (
-            rejected.result,
-            rejected.source,
-            rejected.reason,
-        )
+        # Not ``is_rejected``: on a busy machine the thread that sets it looks too late, and takes the connection for lost.
+        received: list[Any] = []
+        handlers = [(evt.EVT_PDU_RECV, lambda event: received.append(event.pdu))]
+        requestor({VERIFICATION: [IMPLICIT]}).associate("127.0.0.1", listening.port, evt_handlers=handlers)
+        until(lambda: received, 5)
+        assert [(type(r), r.result, r.source, r.reason_diagnostic) for r in received] == [
+            (pdu.A_ASSOCIATE_RJ, rejected.result, rejected.source, rejected.reason)
+        ]
         ended = listening.served().ended
     assert ended is not None
     assert (ended.end, ended.result, ended.source, ended.reason) == (

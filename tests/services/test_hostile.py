@@ -320,7 +320,7 @@ def test_a_peer_that_never_reads_the_answers() -> None:
 
 def test_requests_that_arrive_together_are_answered_one_by_one() -> None:
     values = b"".join(data_pdu(1, request(message_id=n))[6:] for n in range(1, 501))
-    with accepting() as listening, associated(listening.port) as made:
+    with accepting(pause=0) as listening, associated(listening.port) as made:
         made.sendall(pdu(scripted.P_DATA, values) + data_pdu(1, request(0x0FFF)) + RELEASE)
         answers = [read_pdu(made) for _ in range(501)]
         served = listening.served()
