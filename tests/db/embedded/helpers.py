@@ -159,9 +159,19 @@ def processes(argument: str) -> dict[int, list[str]]:
 
 def postmasters(place: Path) -> list[int]:
     """Return the process ids of all postmasters that run on a directory."""
-    return [
+    found = {
         pid for pid, words in processes(str(place)).items() if Path(words[0]).name == "postgres" and words[1] == "-D"
-    ]
+    }
+    # A server process has its postmaster's words until it has named itself.
+    return [pid for pid in found if _parent(pid) not in found]
+
+
+def _parent(pid: int) -> int | None:
+    """Return the id of a process's parent; None where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def as_server_user() -> dict[str, Any]:
