@@ -100,11 +100,13 @@ class Model:
         )
 
     def whole_since(self, destination: int, study: str) -> float | None:
-        """Since when the study is completely announced and here, by its own last instance and the announcements' last change."""
+        """Since when the study is completely announced and here: its own last instance, the announcements' last change, and the
+        last announced instance, which may be one of another study: finalize looks at both when that one's grace is over."""
         found = self.touching(destination, study)
-        if self.incomplete(destination, study) or not any(listed for _, _, listed, _ in found):
+        announced = [self.here.get((destination, uid), 0.0) for _, _, listed, _ in found for uid in listed]
+        if self.incomplete(destination, study) or not announced:
             return None
-        return max([self.last[destination, study], *(at for *_, at in found)])
+        return max([self.last[destination, study], *(at for *_, at in found), *announced])
 
 
 class History:
