@@ -24,7 +24,7 @@ from examsend.commands import send
 from examsend.config.settings import Settings
 from examsend.db import access, embedded, engine, migrate
 from examsend.demo import samples
-from tests.db.embedded.helpers import on_linux, server_pid, until
+from tests.db.embedded.helpers import has_ended, on_linux, server_pid, until
 from tests.helpers import add, execute, one, prepare, rows, states
 from tests.peers.scripted import Script, scripted
 
@@ -64,7 +64,7 @@ class Server:
         if how == "killed":
             if self._started is not None:
                 self._started.wait(10)
-            until(lambda: all(_is_gone(pid) for pid in pids), 10)
+            until(lambda: all(has_ended(pid) for pid in pids), 10)
 
     def bring_back(self) -> None:
         """Let the frozen processes go on, or start the server again; wait until it accepts sessions."""
@@ -95,13 +95,6 @@ class Server:
             yield
         finally:
             self.bring_back()
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +208,7 @@ def test_a_stop_is_obeyed_while_the_database_is_away_and_says_what_is_not_writte
 def test_past_its_lease_without_the_database_a_sender_offers_nothing_more(
     server: Server, theirs: Settings, tmp_path: Path, how: str
 ) -> None:
+    """The pass ends soon after the lease: a look for due batches at a frozen database does not keep it."""
     with scripted(Script(delay=0.02)) as peer:
         prepared(theirs, peer.address, tmp_path / "drop", 400)
         with sending(server, lease="3") as process:
@@ -227,6 +221,7 @@ def test_past_its_lease_without_the_database_a_sender_offers_nothing_more(
                         offered = len(peer.offered)
                     time.sleep(0.05)
                 output = said(process, 20)
+                assert time.monotonic() - began < 18
                 assert len(peer.offered) <= offered + 1
     assert process.returncode == 69, output
     assert "is not written yet" in output

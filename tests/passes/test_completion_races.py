@@ -47,8 +47,8 @@ def test_every_announced_study_goes_although_nothing_but_its_announcement_can_ma
 ) -> None:
     """Without a grace, and with a quiet period that does not end: a study whose last event is overlooked would stay PENDING.
 
-    Half of the instances of each pair of studies are announced by the other's step, as in the group case. None waits for
-    another for ever: PostgreSQL finds that after a second only, and for that long both wait.
+    Half of the instances of each pair of studies are announced by the other's step, as in the group case. No two
+    transactions deadlock: each time both would wait for a second, until PostgreSQL ends one.
     """
     chance = random.Random(seed)
     world = World(settings, database, quiet_seconds=1e6, longest_wait_seconds=1e6, grace_seconds=0.0)

@@ -55,6 +55,7 @@ def test_pynetdicom_creates_and_sets_a_step_and_echoes(syntax: str) -> None:
         created, _ = association.send_n_create(step(), MPPS, "1.2.3.4")
         changed, _ = association.send_n_set(step("COMPLETED"), MPPS, "1.2.3.4")
         association.release()
+        assert association.is_released
         served = listening.served()
     assert [s.Status for s in (echoed, created, changed)] == [0, 0, 0]
     assert served.released
