@@ -116,6 +116,65 @@ class OnIncomplete(StrEnum):
     HOLD = "hold"
 
 
+class Confirm(StrEnum):
+    """How an archive is asked whether it has what was SENT to it."""
+
+    NONE = "none"
+    COMMITMENT = "commitment"
+    """Storage Commitment Push Model (PS3.4 annex J): the archive takes responsibility for each instance, by its UID."""
+    QUERY = "query"
+    """C-FIND at the image level, or by numbers where the archive lists no instances (PS3.4 C.6.2)."""
+
+
+class OnDisputed(StrEnum):
+    """What is done with instances that an archive says it does not have."""
+
+    RESEND = "resend"
+    """They are put in line again, once by itself; after that a person decides."""
+    REPORT = "report"
+    """A person decides."""
+
+
+class Confirmation(StrEnum):
+    """How far the archive has confirmed a SENT batch."""
+
+    UNCONFIRMED = "UNCONFIRMED"
+    """It was not asked yet, or has not answered about each instance."""
+    ASKED = "ASKED"
+    """It was asked, and its answer is awaited."""
+    CONFIRMED = "CONFIRMED"
+    """It has confirmed each instance."""
+    DISPUTED = "DISPUTED"
+    """It says that it does not have an instance."""
+
+
+class Verdict(StrEnum):
+    """An archive's last answer about an instance. An instance without one was not answered about."""
+
+    CONFIRMED = "CONFIRMED"
+    ABSENT = "ABSENT"
+    """The archive says that it does not have it."""
+    LATER = "LATER"
+    """The archive cannot tell now."""
+    UNCONFIRMABLE = "UNCONFIRMABLE"
+    """The archive never commits to instances of this SOP Class."""
+    CONFLICT = "CONFLICT"
+    """The archive has an instance of another SOP Class under this UID. A person must decide."""
+    SENT_AGAIN = "SENT_AGAIN"
+    """It was ABSENT, was sent again in another batch, and is confirmed there."""
+
+
+class Proof(StrEnum):
+    """What an archive has said to confirm an instance."""
+
+    COMMITTED = "COMMITTED"
+    """It has taken responsibility for the UID (Storage Commitment)."""
+    LISTED = "LISTED"
+    """It has listed the UID in answer to a query."""
+    COUNTED = "COUNTED"
+    """It has as many instances of the series, or of the study, as were sent. Which ones is not proven."""
+
+
 class Rule(StrEnum):
     """Why a study is complete."""
 
@@ -171,6 +230,10 @@ class Act(StrEnum):
     BACK = "BACK"
     """A destination stores again."""
     PRUNE = "PRUNE"
+    CONFIRM = "CONFIRM"
+    """The archive is to be asked about a SENT batch."""
+    DISPUTE = "DISPUTE"
+    """The archive says that it does not have an instance of a SENT batch."""
 
 
 class Stage(StrEnum):

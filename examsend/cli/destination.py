@@ -11,7 +11,7 @@ import typer
 
 from examsend.cli import common, suggest
 from examsend.config.destination import DECLARED, DestinationSettings, type_of
-from examsend.states import LatePolicy, OnIncomplete, SenderName, Transcode
+from examsend.states import Confirm, LatePolicy, OnDisputed, OnIncomplete, SenderName, Transcode
 
 app = typer.Typer(help="Manage the destinations of batches.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -21,6 +21,7 @@ _NEW = Annotated[str, typer.Argument(metavar="NAME", help="The destination's nam
 
 _TYPES: dict[str, Any] = {
     "str": str, "SenderName": SenderName, "Transcode": Transcode, "LatePolicy": LatePolicy, "OnIncomplete": OnIncomplete,
+    "Confirm": Confirm, "OnDisputed": OnDisputed,
     "float": float, "int": int, "bool": bool,
 }  # fmt: skip
 

@@ -17,10 +17,11 @@ from examsend import senders
 from examsend.config import example as example_file
 from examsend.config import files
 from examsend.config.checks import CREDENTIALS
-from examsend.config.destination import address, check_lease
-from examsend.config.destination import warnings as destination_warnings
+from examsend.config.destination import address
 from examsend.config.expiry import first_expiry
 from examsend.config.settings import Explained, Settings, SettingsFile, unknown_variables
+from examsend.config.together import check_lease
+from examsend.config.together import warnings as destination_warnings
 from examsend.db import access, connecting, embedded, facts
 from examsend.db.engine import Database, revision_of
 from examsend.db.revision import HEAD

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from examsend import senders
-from examsend.config.destination import address, check_lease, label, optional_setting, parse_address
-from examsend.config.destination import warnings as destination_warnings
+from examsend.config.destination import address, label, optional_setting, parse_address
 from examsend.config.files import NotReadable
 from examsend.config.settings import Settings
+from examsend.config.together import check_lease
+from examsend.config.together import warnings as destination_warnings
 from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import ConfigError, UsageError

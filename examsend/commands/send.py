@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from examsend.config.destination import longest_timeout
 from examsend.config.settings import Settings
+from examsend.config.together import longest_timeout
 from examsend.db import access, engine
 from examsend.delivery.delivery import Delivered, Observer
 from examsend.delivery.lanes import Lanes

@@ -260,6 +260,20 @@ def program(value: object) -> tuple[str, ...]:
     return tuple(words)
 
 
+MOVE = "move:"
+"""How a value of --after begins that names a directory."""
+
+
+def after(value: object) -> str:
+    """``keep``, ``remove``, or ``move:`` and the absolute path of a directory."""
+    wanted = text(value)
+    if wanted in {"keep", "remove"}:
+        return wanted
+    if not wanted.startswith(MOVE) or not Path(wanted.removeprefix(MOVE)).is_absolute():
+        raise ValueError(f"must be keep, remove, or move: and the absolute path of a directory, not {wanted!r}")
+    return short_text(4096)(MOVE + str(Path(wanted.removeprefix(MOVE))))
+
+
 def required_series(value: object) -> str:
     """Required series, as ``series.parse`` reads them."""
     series.parse(short_text(1000)(value))

@@ -13,7 +13,7 @@ from typing import Any
 
 from examsend.config import checks
 from examsend.errors import UsageError
-from examsend.states import LatePolicy, OnIncomplete, SenderName, Transcode
+from examsend.states import Confirm, LatePolicy, OnDisputed, OnIncomplete, SenderName, Transcode
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,76 @@ class DestinationSettings:
         "The policy for what arrives after --late-cutoff.",
         "--late-policy-after",
         "POLICY",
+    )
+
+    confirm: Confirm = _setting(
+        Confirm.NONE,
+        checks.member(Confirm),
+        "How the archive is asked whether it has what was SENT: none, commitment (Storage Commitment) or query (C-FIND).",
+        "--confirm",
+        "none|commitment|query",
+    )
+    confirm_to: str | None = _setting(
+        None,
+        checks.short_text(300),
+        "Archive that is asked: AET@HOST:PORT, or a destination's name. Not set: the destination itself.",
+        "--confirm-to",
+        "ARCHIVE",
+    )
+    confirm_after_seconds: float = _setting(
+        60.0,
+        checks.number(0, 1e9),
+        "The archive is asked this long after a batch is SENT.",
+        "--confirm-after",
+        _SECONDS,
+    )
+    confirm_timeout_seconds: float = _setting(
+        86400.0,
+        checks.number(1, 1e9),
+        "A batch that is not confirmed for this long is for a person.",
+        "--confirm-timeout",
+        _SECONDS,
+    )
+    confirm_backoff_seconds: float = _setting(
+        120.0,
+        checks.number(0.01, 1e9),
+        "First pause until the archive is asked again; it doubles. Never over 40 times a day.",
+        "--confirm-backoff",
+        _SECONDS,
+    )
+    confirm_backoff_max_seconds: float = _setting(
+        3600.0,
+        checks.number(0.01, 1e9),
+        "Longest pause until the archive is asked again.",
+        "--confirm-backoff-max",
+        _SECONDS,
+    )
+    confirm_instances: int = _setting(
+        500,
+        checks.whole(1, 10_000),
+        "Instances in one request for Storage Commitment, at most.",
+        "--confirm-instances",
+        "N",
+    )
+    on_disputed: OnDisputed = _setting(
+        OnDisputed.RESEND,
+        checks.member(OnDisputed),
+        "Instances that the archive does not have: resend puts them in line again, once; report waits for a person.",
+        "--on-disputed",
+        "resend|report",
+    )
+    after: str = _setting(
+        "keep",
+        checks.after,
+        "What confirm does with a source file once every destination it went to has confirmed it: keep, remove or move:DIR.",
+        "--after",
+        "keep|remove|move:DIR",
+    )
+    sent_is_enough: bool = _setting(
+        False,
+        checks.flag,
+        "For --after, SENT is proof enough of this destination: what it stored need not be confirmed.",
+        "--sent-is-enough/--no-sent-is-enough",
     )
 
     association_limit: int = _setting(1, checks.whole(1, 1000), "Associations open at a time.", "--associations", "N")
@@ -301,64 +371,6 @@ def check_settings(values: Mapping[str, object]) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(f"{option_of(name)} {error}") from None
     return checked
-
-
-def check_together(settings: DestinationSettings) -> None:
-    """Raise UsageError if settings contradict each other."""
-    both = set((settings.accept_status or "").split(", ")) & set((settings.fail_status or "").split(", ")) - {""}
-    if both:
-        raise UsageError(f"status {min(both)} cannot be both in --accept-status and in --fail-status")
-    if settings.backoff_max_seconds < settings.backoff_seconds:
-        raise UsageError("--backoff-max cannot be less than --backoff")
-    if settings.associations_per_study > settings.association_limit:
-        raise UsageError("--associations-per-study cannot be more than --associations")
-    if settings.fallback_sender == settings.sender:
-        raise UsageError(f"--fallback-sender is to be another sender than --sender {settings.sender}")
-    _check_identity(settings)
-    certificates = (settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file, settings.tls_pin_sha256)
-    if not settings.tls and any(certificates):
-        raise UsageError("certificates are given but TLS is off: add --tls")
-    if (settings.tls_cert_file is None) != (settings.tls_key_file is None):
-        raise UsageError("a client certificate needs its key, and a key its certificate: give both")
-
-
-_TIMEOUTS = ("connect_timeout", "accept_timeout", "answer_timeout", "stall_timeout")
-
-
-def longest_timeout(settings: DestinationSettings) -> tuple[str, float]:
-    """Return the option and the seconds of a destination's longest time-out."""
-    name = max(_TIMEOUTS, key=lambda n: float(getattr(settings, n)))
-    return option_of(name), float(getattr(settings, name))
-
-
-def check_lease(values: Mapping[str, object], lease: float) -> None:
-    """Raise UsageError if a time-out that is set now is longer than half the lease.
-
-    Two renewals of a claim are never further apart than a time-out, and one of them may come late.
-    """
-    for name, value in check_settings({n: values.get(n) for n in _TIMEOUTS}).items():
-        if value is not None and value > lease / 2:
-            raise UsageError(
-                f"{option_of(name)} {value:g} is longer than half the lease ({lease:g} s): give at most {lease / 2:g}, or"
-                " raise the setting `lease` for every `examsend send`"
-            )
-
-
-def _check_identity(settings: DestinationSettings) -> None:
-    kind = settings.user_identity_kind
-    if kind is None and (settings.user_identity_name or settings.user_identity_file):
-        raise UsageError("a user identity is given without its kind: add --user-identity-kind")
-    if kind in {1, 2} and not settings.user_identity_name:
-        raise UsageError(f"--user-identity-kind {kind} needs --user-identity-name")
-    if kind in {2, 5} and not settings.user_identity_file:
-        raise UsageError(f"--user-identity-kind {kind} needs --user-identity-file, which holds the secret")
-
-
-def warnings(settings: DestinationSettings) -> list[str]:
-    """Return what is allowed and deserves a second look, as sentences."""
-    if settings.user_identity_kind in {2, 5} and not settings.tls:
-        return ["the passcode or token goes over the network in plain text: use --tls"]
-    return []
 
 
 def check_name(value: str) -> str:

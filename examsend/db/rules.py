@@ -23,6 +23,9 @@ NUMBERS = {
     "waits": _within(0, "1e9", *_WAITS)
     + f" AND backoff_seconds >= 0.01 AND {_within('backoff_seconds', '1e9', 'backoff_max_seconds')}"
     + f" AND {_within(1, '1e9', 'expire_seconds')}",
+    "confirm_waits": f"{_within(0, '1e9', 'confirm_after_seconds')} AND {_within(1, '1e9', 'confirm_timeout_seconds')}"
+    f" AND confirm_backoff_seconds >= 0.01 AND {_within('confirm_backoff_seconds', '1e9', 'confirm_backoff_max_seconds')}",
+    "confirm_instances": _within(1, 10000, "confirm_instances"),
     "late_cutoff": _within(0, "1e6", "late_cutoff_hours"),
     "timeouts": _within(0.1, 86400, "connect_timeout", "accept_timeout", "answer_timeout", "stall_timeout"),
 }

@@ -18,13 +18,13 @@ from examsend.config.destination import (
     address,
     check_name,
     check_settings,
-    check_together,
 )
+from examsend.config.together import check_together
 from examsend.db import due
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, OwnStatuses, back_off
 from examsend.queue import events
-from examsend.states import NOT_COUNTED, Act, BatchState, SenderName, Transcode, sql_list
+from examsend.states import NOT_COUNTED, Act, BatchState, Confirm, OnDisputed, SenderName, Transcode, sql_list
 from examsend.transfer import Peer, Tls, UserIdentity
 
 
@@ -123,6 +123,8 @@ def _destination(row: Any) -> Destination:
             "sender": SenderName(values["sender"]),
             "fallback_sender": None if second is None else SenderName(second),
             "transcode": Transcode(values["transcode"]),
+            "confirm": Confirm(values["confirm"]),
+            "on_disputed": OnDisputed(values["on_disputed"]),
         }
     )
 

@@ -33,7 +33,9 @@ from examsend.db.rules import NUMBERS
 from examsend.db.tables.base import NOW, Base, one_of
 from examsend.states import (
     BatchState,
+    Confirm,
     LatePolicy,
+    OnDisputed,
     OnIncomplete,
     Outcome,
     SenderName,
@@ -41,7 +43,8 @@ from examsend.states import (
 )
 
 _SQL_TYPES: dict[str, type[TypeEngine[Any]]] = {
-    "str": Text, "SenderName": Text, "Transcode": Text, "LatePolicy": Text, "OnIncomplete": Text,
+    "str": Text, "SenderName": Text, "Transcode": Text, "LatePolicy": Text, "OnIncomplete": Text, "Confirm": Text,
+    "OnDisputed": Text,
     "float": Double, "int": Integer, "bool": Boolean,
 }  # fmt: skip
 
@@ -81,6 +84,10 @@ class StorageBackendConfig(Base):
         # When a pass said last that it is down, and since when it was then; both NULL once a pass has said that it is back.
         Column("told_at", DateTime(timezone=True)),
         Column("told_since", DateTime(timezone=True)),
+        # Until when its archive is not asked to confirm anything, after how many failures in a row, and why.
+        Column("confirm_held_until", DateTime(timezone=True)),
+        Column("confirm_failures", Integer, nullable=False, server_default=text("0")),
+        Column("confirm_problem", Text),
         Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
         # Set when the destination is removed. The row is kept for its batches and attempts.
         Column("removed_at", DateTime(timezone=True)),
@@ -94,6 +101,9 @@ class StorageBackendConfig(Base):
         CheckConstraint(one_of("late_policy", LatePolicy), name="late_policy"),
         CheckConstraint(one_of("late_policy_after", LatePolicy), name="late_policy_after"),
         CheckConstraint(one_of("on_incomplete", OnIncomplete), name="on_incomplete"),
+        CheckConstraint(one_of("confirm", Confirm), name="confirm"),
+        CheckConstraint(one_of("on_disputed", OnDisputed), name="on_disputed"),
+        CheckConstraint("after IN ('keep', 'remove') OR after LIKE 'move:/%'", name="after"),
         *(CheckConstraint(rule, name=name) for name, rule in NUMBERS.items()),
     )
 
