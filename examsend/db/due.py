@@ -95,6 +95,21 @@ TO_FINALIZE = (
 TO_SEND = f"{SENDABLE} AND {NEXT_ATTEMPT} <= {NOW} OR {NEXT_LEASE} <= {NOW} OR {_ANY_TOO_OLD}"
 """A destination has a batch that ``examsend send`` would claim, take back from a dead sender, or make FAILED."""
 
+MAY_CONFIRM = f"d.enabled AND (d.confirm_held_until IS NULL OR d.confirm_held_until <= {NOW})"
+"""The archive of a destination may be asked to confirm what was SENT."""
+
+TO_CONFIRM = (
+    f"{MAY_CONFIRM} AND EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.destination_id = d.id AND c.due_at <= {NOW}"
+    " AND (c.method IS NOT NULL OR d.confirm <> 'none') ORDER BY c.due_at LIMIT 1)"
+)
+"""A destination has a SENT batch that ``examsend confirm`` asks its archive about."""
+
+TO_LET_GO = (
+    "d.after <> 'keep' AND EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.destination_id = d.id"
+    f" AND c.let_go_at <= {NOW} ORDER BY c.let_go_at LIMIT 1)"
+)
+"""A destination has a batch of which ``examsend confirm`` looks whether its sources may go."""
+
 TOLD_EVERY = 3600
 """Seconds between two lines about a destination that stays down."""
 

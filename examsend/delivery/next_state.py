@@ -10,7 +10,7 @@ from examsend.delivery.findings import Findings
 from examsend.delivery.lease import Lease
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
-from examsend.queue import attempts, batches, instances, lookup, replacement, totals
+from examsend.queue import attempts, batches, confirmation, instances, lookup, replacement, totals
 from examsend.queue.claim import Claim
 from examsend.queue.destination import Destination, get_destination_by_id, hold, record_success
 from examsend.queue.instances import Tally
@@ -51,6 +51,8 @@ def finish(
     def work(tx: Connection) -> tuple[NextState, Tally]:
         replacement.settle(tx, claim.batch_id)
         is_sent = batches.sent(tx, claim)
+        if is_sent:
+            confirmation.open_sent(tx, claim.batch_id)
         tally = instances.tally(tx, claim.batch_id)
         state = NextState(BatchState.SENT) if is_sent else decide(claim, destination, findings, tally, stopped=stopped)
         if stored:

@@ -1,0 +1,305 @@
+"""Which SENT batches are to be confirmed by their archives: opened, claimed, asked, handed back, given up.
+
+A claim is a random id in the row. While it lasts, ``due_at`` is when it ends: a batch whose claimer died is due again by itself.
+Every write of a claimer has the claim in its condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, text
+
+from examsend.db import due
+from examsend.states import BatchState, Confirm, Confirmation, Outcome, Verdict, sql_list
+
+OFTEN = 16
+"""Times that a batch is asked about at the pace of its destination's back-off."""
+
+SELDOM = 3600.0
+"""Seconds between later questions, at least: no instance is asked about more than 40 times a day, whatever the settings are."""
+
+_STORED = f"EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome = '{Outcome.STORED}')"
+
+_OPEN = text(f"""
+    INSERT INTO batch_confirmations (batch_id, destination_id, due_at, let_go_at)
+    SELECT b.id, b.destination_id,
+           CASE WHEN d.confirm <> '{Confirm.NONE}' THEN clock_timestamp() + make_interval(secs => d.confirm_after_seconds) END,
+           CASE WHEN d.after <> 'keep' AND d.sent_is_enough THEN clock_timestamp() END
+    FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+    WHERE b.id = :batch AND b.status = '{BatchState.SENT}'
+      AND (d.confirm <> '{Confirm.NONE}' OR d.after <> 'keep' AND d.sent_is_enough) AND {_STORED}
+    ON CONFLICT DO NOTHING
+""")
+
+
+def open_sent(tx: Connection, batch_id: int) -> None:
+    """Open the confirmation of a batch that has just become SENT, in the transaction that made it so."""
+    tx.execute(_OPEN, {"batch": batch_id})
+
+
+# --- an operator's request --------------------------------------------------------------------------------------------
+
+# What was answered before does not count any more: it was said before whatever makes somebody ask again.
+_ASK_AGAIN = text(f"""
+    INSERT INTO batch_confirmations AS c (batch_id, destination_id, due_at, method)
+    SELECT b.id, b.destination_id, clock_timestamp(), :method
+    FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = '{BatchState.SENT}' AND {_STORED}
+    ORDER BY b.id DESC
+    ON CONFLICT (batch_id) DO UPDATE
+    SET opened_at = clock_timestamp(), due_at = clock_timestamp(), method = coalesce(:method, c.method), tries = 0, claim_id = NULL,
+        claimed_by = NULL, state = '{Confirmation.UNCONFIRMED}', confirmed_at = NULL, disputed_at = NULL, gave_up_at = NULL,
+        reason = NULL
+    RETURNING batch_id
+""")
+
+_SELECTED = text(f"""
+    SELECT b.id FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+    WHERE b.status = '{BatchState.SENT}' AND d.removed_at IS NULL AND {_STORED}
+      AND (CAST(:ids AS bigint[]) IS NULL OR b.id = ANY(CAST(:ids AS bigint[])))
+      AND (CAST(:studies AS text[]) IS NULL OR b.study_instance_uid = ANY(CAST(:studies AS text[])))
+      AND (CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)
+      AND (CAST(:since AS timestamptz) IS NULL OR b.finished_at >= CAST(:since AS timestamptz))
+      AND (CAST(:until AS timestamptz) IS NULL OR b.finished_at < CAST(:until AS timestamptz))
+    ORDER BY b.finished_at, b.id
+""")
+
+
+def sent_batches(
+    tx: Connection,
+    *,
+    ids: Sequence[int] | None,
+    studies: Sequence[str] | None,
+    destination_id: int | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> list[int]:
+    """Return the ids of the SENT batches that are selected, in the order in which they were SENT. None: all."""
+    values = {
+        "ids": None if ids is None else list(ids),
+        "studies": None if studies is None else list(studies),
+        "destination": destination_id,
+        "since": since,
+        "until": until,
+    }
+    return list(tx.scalars(_SELECTED, values))
+
+
+def ask_again(tx: Connection, batch_ids: Collection[int], method: Confirm | None) -> list[int]:
+    """Let archives be asked about SENT batches now, about each instance, whatever was answered before; return their ids.
+
+    ``method``: how; None: as their destinations' settings say.
+    """
+    return list(tx.scalars(_ASK_AGAIN, {"ids": sorted(batch_ids), "method": method}))
+
+
+# --- claim ------------------------------------------------------------------------------------------------------------
+
+_DUE_DESTINATIONS = text(f"""
+    SELECT d.id FROM storage_backend_configs d
+    WHERE d.removed_at IS NULL AND (CAST(:only AS bigint) IS NULL OR d.id = :only) AND {due.TO_CONFIRM}
+    ORDER BY d.id
+""")
+
+_CLAIM = text(f"""
+    UPDATE batch_confirmations c
+    SET claim_id = :claim, claimed_by = :by, due_at = clock_timestamp() + make_interval(secs => :lease)
+    FROM (SELECT c.batch_id, c.tries AS before FROM batch_confirmations c JOIN storage_backend_configs d ON d.id = c.destination_id
+          WHERE c.destination_id = :destination AND c.due_at <= {due.NOW} AND {due.MAY_CONFIRM}
+            AND (CAST(:ids AS bigint[]) IS NULL OR c.batch_id = ANY(CAST(:ids AS bigint[])))
+            AND (c.method IS NOT NULL OR d.confirm <> '{Confirm.NONE}')
+          ORDER BY c.due_at LIMIT :limit FOR NO KEY UPDATE OF c SKIP LOCKED) n,
+         storage_backend_configs d, exam_batches b
+    WHERE c.batch_id = n.batch_id AND d.id = c.destination_id AND b.id = c.batch_id
+    RETURNING c.batch_id, b.study_instance_uid, c.tries, coalesce(c.method, d.confirm) AS method,
+              c.opened_at + make_interval(secs => d.confirm_timeout_seconds) <= clock_timestamp() AS is_over
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A batch that this pass is to ask about."""
+
+    batch_id: int
+    claim_id: UUID
+    study_instance_uid: str
+    method: Confirm
+    tries: int
+    """How often it was asked about so far."""
+    is_over: bool
+    """The time for it is over."""
+
+
+def due_destinations(tx: Connection, only: int | None) -> list[int]:
+    """Return the ids of the destinations of which a batch is due."""
+    return list(tx.scalars(_DUE_DESTINATIONS, {"only": only}))
+
+
+def claim(
+    tx: Connection, destination_id: int, *, by: str, lease: float, limit: int, ids: Sequence[int] | None = None
+) -> list[Claimed]:
+    """Claim at most ``limit`` batches of a destination that are due, the longest due first. ``ids``: only of these."""
+    claim_id = uuid4()
+    rows = tx.execute(
+        _CLAIM,
+        {
+            "destination": destination_id,
+            "claim": claim_id,
+            "by": by,
+            "lease": lease,
+            "limit": limit,
+            "ids": None if ids is None else list(ids),
+        },
+    )
+    found = [
+        Claimed(row.batch_id, claim_id, row.study_instance_uid, Confirm(row.method), row.tries, row.is_over)
+        for row in rows
+    ]
+    return sorted(found, key=lambda c: c.batch_id)
+
+
+# --- under a claim ----------------------------------------------------------------------------------------------------
+
+# From the newest batch to the oldest, as everybody locks these rows.
+_HELD = text("""
+    SELECT c.batch_id FROM batch_confirmations c
+    JOIN unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim) ON c.batch_id = w.batch AND c.claim_id = w.claim
+    ORDER BY c.batch_id DESC FOR NO KEY UPDATE OF c
+""")
+
+_TO_ASK = text(f"""
+    SELECT i.batch_id, i.id, i.sop_class_uid, i.sop_instance_uid, i.series_instance_uid
+    FROM batch_confirmations c
+    JOIN exam_batch_instances i ON i.batch_id = c.batch_id AND i.outcome = '{Outcome.STORED}'
+    LEFT JOIN instance_confirmations k ON k.instance_id = i.id AND k.requested_at >= c.opened_at
+    WHERE c.batch_id = ANY(CAST(:batches AS bigint[])) AND (k.instance_id IS NULL OR k.verdict = '{Verdict.LATER}')
+    ORDER BY i.batch_id, i.id
+""")
+
+# The claim lasts at least until the batch may be asked about again: a pass that dies does not make the next one ask sooner.
+_MARK = text(f"""
+    UPDATE batch_confirmations c
+    SET tries = c.tries + 1, asked_at = w.at, due_at = w.at + make_interval(secs => w.pause),
+        state = CASE WHEN c.state = '{Confirmation.UNCONFIRMED}' THEN '{Confirmation.ASKED}' ELSE c.state END
+    FROM (SELECT v.batch, v.pause, :at AS at FROM unnest(CAST(:batches AS bigint[]), CAST(:pauses AS float8[])) v (batch, pause)) w
+    WHERE c.batch_id = w.batch
+""")
+
+_NOW = text("SELECT clock_timestamp()")
+
+_HAND_BACK = text("""
+    UPDATE batch_confirmations c
+    SET claim_id = NULL, claimed_by = NULL, due_at = coalesce(clock_timestamp() + make_interval(secs => :delay), c.due_at)
+    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim)
+    WHERE c.batch_id = w.batch AND c.claim_id = w.claim
+""")
+
+_NOTE = text("""
+    UPDATE batch_confirmations c SET reason = :reason
+    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim)
+    WHERE c.batch_id = w.batch AND c.claim_id = w.claim
+""")
+
+_GIVE_UP = text(f"""
+    UPDATE batch_confirmations c
+    SET claim_id = NULL, claimed_by = NULL, due_at = NULL, gave_up_at = clock_timestamp(),
+        state = CASE WHEN c.state = '{Confirmation.ASKED}' THEN '{Confirmation.UNCONFIRMED}' ELSE c.state END,
+        reason = 'not confirmed within ' || round((d.confirm_timeout_seconds / 3600)::numeric, 1) || ' hours'
+                 || coalesce('; last: ' || c.reason, '')
+    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim), storage_backend_configs d
+    WHERE c.batch_id = w.batch AND c.claim_id = w.claim AND d.id = c.destination_id
+    RETURNING c.batch_id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An instance that was stored, and of which the archive has not said whether it has it."""
+
+    id: int
+    batch_id: int
+    sop_class_uid: str | None
+    """None: it is not known, in a row taken over from an older database."""
+    sop_instance_uid: str
+    series_instance_uid: str | None
+
+
+def _arrays(claims: Collection[Claimed]) -> dict[str, object]:
+    return {"batches": [c.batch_id for c in claims], "claims": [str(c.claim_id) for c in claims]}
+
+
+def held(tx: Connection, claims: Collection[Claimed]) -> list[Claimed]:
+    """Return those of the claims that are not lost, and lock their rows until the end of the transaction."""
+    ids = set(tx.scalars(_HELD, _arrays(claims)))
+    return [c for c in claims if c.batch_id in ids]
+
+
+def to_ask(tx: Connection, claims: Collection[Claimed]) -> dict[int, list[Stored]]:
+    """Return the instances that are to be asked about, by batch."""
+    found: dict[int, list[Stored]] = {}
+    for row in tx.execute(_TO_ASK, {"batches": [c.batch_id for c in claims]}):
+        found.setdefault(row.batch_id, []).append(
+            Stored(row.id, row.batch_id, row.sop_class_uid, row.sop_instance_uid, row.series_instance_uid)
+        )
+    return found
+
+
+def mark_asked(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float]) -> datetime:
+    """Record that the archive is asked about batches now; return when. The claims are ``held`` in this transaction. ``pauses``:
+    seconds until each may be asked about again."""
+    at: datetime = tx.execute(_NOW).scalar_one()
+    tx.execute(_MARK, {"batches": [c.batch_id for c in claims], "pauses": list(pauses), "at": at})
+    return at
+
+
+def hand_back(tx: Connection, claims: Collection[Claimed], delay: float | None = None) -> None:
+    """End claims. They are due in ``delay`` seconds; None: when ``mark_asked`` has said."""
+    tx.execute(_HAND_BACK, {**_arrays(claims), "delay": delay})
+
+
+def note(tx: Connection, claims: Collection[Claimed], reason: str) -> None:
+    """Record why an archive did not answer about batches."""
+    tx.execute(_NOTE, {**_arrays(claims), "reason": reason.replace("\x00", "")[:500]})
+
+
+def give_up(tx: Connection, claims: Collection[Claimed]) -> list[int]:
+    """Ask no more about batches of which the time is over: they are for a person. Return the ids of those that were claimed."""
+    return list(tx.scalars(_GIVE_UP, _arrays(claims)))
+
+
+# --- the archive's health ---------------------------------------------------------------------------------------------
+
+_FAILED = text("""
+    UPDATE storage_backend_configs d
+    SET confirm_failures = d.confirm_failures + 1, confirm_problem = :problem,
+        confirm_held_until = clock_timestamp() + make_interval(secs => :pause)
+    WHERE d.id = :id
+""")
+
+_WORKS = text("""
+    UPDATE storage_backend_configs SET confirm_failures = 0, confirm_problem = NULL, confirm_held_until = NULL
+    WHERE id = :id AND confirm_failures > 0
+""")
+
+_FAILURES = text("SELECT confirm_failures FROM storage_backend_configs WHERE id = :id FOR NO KEY UPDATE")
+
+
+def archive_failures(tx: Connection, destination_id: int) -> int:
+    """Return how often in a row a destination's archive could not be asked, and lock the destination's row."""
+    return int(tx.execute(_FAILURES, {"id": destination_id}).scalar_one())
+
+
+def hold_archive(tx: Connection, destination_id: int, problem: str, pause: float) -> None:
+    """Do not ask a destination's archive for ``pause`` seconds."""
+    tx.execute(_FAILED, {"id": destination_id, "problem": problem.replace("\x00", "")[:500], "pause": pause})
+
+
+def archive_works(tx: Connection, destination_id: int) -> None:
+    """Record that a destination's archive could be asked."""
+    tx.execute(_WORKS, {"id": destination_id})
+
+
+SETTLED = sql_list((Verdict.CONFIRMED, Verdict.SENT_AGAIN))
