@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from examsend import senders
-from examsend.config.destination import address, label, optional_setting, parse_address
+from examsend.config.destination import address, label, option_of, optional_setting, parse_address
 from examsend.config.files import NotReadable
 from examsend.config.settings import Settings
 from examsend.config.together import check_lease
@@ -17,6 +17,7 @@ from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.errors import ConfigError, UsageError
 from examsend.queue import events
+from examsend.queue.addressee import canonical
 from examsend.queue.destination import (
     Destination,
     add_destination,
@@ -149,17 +150,22 @@ def _resembling(tx: Connection, new: Destination) -> tuple[str, ...]:
 
 
 def _with_archive(tx: Connection, wanted: Mapping[str, object]) -> Mapping[str, object]:
-    """Check the archive to ask: an address, or a destination that there is. Raises UsageError."""
-    archive = wanted.get("expect_from")
-    if not isinstance(archive, str):
-        return wanted
-    # Imported only if it is set: it imports what talks to a peer.
-    from examsend.completion.archive import canonical
+    """Check the archives to ask: each is an address, or a destination that there is. Raises UsageError."""
+    return {
+        **wanted,
+        **{
+            n: _archive(tx, n, archive)
+            for n in ("expect_from", "confirm_to")
+            if isinstance(archive := wanted.get(n), str)
+        },
+    }
 
+
+def _archive(tx: Connection, setting: str, archive: str) -> str:
     try:
-        return {**wanted, "expect_from": canonical(tx, archive)}
+        return canonical(tx, archive)
     except UsageError as error:
-        raise UsageError(f"--expect-from is AET@HOST:PORT or a destination: {error}") from None
+        raise UsageError(f"{option_of(setting)} is AET@HOST:PORT or a destination: {error}") from None
 
 
 _FOR_SENDERS = (

@@ -15,7 +15,7 @@ from examsend.db import access
 from examsend.db.engine import Connection
 from examsend.dicom.uids import is_uid
 from examsend.errors import UsageError
-from examsend.queue import announcements
+from examsend.queue import addressee, announcements
 from examsend.states import ExpectationSource
 from examsend.transfer import Peer
 
@@ -131,8 +131,8 @@ def _ask(settings: Settings, studies: Sequence[str], text: str, *, wait: bool) -
     with access.opened(settings) as database:
 
         def found(tx: Connection) -> tuple[str, Peer]:
-            name = archives.canonical(tx, text)
-            return name, archives.peer_of(tx, name, _CALLING_AET)
+            name = addressee.canonical(tx, text)
+            return name, addressee.peer_of(tx, name, _CALLING_AET)
 
         name, peer = database.run(found)
         asked = {study: archives.record(database, study, name, archives.ask(peer, study)) for study in studies}

@@ -13,7 +13,7 @@ from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import UsageError
 from examsend.intake import again
-from examsend.queue import batches, events, instances, overview, sent_again, views
+from examsend.queue import addressee, batches, events, instances, overview, sent_again, views
 from examsend.queue.destination import Destination, end_hold, get_destination
 from examsend.queue.files import is_gone
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
@@ -236,7 +236,7 @@ def _not_again(place: Place) -> str | None:
 def _archive_of(tx: Connection, name: str) -> Peer:
     """Return whom to ask what a destination has: the archive that its setting ``expect_from`` names, or itself."""
     found = get_destination(tx, name)
-    return archive.peer_of(tx, found.expect_from or found.name, found.calling_aet)
+    return addressee.peer_of(tx, found.expect_from or found.name, found.calling_aet)
 
 
 def _taken_back(tx: Connection, work: Callable[[Connection], _Result]) -> _Result:

@@ -6,13 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from examsend.config.destination import address, parse_address
 from examsend.db.engine import Connection, Database
 from examsend.db.patience import Until, no_limit
 from examsend.dimse.query import find_study
 from examsend.errors import UsageError
 from examsend.queue import questions
-from examsend.queue.destination import get_destination
+from examsend.queue.addressee import peer_of
 from examsend.queue.questions import APART as APART
 from examsend.transfer import Peer
 
@@ -51,25 +50,6 @@ class Asked:
     confirmed: bool
     """The archive has given this answer twice, apart in time: it is believed."""
     failure: str = ""
-
-
-def canonical(tx: Connection, archive: str) -> str:
-    """Given AET@HOST:PORT or the name of a destination, return it as it is stored. Raises UsageError where it is neither."""
-    if "@" not in archive:
-        return get_destination(tx, archive.strip()).name
-    parts = parse_address(archive)
-    return address(parts["called_aet"], parts["host"], parts["port"])
-
-
-def peer_of(tx: Connection, archive: str, calling_aet: str) -> Peer:
-    """Given an archive, return it as a peer: a destination with its own settings, an address with ``calling_aet``.
-
-    Raises UsageError.
-    """
-    if "@" not in archive:
-        return get_destination(tx, archive).peer()
-    parts = parse_address(archive)
-    return Peer(parts["host"], parts["port"], parts["called_aet"], calling_aet)
 
 
 def ask(peer: Peer, study: str, seconds: float = QUESTION_SECONDS) -> Answer:

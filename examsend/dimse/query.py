@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from examsend.dicom.elements import VALUE, walk
 from examsend.dicom.source import MemorySource
@@ -38,6 +40,9 @@ _LARGEST_COUNT = 2**31 - 1
 _PENDING = frozenset({0xFF00, 0xFF01})
 """FF01: the peer did not match on every optional key (PS3.4 C.4.1.1.4). None of those is used."""
 
+_RELEASE_SECONDS = 2.0
+"""How long to wait for A-RELEASE-RP."""
+
 _ROOM = 16384
 """Bytes of a presentation data value, at most."""
 
@@ -52,10 +57,103 @@ class StudyFound:
     """{Series Instance UID: SOP Instance UIDs}; None where it did not list all of them."""
     sentence: str = ""
     """Why it did not say. No text of the peer's is in it: that may name a patient."""
+    listed: frozenset[str] = frozenset()
+    """The SOP Instance UIDs that it listed, also where these are not all."""
+    series_counts: Mapping[str, int | None] = field(default_factory=dict)
+    """{Series Instance UID: number of its instances}, of the series that it listed; None: it did not say."""
 
 
 class _RefusedError(Exception):
     """The archive answered a query with a failure. The association goes on."""
+
+
+class StudyQueries:
+    """Queries about studies, one after another, over one association. Used as a context manager, which closes it."""
+
+    def __init__(self, peer: Peer, seconds: float) -> None:
+        """``seconds``: how long the archive may take for the association, and then for each study, whatever it does."""
+        self._peer = replace(
+            peer,
+            connect_timeout=min(peer.connect_timeout, seconds),
+            accept_timeout=min(peer.accept_timeout, seconds),
+            stall_timeout=min(peer.stall_timeout, seconds),
+            async_window=1,
+        )
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._requestor = Requestor(self._peer, self._check)
+        self._asking: _Asking | None = None
+        self._last_pdu = messages.ABORT
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, _error: object, _trace: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise Ended(End.TIMED_OUT, f"the archive did not answer all within {self._seconds:g} s", abort=True)
+
+    def open(self) -> None:
+        """Open the association. Raises Ended."""
+        try:
+            self._requestor.open(
+                [
+                    Proposal(1, STUDY_ROOT_FIND, IMPLICIT_VR_LITTLE_ENDIAN),
+                    Proposal(3, STUDY_ROOT_FIND, EXPLICIT_VR_LITTLE_ENDIAN),
+                ]
+            )
+            self._asking = _Asking(self._requestor, self._peer.answer_timeout)
+        except Ended as ended:
+            self._last_pdu = ended.last_pdu
+            raise
+
+    def find(self, study: str, *, within: float | None = None) -> StudyFound:
+        """Ask for the number of the instances of a study, its series, and the instances of each series.
+
+        A refusal is in the answer. ``within``: seconds; None: as the constructor says. Raises Ended where the association is over.
+        """
+        assert self._asking is not None
+        self._deadline = time.monotonic() + (self._seconds if within is None else within)
+        found = StudyFound()
+        try:
+            found = self._asking.count(study, self._deadline)
+            if found.count != 0:
+                found = self._asking.instances(study, found)
+        except _RefusedError as refused:
+            found = replace(found, sentence=str(refused))
+        except Ended as ended:
+            self._last_pdu = ended.last_pdu
+            self._asking = None
+            if found.count is None:
+                raise
+            # What was answered before is true.
+            return replace(found, sentence="")
+        if found.count is not None:
+            return replace(found, sentence="")
+        return (
+            found
+            if found.sentence
+            else replace(found, sentence="the archive did not say how many instances the study has")
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another study can be asked about."""
+        return self._asking is not None
+
+    def close(self) -> None:
+        """Release the association, or abort it where it is not in order, and close the connection. Raises nothing."""
+        if self._asking is not None:
+            self._asking = None
+            self._deadline = time.monotonic() + _RELEASE_SECONDS
+            try:
+                self._last_pdu = messages.ABORT if self._requestor.release(_RELEASE_SECONDS) else b""
+            except Ended as ended:
+                self._last_pdu = ended.last_pdu
+        self._requestor.close(self._last_pdu)
+        self._last_pdu = b""
 
 
 def find_study(peer: Peer, study: str, seconds: float) -> StudyFound:
@@ -64,56 +162,22 @@ def find_study(peer: Peer, study: str, seconds: float) -> StudyFound:
     It takes at most ``seconds``, whatever the peer does. Raises nothing for what the peer does.
     """
     deadline = time.monotonic() + seconds
-
-    def check() -> None:
-        if time.monotonic() > deadline:
-            raise Ended(End.TIMED_OUT, f"the archive did not answer all within {seconds:g} s", abort=True)
-
-    hurried = replace(
-        peer,
-        connect_timeout=min(peer.connect_timeout, seconds),
-        accept_timeout=min(peer.accept_timeout, seconds),
-        stall_timeout=min(peer.stall_timeout, seconds),
-        async_window=1,
-    )
-    requestor = Requestor(hurried, check)
-    last_pdu = messages.ABORT
-    found = StudyFound()
-    try:
-        requestor.open(
-            [
-                Proposal(1, STUDY_ROOT_FIND, IMPLICIT_VR_LITTLE_ENDIAN),
-                Proposal(3, STUDY_ROOT_FIND, EXPLICIT_VR_LITTLE_ENDIAN),
-            ]
-        )
-        asking = _Asking(requestor, deadline, peer.answer_timeout)
-        found = asking.count(study)
-        if found.count != 0:
-            found = asking.instances(study, found)
-        last_pdu = messages.ABORT if requestor.release(max(0.1, min(2.0, deadline - time.monotonic()))) else b""
-    except _RefusedError as refused:
-        found = replace(found, sentence=str(refused))
-    except Ended as ended:
-        last_pdu = ended.last_pdu
-        found = replace(found, sentence=ended.sentence)
-    finally:
-        requestor.close(last_pdu)
-    if found.count is None:
-        return (
-            found
-            if found.sentence
-            else replace(found, sentence="the archive did not say how many instances the study has")
-        )
-    return replace(found, sentence="")
+    with StudyQueries(peer, seconds) as queries:
+        try:
+            queries.open()
+            return queries.find(study, within=max(0.1, deadline - time.monotonic()))
+        except Ended as ended:
+            return StudyFound(sentence=ended.sentence)
 
 
 class _Asking:
-    """The queries about one study over one association."""
+    """The queries over one association."""
 
-    def __init__(self, requestor: Requestor, deadline: float, patience: float) -> None:
+    def __init__(self, requestor: Requestor, patience: float) -> None:
         """``patience``: seconds that the peer may take for each response."""
         self._requestor = requestor
-        self._deadline = deadline
+        self._deadline = 0.0
+        """Of the queries about the present study."""
         self._patience = patience
         self._message_id = 0
         self._responses = 0
@@ -124,8 +188,10 @@ class _Asking:
                 return
         raise Ended(End.NO_CONTEXT, "the archive accepts no C-FIND (Study Root)", abort=True)
 
-    def count(self, study: str) -> StudyFound:
-        """Ask at the study level. Raises _RefusedError, Ended."""
+    def count(self, study: str, deadline: float) -> StudyFound:
+        """Begin with a study: ask at the study level. Raises _RefusedError, Ended."""
+        self._deadline = deadline
+        self._responses = 0
         matches = [m for m in self._find("STUDY", {_STUDY: study, _OF_STUDY: ""}) if m.get(_STUDY) == study]
         if not matches:
             return StudyFound(0, {})
@@ -156,11 +222,16 @@ class _Asking:
         ]
         count = min(max(said), _LARGEST_COUNT) if said else None
         # A list that is shorter than the number that the archive says leaves some out.
-        return StudyFound(count, listed if total and total == count and all(listed.values()) else None)
+        return StudyFound(
+            count,
+            listed if total and total == count and all(listed.values()) else None,
+            listed=frozenset().union(*listed.values()),
+            series_counts=counts,
+        )
 
     def _find(self, level: str, keys: dict[int, str]) -> list[dict[int, str]]:
         """Send a C-FIND-RQ; return the matches, each as {tag: value}. Raises _RefusedError, Ended."""
-        self._message_id += 1
+        self._message_id = self._message_id % 0xFFFF + 1
         self._send(level, keys)
         reader = messages.ResponseReader(messages.C_FIND_RSP, longest_data_set=_LONGEST_IDENTIFIER)
         matches: list[dict[int, str]] = []

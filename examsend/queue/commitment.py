@@ -117,7 +117,5 @@ def take_report(
         elif uid in committed:
             reason = "the archive has committed to an instance of another SOP Class"
             answers.append(Answered(row.id, Verdict.CONFLICT, reason=reason))
-    verdicts.write(
-        tx, request.batch_id, answers, requested_at=request.requested_at, transaction_uid=transaction_uid
-    )
+    verdicts.write(tx, request.batch_id, answers, requested_at=request.requested_at, transaction_uid=transaction_uid)
     return Taken(known=True, batch_id=request.batch_id)

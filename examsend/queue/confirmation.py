@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, text
 
 from examsend.db import due
-from examsend.states import BatchState, Confirm, Confirmation, Outcome, Verdict, sql_list
+from examsend.states import BatchState, Confirm, Confirmation, Outcome, Verdict
 
 OFTEN = 16
 """Times that a batch is asked about at the pace of its destination's back-off."""
@@ -190,16 +190,15 @@ _MARK = text(f"""
 
 _NOW = text("SELECT clock_timestamp()")
 
-_HAND_BACK = text("""
+# A batch that was asked about is due when its pause is over. One of which something is absent that nobody was told of is due now.
+_HAND_BACK = text(f"""
     UPDATE batch_confirmations c
-    SET claim_id = NULL, claimed_by = NULL, due_at = coalesce(clock_timestamp() + make_interval(secs => :delay), c.due_at)
-    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim)
-    WHERE c.batch_id = w.batch AND c.claim_id = w.claim
-""")
-
-_NOTE = text("""
-    UPDATE batch_confirmations c SET reason = :reason
-    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim)
+    SET claim_id = NULL, claimed_by = NULL,
+        due_at = CASE WHEN EXISTS (SELECT 1 FROM instance_confirmations k WHERE k.batch_id = c.batch_id
+                                   AND k.verdict = '{Verdict.ABSENT}' AND k.resent_at IS NULL) THEN clock_timestamp()
+                      WHEN :asked THEN c.asked_at + make_interval(secs => w.pause)
+                      ELSE clock_timestamp() + make_interval(secs => w.pause) END
+    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[]), CAST(:pauses AS float8[])) w (batch, claim, pause)
     WHERE c.batch_id = w.batch AND c.claim_id = w.claim
 """)
 
@@ -255,14 +254,31 @@ def mark_asked(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float
     return at
 
 
-def hand_back(tx: Connection, claims: Collection[Claimed], delay: float | None = None) -> None:
-    """End claims. They are due in ``delay`` seconds; None: when ``mark_asked`` has said."""
-    tx.execute(_HAND_BACK, {**_arrays(claims), "delay": delay})
+def hand_back(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float], *, asked: bool) -> None:
+    """End claims. Each is due again after its pause in seconds: from when it was ``asked`` about (``mark_asked``), else from now."""
+    tx.execute(_HAND_BACK, {**_arrays(claims), "pauses": list(pauses), "asked": asked})
 
 
-def note(tx: Connection, claims: Collection[Claimed], reason: str) -> None:
-    """Record why an archive did not answer about batches."""
-    tx.execute(_NOTE, {**_arrays(claims), "reason": reason.replace("\x00", "")[:500]})
+_STORED_COUNTS = text(f"""
+    SELECT i.series_instance_uid AS series, count(DISTINCT i.sop_instance_uid) AS n
+    FROM exam_batches b JOIN exam_batch_instances i ON i.batch_id = b.id
+    WHERE b.study_instance_uid = :study AND b.destination_id = :destination AND i.outcome = '{Outcome.STORED}'
+    GROUP BY i.series_instance_uid
+""")
+
+
+def stored_counts(tx: Connection, study: str, destination_id: int) -> dict[str | None, int]:
+    """Return {Series Instance UID: number of its instances that were stored at a destination}. None: it is not known."""
+    rows = tx.execute(_STORED_COUNTS, {"study": study, "destination": destination_id})
+    return {row.series: row.n for row in rows}
+
+
+_NOTE_OF = text("UPDATE batch_confirmations SET reason = :reason WHERE batch_id = :batch")
+
+
+def note_of(tx: Connection, batch_id: int, reason: str) -> None:
+    """Record why an archive did not answer about a batch whose row is locked."""
+    tx.execute(_NOTE_OF, {"batch": batch_id, "reason": reason.replace("\x00", "")[:500]})
 
 
 def give_up(tx: Connection, claims: Collection[Claimed]) -> list[int]:
@@ -300,6 +316,3 @@ def hold_archive(tx: Connection, destination_id: int, problem: str, pause: float
 def archive_works(tx: Connection, destination_id: int) -> None:
     """Record that a destination's archive could be asked."""
     tx.execute(_WORKS, {"id": destination_id})
-
-
-SETTLED = sql_list((Verdict.CONFIRMED, Verdict.SENT_AGAIN))

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from examsend.db.tables import announcements as announcements
 from examsend.db.tables import batches as batches
-from examsend.db.tables import proof as proof
 from examsend.db.tables import operating as operating
+from examsend.db.tables import proof as proof
 from examsend.db.tables.base import Base as Base

@@ -1,0 +1,292 @@
+"""One destination's round of a pass: claim what is due, put in line again what is absent, ask the archive, write what it answers."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from examsend.confirmation import by_query
+from examsend.confirmation.by_commitment import Committing
+from examsend.db.engine import Connection, Database
+from examsend.dimse.ended import Ended
+from examsend.dimse.query import StudyFound, StudyQueries
+from examsend.errors import UsageError
+from examsend.outcomes import back_off
+from examsend.queue import addressee, commitment, confirmation, disputes, verdicts
+from examsend.queue.confirmation import OFTEN, SELDOM, Claimed, Stored
+from examsend.queue.destination import Destination, get_destination_by_id
+from examsend.queue.disputes import Dispute
+from examsend.queue.files import is_gone
+from examsend.states import Confirm
+from examsend.transfer import End, Peer
+
+log = logging.getLogger("examsend.confirm")
+
+GROUP = 20
+"""Batches that are claimed, and asked about, together."""
+
+QUERY_SECONDS = 10.0
+"""How long the queries about one study may take."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What a pass has done at one destination."""
+
+    destination: str = ""
+    asked: int = 0
+    """Batches that the archive was asked about."""
+    instances: int = 0
+    """Of these, instances."""
+    disputes: list[Dispute] = field(default_factory=list)
+    gave_up: list[int] = field(default_factory=list)
+    """Ids of batches of which the time is over."""
+    refused: dict[int, str] = field(default_factory=dict)
+    """Why the archive did not take the question about batches."""
+    problem: str = ""
+    """Why the archive could not be asked."""
+
+
+def pause(destination: Destination, tries: int) -> float:
+    """Return the seconds until a batch may be asked about again that was asked about ``tries`` times."""
+    jitter = random.random()  # noqa: S311 (not a secret: it spreads the questions)
+    found = back_off(destination.confirm_backoff_seconds, destination.confirm_backoff_max_seconds, tries, jitter)
+    return max(found, SELDOM) if tries >= OFTEN else found
+
+
+@dataclass(slots=True)
+class _Archives:
+    """The associations of a round, opened when they are needed."""
+
+    committing: Committing | None = None
+    queries: StudyQueries | None = None
+
+
+class Round:
+    """Asks the archive of one destination about its batches that are due."""
+
+    def __init__(
+        self,
+        database: Database,
+        destination_id: int,
+        *,
+        by: str,
+        lease: float,
+        over: Callable[[], bool],
+        ids: Sequence[int] | None,
+    ) -> None:
+        """``ids``: only these batches; None: whichever are due."""
+        self._database = database
+        self._id = destination_id
+        self._by = by
+        self._lease = lease
+        self._over = over
+        self._ids = ids
+        self._archives = _Archives()
+        self.found = Found()
+
+    def run(self) -> Found:
+        """Ask until nothing is due, the archive cannot be asked, or the pass is over. Raises DatabaseUnavailable."""
+        destination = self._database.run(lambda tx: get_destination_by_id(tx, self._id))
+        self.found.destination = destination.name
+        try:
+            while not (self._over() or self.found.problem):
+                claims = self._database.run(
+                    lambda tx: confirmation.claim(
+                        tx, self._id, by=self._by, lease=self._lease, limit=GROUP, ids=self._ids
+                    )
+                )
+                if not claims:
+                    break
+                self._group(destination, claims)
+            if self._archives.committing is not None and not self.found.problem:
+                self._archives.committing.wait()
+        finally:
+            if self._archives.committing is not None:
+                self._archives.committing.close()
+            if self._archives.queries is not None:
+                self._archives.queries.close()
+        return self.found
+
+    def _group(self, destination: Destination, claims: list[Claimed]) -> None:
+        to_ask = self._database.run(lambda tx: self._begin(tx, destination, claims))
+        left = [c for c in claims if to_ask.get(c.batch_id)]
+        for method in (Confirm.COMMITMENT, Confirm.QUERY):
+            chosen = [c for c in left if c.method is method]
+            if not chosen:
+                continue
+            try:
+                peer = self._database.run(lambda tx: _peer(tx, destination))
+                if method is Confirm.COMMITMENT:
+                    self._commit(destination, peer, chosen, to_ask)
+                else:
+                    self._query(destination, peer, chosen, to_ask)
+            except Ended as ended:
+                self._hold(destination, ended.sentence)
+            except UsageError as error:
+                self._hold(destination, str(error))
+            if self.found.problem:
+                # What was claimed and not asked about waits as long as the archive does.
+                self._database.run(lambda tx: self._leave(tx, destination, left))
+                return
+        if left:
+            self._database.run(lambda tx: confirmation.archive_works(tx, self._id), idempotent=True)
+
+    def _begin(self, tx: Connection, destination: Destination, claims: list[Claimed]) -> dict[int, list[Stored]]:
+        """Tell of what is absent, and give up what is over; return what is to be asked about of the others."""
+        mine = confirmation.held(tx, claims)
+        told = [d for c in mine if (d := disputes.tell(tx, c.batch_id, c.study_instance_uid, destination, is_gone))]
+        over = confirmation.give_up(tx, [c for c in mine if c.is_over])
+        left = [c for c in mine if not c.is_over]
+        to_ask = confirmation.to_ask(tx, left)
+        # Nothing is left to ask about: the state says the rest.
+        verdicts.settle(tx, [c.batch_id for c in left if c.batch_id not in to_ask])
+        known = {d.id for d in self.found.disputes}
+        self.found.disputes += [d for d in told if d.id not in known]
+        self.found.gave_up += [b for b in over if b not in self.found.gave_up]
+        return to_ask
+
+    # --- Storage Commitment ---
+
+    def _commit(
+        self, destination: Destination, peer: Peer, claims: list[Claimed], to_ask: Mapping[int, Sequence[Stored]]
+    ) -> None:
+        if self._archives.committing is None:
+            made = Committing(self._database, peer)
+            made.open()
+            self._archives.committing = made
+        asking = self._archives.committing
+        pauses = {c.batch_id: pause(destination, c.tries + 1) for c in claims}
+        requests = asking.requests(claims, to_ask, destination.confirm_instances)
+
+        def mark(tx: Connection) -> list[Claimed]:
+            mine = confirmation.held(tx, claims)
+            if mine:
+                at = confirmation.mark_asked(tx, mine, [max(pauses[c.batch_id], self._lease) for c in mine])
+                held = {c.batch_id for c in mine}
+                commitment.add(tx, [r for r in requests if r.batch_id in held], peer.called_aet, at)
+            return mine
+
+        mine = self._database.run(mark)
+        held = {c.batch_id for c in mine}
+        try:
+            for request in requests:
+                if request.batch_id in held:
+                    asking.ask(request, to_ask[request.batch_id])
+            self.found.problem = asking.problem
+        finally:
+            refused = dict(asking.refused)
+            statuses = asking.take_statuses()
+            self._count(mine, to_ask)
+            self._database.run(lambda tx: self._end(tx, mine, pauses, refused, statuses), idempotent=True)
+        if self.found.problem:
+            self._hold(destination, self.found.problem)
+        self.found.refused |= refused
+
+    def _end(
+        self,
+        tx: Connection,
+        mine: Sequence[Claimed],
+        pauses: Mapping[int, float],
+        refused: Mapping[int, str],
+        statuses: Mapping[str, int],
+    ) -> None:
+        commitment.answered(tx, statuses)
+        held = confirmation.held(tx, mine)
+        for claimed in held:
+            if claimed.batch_id in refused:
+                confirmation.note_of(tx, claimed.batch_id, refused[claimed.batch_id])
+        confirmation.hand_back(tx, held, [pauses[c.batch_id] for c in held], asked=True)
+
+    # --- C-FIND ---
+
+    def _query(
+        self, destination: Destination, peer: Peer, claims: list[Claimed], to_ask: Mapping[int, Sequence[Stored]]
+    ) -> None:
+        if self._archives.queries is None:
+            made = StudyQueries(peer, QUERY_SECONDS)
+            self._archives.queries = made
+            made.open()
+        queries = self._archives.queries
+        pauses = {c.batch_id: pause(destination, c.tries + 1) for c in claims}
+
+        def mark(tx: Connection) -> tuple[list[Claimed], datetime | None]:
+            mine = confirmation.held(tx, claims)
+            lease = [max(pauses[c.batch_id], self._lease) for c in mine]
+            return mine, confirmation.mark_asked(tx, mine, lease) if mine else None
+
+        mine, at = self._database.run(mark)
+        said: dict[int, StudyFound] = {}
+        try:
+            for claimed in mine:
+                if self._over():
+                    break
+                found = queries.find(claimed.study_instance_uid)
+                if not queries.is_open:
+                    raise _lost()
+                said[claimed.batch_id] = found
+        finally:
+            self._count([c for c in mine if c.batch_id in said], to_ask)
+            if at is not None:
+                asked_at = at
+                self._database.run(
+                    lambda tx: self._answer(tx, destination, mine, pauses, to_ask, said, asked_at), idempotent=True
+                )
+
+    def _answer(
+        self,
+        tx: Connection,
+        destination: Destination,
+        mine: Sequence[Claimed],
+        pauses: Mapping[int, float],
+        to_ask: Mapping[int, Sequence[Stored]],
+        said: Mapping[int, StudyFound],
+        at: datetime,
+    ) -> None:
+        held = confirmation.held(tx, mine)
+        confirmation.hand_back(tx, held, [pauses[c.batch_id] for c in held], asked=True)
+        for claimed in sorted(held, key=lambda c: c.batch_id, reverse=True):
+            found = said.get(claimed.batch_id)
+            if found is None:
+                continue
+            if found.count is None:
+                confirmation.note_of(tx, claimed.batch_id, found.sentence)
+                self.found.refused[claimed.batch_id] = found.sentence
+                continue
+            stored = confirmation.stored_counts(tx, claimed.study_instance_uid, destination.id)
+            answers = by_query.answers(found, to_ask[claimed.batch_id], stored)
+            verdicts.write(tx, claimed.batch_id, answers, requested_at=at, transaction_uid=None)
+
+    # --- both ---
+
+    def _count(self, claims: Sequence[Claimed], to_ask: Mapping[int, Sequence[Stored]]) -> None:
+        self.found.asked += len(claims)
+        self.found.instances += sum(len(to_ask[c.batch_id]) for c in claims)
+
+    def _hold(self, destination: Destination, problem: str) -> None:
+        """Do not ask the archive for a while."""
+        self.found.problem = problem
+
+        def work(tx: Connection) -> None:
+            failures = confirmation.archive_failures(tx, destination.id)
+            confirmation.hold_archive(tx, destination.id, problem, pause(destination, failures + 1))
+
+        self._database.run(work)
+
+    def _leave(self, tx: Connection, destination: Destination, claims: Sequence[Claimed]) -> None:
+        held = confirmation.held(tx, claims)
+        confirmation.hand_back(tx, held, [destination.confirm_backoff_seconds] * len(held), asked=False)
+
+
+def _peer(tx: Connection, destination: Destination) -> Peer:
+    """Return whom to ask. Raises UsageError where it is a destination that there is not any more."""
+    if destination.confirm_to is None:
+        return replace(destination.peer(), async_window=1)
+    return replace(addressee.peer_of(tx, destination.confirm_to, destination.calling_aet), async_window=1)
+
+
+def _lost() -> Ended:
+    return Ended(End.CLOSED, "the association ended before the archive had answered")
