@@ -1,0 +1,1 @@
+"""Storage commitment: what archives confirm to have in safe keeping."""
