@@ -18,7 +18,8 @@ from examsend import __version__
 from examsend.cli import app
 from examsend.config.destination import DECLARED, DestinationSettings
 from examsend.config.settings import Settings
-from examsend.services import mpps, service, step
+from examsend.dimse import refusal
+from examsend.services import mpps
 from examsend.states import ExpectationSource, LatePolicy, OnIncomplete, Rule
 from tests.helpers import cli
 
@@ -121,8 +122,8 @@ def test_the_tables_of_completion_have_a_row_for_each_name_of_the_program(column
 
 def test_the_statuses_that_listen_answers_with_are_explained() -> None:
     answered = {
-        mpps.DUPLICATE, mpps.NO_SUCH_INSTANCE, mpps.INVALID_INSTANCE, mpps.RESOURCE_LIMITATION, step.INVALID_VALUE,
-        step.PROCESSING_FAILURE, step.MISSING, step.EMPTY, service.NO_SUCH_CLASS, service.UNRECOGNIZED_OPERATION,
+        mpps.DUPLICATE, mpps.NO_SUCH_INSTANCE, mpps.INVALID_INSTANCE, refusal.RESOURCE_LIMITATION, refusal.INVALID_VALUE,
+        refusal.PROCESSING_FAILURE, refusal.MISSING, refusal.EMPTY, refusal.NO_SUCH_CLASS, refusal.UNRECOGNIZED_OPERATION,
     }  # fmt: skip
     table = COMPLETION[COMPLETION.index("### What a refusal means") :]
     assert set(re.findall(r"^\| ([0-9A-F]{4}) ", table, re.MULTILINE)) == {f"{status:04X}" for status in answered}

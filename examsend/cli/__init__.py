@@ -43,6 +43,7 @@ def _main(
 from examsend.cli import (  # noqa: E402
     cancel,
     config,
+    confirm,
     db,
     demo,
     destination,
@@ -70,6 +71,7 @@ _MODULES = (
     expect,
     finalize,
     send,
+    confirm,
     status,
     explain,
     rejected,

@@ -1,4 +1,5 @@
-"""Listen on a port for what modalities and archives send: performed procedure steps (MPPS), and Verification."""
+"""Listen on a port for what modalities and archives send: performed procedure steps (MPPS), reports of Storage Commitment, and
+Verification."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from examsend.config.settings import Settings
 from examsend.dimse import tls
 from examsend.dimse.acceptor import Limits
 from examsend.errors import ConfigError, UsageError
+from examsend.queue import commitment
 from examsend.services.admission import Admission, Titles
+from examsend.services.commitment import CommitmentReports
 from examsend.services.lasting import LastingDatabase
 from examsend.services.mpps import PerformedSteps
 from examsend.services.port import Port
@@ -78,7 +81,7 @@ def run(
         idle = settings.listen_idle if activated else 0.0
     database = LastingDatabase(settings)
     admission = Admission(
-        [Verification(), PerformedSteps(database)],
+        [Verification(), PerformedSteps(database), CommitmentReports(database, commitment.take_report)],
         Titles(settings.listen_aet, database),
         settings.listen_allow_aets,
         settings.listen_allow_peers,

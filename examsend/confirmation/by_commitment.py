@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from examsend.confirmation import reports
-from examsend.db.engine import Database
+from examsend.db.engine import Connection, Database
 from examsend.dimse.commitment import Commitment
 from examsend.dimse.inbound import SUCCESS, Reply, Request
 from examsend.dimse.transaction import Reference
@@ -101,7 +101,7 @@ class Committing:
     def _take(self, request: Request) -> Reply:
         seen: list[str] = []
 
-        def take(tx: reports.Connection, uid: str, *said: object) -> commitment.Taken:
+        def take(tx: Connection, uid: str, *said: object) -> commitment.Taken:
             seen[:] = [uid]
             return commitment.take_report(tx, uid, *said)  # type: ignore[arg-type]
 

@@ -39,7 +39,7 @@ def _answer(
         return Answered(one.id, Verdict.ABSENT, reason="the archive does not know the study")
     if found.series is not None:
         return Answered(one.id, Verdict.ABSENT, reason="the archive does not list it")
-    if not found.listed and series in of_series:
+    if not found.listed and series is not None and series in of_series:
         number, sent = of_series[series], stored.get(series, 0)
         if number >= sent:
             said = f"the archive has {number} instances of the series, of which {sent} were sent"

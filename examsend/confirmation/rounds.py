@@ -37,8 +37,8 @@ class Found:
     """What a pass has done at one destination."""
 
     destination: str = ""
-    asked: int = 0
-    """Batches that the archive was asked about."""
+    batches: list[int] = field(default_factory=list)
+    """Ids of the batches that the archive was asked about."""
     instances: int = 0
     """Of these, instances."""
     disputes: list[Dispute] = field(default_factory=list)
@@ -263,7 +263,7 @@ class Round:
     # --- both ---
 
     def _count(self, claims: Sequence[Claimed], to_ask: Mapping[int, Sequence[Stored]]) -> None:
-        self.found.asked += len(claims)
+        self.found.batches += [c.batch_id for c in claims]
         self.found.instances += sum(len(to_ask[c.batch_id]) for c in claims)
 
     def _hold(self, destination: Destination, problem: str) -> None:

@@ -34,6 +34,12 @@ def nothing_to_send(url: str, ending: Ending | None = None) -> bool:
     return _nothing(url, f"{due.TO_SEND} OR {due.TO_TELL}", ending)
 
 
+def nothing_to_confirm(url: str, ending: Ending | None = None) -> bool:
+    """Given a server's URL, return True if it answers, has the current schema, and ``examsend confirm`` has nothing to do: no archive
+    is to be asked about a SENT batch, and no source to be looked at that may go. Else as ``nothing_to_send``."""
+    return _nothing(url, f"{due.TO_CONFIRM} OR {due.TO_LET_GO}", ending)
+
+
 def _nothing(url: str, condition: str, ending: Ending | None) -> bool:
     import psycopg2  # here, because the import takes 25 ms, and --help imports this module too
 

@@ -1,13 +1,14 @@
-"""DIMSE requests of a peer, and their responses (PS3.7 9.3 and 10.3, PS3.8 E)."""
+"""DIMSE messages of a peer: its requests, our responses to them, and its responses to ours (PS3.7 9.3 and 10.3, PS3.8 E)."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from examsend.dimse import messages
 from examsend.dimse.ended import INVALID_PARAMETER, protocol_error
+from examsend.dimse.messages import NO_DATA_SET, Response
 from examsend.dimse.proposed import ProposedContext
 
 _RESPONSE = 0x8000
@@ -17,7 +18,12 @@ _N_SERVICE = 0x0100
 """The bit of a Command Field that marks a DIMSE-N service."""
 
 _CANCEL = 0x0FFF
-_NO_DATA_SET = 0x0101
+
+N_EVENT_REPORT_RQ = 0x0100
+"""Command Field (PS3.7 E.1)."""
+
+SUCCESS = 0x0000
+"""Status of PS3.7 annex C."""
 
 _MOST_EMPTY = 1000
 """Values without data, and C-CANCEL-RQs, before one request is complete. A peer could otherwise keep a processor busy with them."""
@@ -48,6 +54,8 @@ class Request:
     """Affected (0000,1000) or Requested (0000,1001) SOP Instance UID."""
     data: bytes | None
     """The encoded data set; None: there is none."""
+    event_type: int | None = None
+    """Event Type ID (0000,1002), which only an N-EVENT-REPORT-RQ has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +78,24 @@ class Reply:
 
 
 class RequestReader:
-    """Assembles requests from P-DATA-TF bodies, which may hold several presentation data values or part of one."""
+    """Assembles requests from P-DATA-TF bodies, which may hold several presentation data values or part of one; also the
+    responses of a peer to which requests are sent."""
 
     def __init__(
-        self, contexts: Mapping[int, ProposedContext], syntaxes: Mapping[int, str], longest_data_set: int
+        self,
+        contexts: Mapping[int, ProposedContext],
+        syntaxes: Mapping[int, str],
+        longest_data_set: int,
+        responses: Collection[int] = (),
     ) -> None:
-        """``contexts`` and ``syntaxes``: the accepted contexts and their transfer syntaxes, by context id."""
+        """``contexts`` and ``syntaxes``: the accepted contexts and their transfer syntaxes, by context id. ``responses``:
+        Command Fields of the responses that may come."""
         self._contexts = contexts
         self._syntaxes = syntaxes
         self._longest = longest_data_set
+        self._responses = responses
+        self._response: Response | None = None
+        """What ``_command`` is, where it is a response."""
         self._encoded = bytearray()
         self._data = bytearray()
         self._context_id: int | None = None
@@ -95,13 +112,19 @@ class RequestReader:
         return self._context_id is not None
 
     def feed(self, body: bytes) -> None:
-        """Given a P-DATA-TF's body, take it in. ``request`` must have returned None before."""
+        """Given a P-DATA-TF's body, take it in. ``message`` must have returned None before."""
         self._values = messages.each_value(body)
 
     def request(self) -> Request | None:
-        """Return the next request that is complete; None: more bytes are needed. Raises Ended where they are not valid.
+        """As ``message``, where no responses may come."""
+        found = self.message()
+        assert not isinstance(found, Response)
+        return found
 
-        A request that follows in the same P-DATA-TF is returned by the next call.
+    def message(self) -> Request | Response | None:
+        """Return the next message that is complete; None: more bytes are needed. Raises Ended where they are not valid.
+
+        A message that follows in the same P-DATA-TF is returned by the next call.
         """
         for context_id, control, value in self._values:
             if context_id not in self._syntaxes:
@@ -120,7 +143,7 @@ class RequestReader:
                 return found
         return None
 
-    def _add_command(self, context_id: int, value: memoryview, *, last: bool) -> Request | None:
+    def _add_command(self, context_id: int, value: memoryview, *, last: bool) -> Request | Response | None:
         if self._command is not None:
             raise protocol_error("a command set before the data set of the one before it")
         self._encoded += value
@@ -136,20 +159,22 @@ class RequestReader:
         if data_set is None:
             raise protocol_error("a command without Command Data Set Type (0000,0800)")
         if command == _CANCEL:
-            if data_set != _NO_DATA_SET:
+            if data_set != NO_DATA_SET:
                 raise protocol_error("a C-CANCEL-RQ with a data set")
             # Each request is answered before the next is read: what it cancels is over, and it has no response (PS3.7 9.3.2.3).
             self._count_empty()
             self._context_id = None
             return None
-        if command & _RESPONSE:
+        if command in self._responses:
+            self._response = messages.response_of(fields, context_id, command)
+        elif command & _RESPONSE:
             raise protocol_error(f"a response ({command:04X}) to a request that was not sent")
-        if messages.number(fields, 0x0110) is None:
+        elif messages.number(fields, 0x0110) is None:
             raise protocol_error("a request without Message ID (0000,0110)")
         self._command = fields
-        return self._complete(context_id, None) if data_set == _NO_DATA_SET else None
+        return self._complete(context_id, None) if data_set == NO_DATA_SET else None
 
-    def _add_data(self, context_id: int, value: memoryview, *, last: bool) -> Request | None:
+    def _add_data(self, context_id: int, value: memoryview, *, last: bool) -> Request | Response | None:
         if self._command is None:
             raise protocol_error("a data set without a command")
         self._data += value
@@ -162,10 +187,12 @@ class RequestReader:
         if self._empty > _MOST_EMPTY:
             raise protocol_error(f"more than {_MOST_EMPTY} values or messages that mean nothing")
 
-    def _complete(self, context_id: int, data: bytes | None) -> Request:
-        fields = self._command
+    def _complete(self, context_id: int, data: bytes | None) -> Request | Response:
+        fields, response = self._command, self._response
         assert fields is not None
-        self._command, self._context_id, self._data, self._empty = None, None, bytearray(), 0
+        self._command, self._response, self._context_id, self._data, self._empty = None, None, None, bytearray(), 0
+        if response is not None:
+            return replace(response, data=data)
         return Request(
             context_id,
             self._contexts[context_id].abstract_syntax,
@@ -175,6 +202,7 @@ class RequestReader:
             _uid(fields, 0x0002, 0x0003),
             _uid(fields, 0x1000, 0x1001),
             data,
+            messages.number(fields, 0x1002),
         )
 
 
@@ -187,17 +215,19 @@ def response(request: Request, reply: Reply) -> bytes:
     """Return the command set of the response to a request, without a data set, in Implicit VR Little Endian."""
     n_service = bool(request.command & _N_SERVICE)
     offending = b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in reply.offending[:_MOST_OFFENDING])
+    event = request.event_type if request.command == N_EVENT_REPORT_RQ else None
     comment = (reply.error_comment or "")[:_LONGEST_COMMENT].encode("ascii", "replace")
     elements = {
         0x0002: _echoed(reply.sop_class_uid or request.sop_class_uid),
         0x0100: struct.pack("<H", request.command | _RESPONSE),
         0x0120: struct.pack("<H", request.message_id),
-        0x0800: struct.pack("<H", _NO_DATA_SET),
+        0x0800: struct.pack("<H", NO_DATA_SET),
         0x0900: struct.pack("<H", reply.status),
         0x0901: b"" if n_service else offending,
         0x0902: comment + b" " * (len(comment) % 2),
         0x0903: b"" if reply.error_id is None else struct.pack("<H", reply.error_id),
         0x1000: _echoed(reply.sop_instance_uid or request.sop_instance_uid),
+        0x1002: b"" if event is None else struct.pack("<H", event),
         0x1005: offending if n_service else b"",
     }
     return messages.command_set(*(messages.element_of(tag, value) for tag, value in elements.items() if value))

@@ -1,4 +1,4 @@
-"""Encode and decode messages: P-DATA-TF (PS3.8 9.3.5), C-STORE (PS3.7 9.3.1), C-FIND (9.3.2), C-ECHO (9.3.5)."""
+"""Encode and decode messages: P-DATA-TF (PS3.8 9.3.5), C-STORE (PS3.7 9.3.1), C-FIND (9.3.2), C-ECHO (9.3.5), N-ACTION (10.3.4)."""
 
 from __future__ import annotations
 
@@ -75,6 +75,18 @@ def find_request(message_id: int, sop_class_uid: str) -> bytes:
     )
 
 
+def action_request(message_id: int, sop_class_uid: str, sop_instance_uid: str, action_type: int) -> bytes:
+    """Return the command set of an N-ACTION-RQ with a data set, in Implicit VR Little Endian (PS3.7 10.3.4.1)."""
+    return command_set(
+        element_of(0x0003, _uid(sop_class_uid)),
+        element_of(0x0100, b"\x30\x01"),
+        element_of(0x0110, struct.pack("<H", message_id)),
+        element_of(0x0800, b"\x01\x00"),
+        element_of(0x1001, _uid(sop_instance_uid)),
+        element_of(0x1008, struct.pack("<H", action_type)),
+    )
+
+
 def command_set(*elements: bytes) -> bytes:
     """Given encoded elements in ascending order, return the command set: Command Group Length (0000,0000), then these."""
     body = b"".join(elements)
@@ -133,7 +145,8 @@ class Response:
     """The encoded data set; None: none came with it."""
 
 
-C_STORE_RSP, C_FIND_RSP, C_ECHO_RSP, N_SET_RSP, N_CREATE_RSP = 0x8001, 0x8020, 0x8030, 0x8120, 0x8140
+C_STORE_RSP, C_FIND_RSP, C_ECHO_RSP = 0x8001, 0x8020, 0x8030
+N_SET_RSP, N_ACTION_RSP, N_CREATE_RSP = 0x8120, 0x8130, 0x8140
 """Command Fields of responses (PS3.7 annex E.1)."""
 
 _NAMES = {
@@ -141,8 +154,12 @@ _NAMES = {
     C_FIND_RSP: "C-FIND-RSP",
     C_ECHO_RSP: "C-ECHO-RSP",
     N_SET_RSP: "N-SET-RSP",
+    N_ACTION_RSP: "N-ACTION-RSP",
     N_CREATE_RSP: "N-CREATE-RSP",
 }
+
+NO_DATA_SET = 0x0101
+"""Command Data Set Type (0000,0800) of a message without a data set."""
 
 MAX_COMMAND = 1 << 16
 """Longest command set that is accepted, in bytes. A valid C-STORE-RSP has about 200."""
@@ -196,7 +213,9 @@ class ResponseReader:
             if len(self._command) > MAX_COMMAND:
                 raise protocol_error(f"a command set of more than {MAX_COMMAND} bytes")
             if control & LAST:
-                response, has_data = _response(bytes(self._command), context_id, self._expected)
+                fields = decode_fields(bytes(self._command))
+                response = response_of(fields, context_id, self._expected)
+                has_data = number(fields, 0x0800) != NO_DATA_SET
                 self._command.clear()
                 if not has_data:
                     found.append(response)
@@ -221,9 +240,11 @@ class ResponseReader:
         return complete
 
 
-def _response(encoded: bytes, context_id: int, expected: int) -> tuple[Response, bool]:
-    """Given a command set, return the response, and whether a data set follows it."""
-    fields = decode_fields(encoded)
+def response_of(fields: dict[int, bytes], context_id: int, expected: int) -> Response:
+    """Given the fields of a command set and the Command Field that is expected, return the response, without its data set.
+
+    Raises Ended where it is another command or lacks a field.
+    """
     name = _NAMES[expected]
     command = number(fields, 0x0100)
     if command != expected:
@@ -236,7 +257,7 @@ def _response(encoded: bytes, context_id: int, expected: int) -> tuple[Response,
     uid = fields.get(0x1000)
     comment = fields.get(0x0902)
     offending = fields.get(0x0901, b"")
-    response = Response(
+    return Response(
         context_id,
         command,
         message_id,
@@ -245,7 +266,6 @@ def _response(encoded: bytes, context_id: int, expected: int) -> tuple[Response,
         None if comment is None else comment[:1024].decode("latin-1").strip("\0 ") or None,
         tuple(g << 16 | e for g, e in struct.iter_unpack("<HH", offending[: len(offending) & ~3][:256])),
     )
-    return response, number(fields, 0x0800) != 0x0101
 
 
 def decode_fields(encoded: bytes) -> dict[int, bytes]:

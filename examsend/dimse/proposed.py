@@ -96,6 +96,8 @@ class Granted:
 
     Those of ``contexts`` need not be named. All other contexts are refused with result 3.
     """
+    roles: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)
+    """{abstract syntax: the requestor may be the SCU, the SCP}. Those for which it proposed no roles are not answered."""
 
 
 def decode(body: bytes) -> Proposed:
@@ -172,8 +174,8 @@ def acceptance(body: bytes, proposed: Proposed, granted: Granted, longest_pdu: i
     """Given the A-ASSOCIATE-RQ's body and what it says, what is granted, and the longest P-DATA-TF variable field that is
     accepted in bytes, return the A-ASSOCIATE-AC (PS3.8 Table 9-17).
 
-    No asynchronous operations and no roles are granted: the requestor is the SCU, with one operation at a time (PS3.7 D.3.3.3
-    and D.3.3.4). Raises ValueError where ``granted`` names what was not proposed.
+    No asynchronous operations are granted (PS3.7 D.3.3.3). Without roles the requestor is the SCU (D.3.3.4). Raises ValueError
+    where ``granted`` names contexts that were not proposed.
     """
     known = {context.context_id: context for context in proposed.contexts}
     for context_id, syntax in granted.contexts.items():
@@ -199,9 +201,26 @@ def acceptance(body: bytes, proposed: Proposed, granted: Granted, longest_pdu: i
         USER_INFORMATION,
         item(MAXIMUM_LENGTH, struct.pack(">L", longest_pdu))
         + item(IMPLEMENTATION_CLASS_UID, implementation.IMPLEMENTATION_CLASS_UID.encode())
+        + _role_selections(proposed, granted)
         + item(IMPLEMENTATION_VERSION_NAME, implementation.IMPLEMENTATION_VERSION_NAME.encode()),
     )
     return struct.pack(">BxL", messages.A_ASSOCIATE_AC, len(answer)) + answer
+
+
+def _role_selections(proposed: Proposed, granted: Granted) -> bytes:
+    """Return the answers to the role selections, one for each abstract syntax (PS3.7 D.3.3.4.2)."""
+    answers: dict[str, bytes] = {}
+    for context in proposed.contexts:
+        name = context.abstract_syntax
+        if name not in granted.roles or context.scu_role is None:
+            continue
+        # What was not proposed cannot be granted.
+        scu, scp = (
+            a and bool(b) for a, b in zip(granted.roles[name], (context.scu_role, context.scp_role), strict=True)
+        )
+        uid = name.encode("latin-1")
+        answers[name] = item(_ROLES, struct.pack(">H", len(uid)) + uid + bytes((scu, scp)))
+    return b"".join(answers.values())
 
 
 def rejection(rejected: Rejected) -> bytes:

@@ -28,6 +28,10 @@ def _nothing(_bytes_sent: int) -> None:
     """Ignore progress."""
 
 
+def _unread(_body: bytes) -> None:
+    """Ignore a P-DATA-TF."""
+
+
 class Requestor:
     """One association as its requestor sees it. Raises Ended where it is over, and what ``check`` raises.
 
@@ -42,6 +46,8 @@ class Requestor:
         self.accepted = negotiation.Accepted({}, 0, 1, "")
         self.established = False
         """A-ASSOCIATE-AC was received."""
+        self.released = False
+        """The peer has released the association, which was answered."""
 
     @property
     def wire(self) -> wire.Wire:
@@ -103,13 +109,15 @@ class Requestor:
             raise Ended(End.ABORTED, words.abort(source, reason), source=source, reason=reason)
         if kind == messages.A_RELEASE_RQ and self.established:
             self.send([messages.RELEASE_RP])
+            self.released = True
             raise Ended(End.CLOSED, "the peer released the association before it had answered")
         raise protocol_error(f"an unexpected PDU of type {kind}", UNEXPECTED_PDU)
 
-    def release(self, seconds: float | None = None) -> str:
+    def release(self, seconds: float | None = None, late: Callable[[bytes], None] = _unread) -> str:
         """Do A-RELEASE (PS3.8 7.2) within ``seconds`` (None: 10); return "", or a sentence where it failed.
 
-        All requests are answered by now, so that a failure changes no outcome.
+        All requests are answered by now, so that a failure changes no outcome. ``late`` is called with the body of each
+        P-DATA-TF that the peer sends before it answers; nothing can be sent any more (PS3.8 9.2.3, state 7). It may raise Ended.
         """
         seconds = _RELEASE_SECONDS if seconds is None else seconds
         deadline = time.monotonic() + seconds
@@ -125,7 +133,9 @@ class Requestor:
                 if kind == messages.A_RELEASE_RQ:
                     # A-RELEASE collision: the requestor answers and goes on waiting (PS3.8 7.2.2.7).
                     self.send([messages.RELEASE_RP])
-                elif kind != messages.P_DATA_TF:
+                elif kind == messages.P_DATA_TF:
+                    late(body)
+                else:
                     self._raise_unexpected(kind, body)
         except Ended as ended:
             return f"A-RELEASE failed: {ended.sentence}"

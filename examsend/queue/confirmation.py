@@ -96,6 +96,17 @@ def ask_again(tx: Connection, batch_ids: Collection[int], method: Confirm | None
     return list(tx.scalars(_ASK_AGAIN, {"ids": sorted(batch_ids), "method": method}))
 
 
+_NEVER_ASKED = text(f"""
+    SELECT DISTINCT d.name FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+    WHERE b.id = ANY(CAST(:ids AS bigint[])) AND d.confirm = '{Confirm.NONE}' ORDER BY d.name
+""")
+
+
+def never_asked(tx: Connection, batch_ids: Collection[int]) -> list[str]:
+    """Return the destinations of these batches that are never asked by themselves, by name."""
+    return list(tx.scalars(_NEVER_ASKED, {"ids": list(batch_ids)}))
+
+
 # --- claim ------------------------------------------------------------------------------------------------------------
 
 _DUE_DESTINATIONS = text(f"""

@@ -114,7 +114,12 @@ class Admission:
             return rejected
         chosen = {c.context_id: self._choose(c) for c in proposed.contexts}
         granted = {number: syntax for number, syntax in chosen.items() if syntax is not None}
-        return Granted(granted, frozenset(self._services))
+        roles = {
+            c.abstract_syntax: found
+            for c in proposed.contexts
+            if c.context_id in granted and (found := self._roles(c)) is not None
+        }
+        return Granted(granted, frozenset(self._services), roles)
 
     def _refusal(self, proposed: Proposed) -> tuple[Rejected, str] | None:
         if self._callers and proposed.calling_aet not in self._callers:
@@ -127,6 +132,10 @@ class Admission:
             why = "is neither that of listen nor a destination's calling AE title"
             return NOT_THIS_CALLED, f"the called AE title {proposed.called_aet} {why}"
         return None
+
+    def _roles(self, context: ProposedContext) -> tuple[bool, bool] | None:
+        """Return the roles that are granted for a context that is accepted; None: no role selection is answered for it."""
+        return None if context.scu_role is None else self._services[context.abstract_syntax].roles(context)
 
     def _choose(self, context: ProposedContext) -> str | None:
         """Return the transfer syntax for a presentation context; None: it is refused."""

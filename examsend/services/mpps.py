@@ -17,27 +17,28 @@ from typing import Protocol, TypeVar
 
 from examsend.db.engine import Connection
 from examsend.dicom.uids import MODALITY_PERFORMED_PROCEDURE_STEP, is_uid
-from examsend.dimse.inbound import Reply, Request
+from examsend.dimse.inbound import SUCCESS, Reply, Request
 from examsend.dimse.proposed import ProposedContext
+from examsend.dimse.refusal import (
+    INVALID_VALUE,
+    PROCESSING_FAILURE,
+    RESOURCE_LIMITATION,
+    Wrong,
+    empty,
+    missing,
+    of_another_class,
+    without_operation,
+)
 from examsend.errors import ConfigError, DatabaseUnavailable
 from examsend.queue import announcements
 from examsend.services import step
-from examsend.services.service import (
-    N_CREATE_RQ,
-    N_SET_RQ,
-    NO_SUCH_CLASS,
-    SUCCESS,
-    UNCOMPRESSED,
-    peer_may_request,
-    without_operation,
-)
-from examsend.services.step import Told, Wrong
+from examsend.services.service import N_CREATE_RQ, N_SET_RQ, UNCOMPRESSED, peer_may_request
+from examsend.services.step import Told
 from examsend.states import ExpectationState
 
 log = logging.getLogger("examsend.listen")
 
 DUPLICATE, NO_SUCH_INSTANCE, INVALID_INSTANCE = 0x0111, 0x0112, 0x0117
-RESOURCE_LIMITATION = 0x0213
 """Statuses of PS3.7 annex C."""
 
 NO_LONGER_UPDATED = 0xA710
@@ -87,14 +88,17 @@ class PerformedSteps:
         """See ``Service``."""
         return peer_may_request(context)
 
-    def handle(self, request: Request) -> Reply:
+    def roles(self, context: ProposedContext) -> None:
+        """See ``Service``."""
+
+    def handle(self, request: Request, calling_aet: str) -> Reply:  # noqa: ARG002
         """See ``Service``."""
         act = {N_CREATE_RQ: self._create, N_SET_RQ: self._set}.get(request.command)
         if act is None:
             return without_operation()
         # A missing class is that of the presentation context: nothing else can be meant.
         if request.sop_class_uid not in {None, MODALITY_PERFORMED_PROCEDURE_STEP}:
-            return Reply(NO_SUCH_CLASS, error_comment="not the SOP Class of the presentation context")
+            return of_another_class()
         if len(request.data or b"") <= _LARGE:
             return self._answer(act, request)
         if not self._large.acquire(timeout=_LARGE_SECONDS):
@@ -122,13 +126,13 @@ class PerformedSteps:
             return Reply(INVALID_INSTANCE, error_comment="Affected SOP Instance UID is not a UID")
         told = step.read(request.data, request.transfer_syntax)
         if told.state is None:
-            raise step.missing(step.STATUS)
+            raise missing(step.STATUS)
         if told.state is not _OPEN:
-            raise Wrong(step.INVALID_VALUE, step.STATUS, "a step is created IN PROGRESS")
+            raise Wrong(INVALID_VALUE, step.STATUS, "a step is created IN PROGRESS")
         if told.studies is None:
-            raise step.missing(step.SCHEDULED)
+            raise missing(step.SCHEDULED)
         if not told.studies:
-            raise step.empty(step.SCHEDULED)
+            raise empty(step.SCHEDULED)
         studies, series = told.studies, told.series or []
         if not self._storage.run(lambda tx: announcements.create_step(tx, uid, studies, series), wait=_wait(told)):
             return Reply(DUPLICATE, error_comment="there is a step with this SOP Instance UID")
@@ -147,7 +151,7 @@ class PerformedSteps:
                 return Reply(NO_SUCH_INSTANCE, error_comment="there is no step with this SOP Instance UID")
             if found.state is not _OPEN:
                 comment = "Performed Procedure Step Object may no longer be updated"
-                return Reply(step.PROCESSING_FAILURE, error_comment=comment, error_id=NO_LONGER_UPDATED)
+                return Reply(PROCESSING_FAILURE, error_comment=comment, error_id=NO_LONGER_UPDATED)
             announcements.change_step(tx, found, told.state or found.state, told.studies or [], told.series)
             return Reply(SUCCESS)
 

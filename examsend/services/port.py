@@ -21,12 +21,12 @@ from examsend.delivery.bug import place
 from examsend.dicom.uids import is_uid
 from examsend.dimse.acceptor import Acceptor, Limits
 from examsend.dimse.ended import Ended
-from examsend.dimse.inbound import Reply, Request
+from examsend.dimse.inbound import SUCCESS, Reply, Request
 from examsend.dimse.proposed import Granted, Proposed, Rejected
+from examsend.dimse.refusal import NO_SUCH_CLASS, PROCESSING_FAILURE
 from examsend.errors import TRACEBACKS, ConfigError
 from examsend.services.admission import TOO_MANY, Address, Admission, address_of, household
 from examsend.services.ration import Ration
-from examsend.services.service import SUCCESS
 from examsend.transfer import End
 
 log = logging.getLogger("examsend.listen")
@@ -41,8 +41,6 @@ _REFUSING = 10
 """Connections beyond the limits that are rejected side by side; those beyond these are closed at once."""
 
 _REFUSING_SECONDS = 3.0
-
-_PROCESSING_FAILURE, _NO_SUCH_CLASS = 0x0110, 0x0118
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -258,14 +256,14 @@ class Port:
     def _answer(self, request: Request, proposed: Proposed, address: Address) -> Reply:
         service = self._admission.service(request.abstract_syntax)
         if service is None:  # its context was not granted
-            return Reply(_NO_SUCH_CLASS, error_comment="no service for this presentation context")
+            return Reply(NO_SUCH_CLASS, error_comment="no service for this presentation context")
         try:
-            reply = service.handle(request)
+            reply = service.handle(request, proposed.calling_aet)
         except Exception as error:
             if self._failures.allows(f"bug {household(address)}"):
                 log.error("%s: this is a bug in examsend: %s", service.name, place(error))  # noqa: TRY400
             log.log(TRACEBACKS, "where it was raised:", exc_info=True)
-            reply = Reply(_PROCESSING_FAILURE, error_comment="internal error")
+            reply = Reply(PROCESSING_FAILURE, error_comment="internal error")
         if reply.status != SUCCESS and self._failures.allows(f"failed {household(address)}"):
             log.warning(
                 "%s: message of %s from %s about %s answered with %04X: %s",

@@ -11,10 +11,6 @@ from examsend.dimse.proposed import ProposedContext
 C_ECHO_RQ, N_SET_RQ, N_CREATE_RQ = 0x0030, 0x0120, 0x0140
 """Command Fields (PS3.7 annex E.1)."""
 
-SUCCESS = 0x0000
-NO_SUCH_CLASS, UNRECOGNIZED_OPERATION = 0x0118, 0x0211
-"""Statuses of PS3.7 annex C, which any service may have to give."""
-
 UNCOMPRESSED: tuple[str, ...] = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)
 """The transfer syntaxes in which messages without pixels are exchanged, the preferred one first."""
 
@@ -33,15 +29,17 @@ class Service(Protocol):
         """Given a proposed presentation context of one of its abstract syntaxes, return whether the service can have the role
         that the peer leaves to it (PS3.7 D.3.3.4)."""
 
-    def handle(self, request: Request) -> Reply:
-        """Given a request in a context of this service, do what it asks, and return the answer."""
+    def roles(self, context: ProposedContext) -> tuple[bool, bool] | None:
+        """Given a context that it takes and for which the peer proposes roles, return which of them (SCU, SCP) the peer gets.
+
+        None: its role selection is not answered, so that it is the SCU (PS3.7 D.3.3.4.2).
+        """
+
+    def handle(self, request: Request, calling_aet: str) -> Reply:
+        """Given a request in a context of this service, and the calling AE title of its association, do what it asks, and
+        return the answer."""
 
 
 def peer_may_request(context: ProposedContext) -> bool:
     """Return whether a presentation context has the requestor of the association as SCU. That is so without a role selection."""
     return context.scu_role is not False
-
-
-def without_operation() -> Reply:
-    """The answer to a command that a service does not have (PS3.7 C.5.23)."""
-    return Reply(UNRECOGNIZED_OPERATION, error_comment="this operation is not supported")

@@ -13,6 +13,7 @@ from examsend.dicom import vrs
 from examsend.dicom.elements import CLOSE, ITEM, OPEN, VALUE, name, walk
 from examsend.dicom.source import MemorySource
 from examsend.dicom.uids import EXPLICIT_VR_BIG_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, is_uid
+from examsend.dimse.refusal import INVALID_VALUE, PROCESSING_FAILURE, Wrong, empty, missing
 from examsend.errors import FileProblem
 from examsend.queue.announcements import Series
 from examsend.states import ExpectationState
@@ -33,9 +34,6 @@ OTHERS = 0x00400220
 """Referenced Non-Image Composite SOP Instance Sequence, in an item of PERFORMED."""
 INSTANCE = 0x00081155
 """Referenced SOP Instance UID, in an item of IMAGES or OTHERS."""
-
-INVALID_VALUE, PROCESSING_FAILURE, MISSING, EMPTY = 0x0106, 0x0110, 0x0120, 0x0121
-"""Statuses of PS3.7 annex C."""
 
 _SEQUENCES = frozenset({SCHEDULED, PERFORMED, IMAGES, OTHERS})
 
@@ -58,27 +56,6 @@ _DEEPEST = max(map(len, _UIDS))
 
 _LONGEST = 66
 """Bytes of a UID or a status that are read: 64, and padding."""
-
-
-class Wrong(Exception):
-    """The data set cannot be accepted. ``status`` and ``tag`` go into the response; ``tag`` is None for the whole data set."""
-
-    def __init__(self, status: int, tag: int | None, comment: str) -> None:
-        super().__init__(comment)
-        self.status = status
-        self.tag = tag
-        self.comment = comment
-        """At most 64 characters, and nothing of a value."""
-
-
-def missing(tag: int) -> Wrong:
-    """The refusal of a data set in which an attribute is missing."""
-    return Wrong(MISSING, tag, f"{name(tag)} is missing")
-
-
-def empty(tag: int) -> Wrong:
-    """The refusal of a data set in which an attribute has no value."""
-    return Wrong(EMPTY, tag, f"{name(tag)} is empty")
 
 
 @dataclass(slots=True)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from examsend.dicom.uids import VERIFICATION
-from examsend.dimse.inbound import Reply, Request
+from examsend.dimse.inbound import SUCCESS, Reply, Request
 from examsend.dimse.proposed import ProposedContext
-from examsend.services.service import (
-    C_ECHO_RQ,
-    NO_SUCH_CLASS,
-    SUCCESS,
-    UNCOMPRESSED,
-    peer_may_request,
-    without_operation,
-)
+from examsend.dimse.refusal import of_another_class, without_operation
+from examsend.services.service import C_ECHO_RQ, UNCOMPRESSED, peer_may_request
 
 
 class Verification:
@@ -26,10 +20,13 @@ class Verification:
         """See ``Service``."""
         return peer_may_request(context)
 
-    def handle(self, request: Request) -> Reply:
+    def roles(self, context: ProposedContext) -> None:
+        """See ``Service``."""
+
+    def handle(self, request: Request, calling_aet: str) -> Reply:  # noqa: ARG002
         """See ``Service``."""
         if request.command != C_ECHO_RQ:
             return without_operation()
         if request.sop_class_uid not in {None, VERIFICATION}:
-            return Reply(NO_SUCH_CLASS, error_comment="not the SOP Class of the presentation context")
+            return of_another_class()
         return Reply(SUCCESS)

@@ -111,7 +111,7 @@ class World:
         """Let a new process of ``listen`` handle one message, as if the one before had died after its answer."""
         data = encode(item(**attributes), True, True)
         request = Request(1, MPPS, IMPLICIT_VR_LITTLE_ENDIAN, command, 1, MPPS, step, data)
-        return PerformedSteps(self.database).handle(request).status
+        return PerformedSteps(self.database).handle(request, "CT1").status
 
     def step(self, uid: str, *instances: str, series: str = "1.2.3.1", studies: Iterable[str] = ("1.2.3",)) -> None:
         """A whole performed procedure step with one series."""

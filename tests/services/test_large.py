@@ -13,12 +13,12 @@ import pytest
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.dimse.inbound import Request
+from examsend.dimse.refusal import Wrong
 from examsend.errors import DatabaseUnavailable
 from examsend.services import lasting, mpps, step
 from examsend.services.lasting import LastingDatabase
 from examsend.services.mpps import PerformedSteps
 from examsend.services.service import N_CREATE_RQ, N_SET_RQ
-from examsend.services.step import Wrong
 from tests.helpers import execute, one
 from tests.services.process import MPPS
 
@@ -58,7 +58,7 @@ def test_a_list_that_takes_longer_to_store_than_other_messages_have_is_stored(
     storage = LastingDatabase(settings)
     try:
         steps = PerformedSteps(storage)
-        assert steps.handle(_created()).status == 0
+        assert steps.handle(_created(), "CT1").status == 0
         execute(
             database,
             "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); RETURN NULL; END'",
@@ -69,9 +69,9 @@ def test_a_list_that_takes_longer_to_store_than_other_messages_have_is_stored(
         )
         monkeypatch.setattr(lasting, "WAIT_SECONDS", 2.0)
         monkeypatch.setattr(mpps, "_LONGEST_SECONDS", 20.0)
-        assert steps.handle(_request(N_SET_RQ, _list(10))).status == mpps.RESOURCE_LIMITATION
+        assert steps.handle(_request(N_SET_RQ, _list(10)), "CT1").status == mpps.RESOURCE_LIMITATION
         monkeypatch.setattr(mpps, "_INSTANCES_A_SECOND", 500)
-        assert steps.handle(_request(N_SET_RQ, _list(10_000))).status == 0
+        assert steps.handle(_request(N_SET_RQ, _list(10_000)), "CT1").status == 0
         assert one(database, "SELECT count(*) FROM expected_instances") == 10_000
     finally:
         storage.close()
@@ -102,14 +102,14 @@ def test_large_data_sets_are_read_one_at_a_time_and_small_ones_beside_them(monke
     large = _request(N_SET_RQ, _list(20_000))
     assert len(large.data or b"") > 1 << 20
     found: list[str | None] = []
-    first = threading.Thread(target=lambda: found.append(steps.handle(large).error_comment))
-    small = threading.Thread(target=lambda: found.append(steps.handle(_created()).error_comment))
+    first = threading.Thread(target=lambda: found.append(steps.handle(large, "CT1").error_comment))
+    small = threading.Thread(target=lambda: found.append(steps.handle(_created(), "CT1").error_comment))
     first.start()
     try:
         over = time.monotonic() + 10
         while not slow.now and time.monotonic() < over:
             time.sleep(0.01)
-        reply = steps.handle(large)
+        reply = steps.handle(large, "CT1")
         assert (reply.status, reply.error_comment) == (0x0213, "too many large messages, try again later")
         small.start()
         while slow.now < 2 and time.monotonic() < over:
@@ -121,7 +121,7 @@ def test_large_data_sets_are_read_one_at_a_time_and_small_ones_beside_them(monke
         small.join(10)
     assert found == ["the database is not available, try again later"] * 2
     # The place is free again.
-    assert steps.handle(large).error_comment == "the database is not available, try again later"
+    assert steps.handle(large, "CT1").error_comment == "the database is not available, try again later"
 
 
 def test_elements_of_deep_levels_cost_no_more_than_others() -> None:

@@ -239,7 +239,7 @@ class _NoStorage:
 @pytest.mark.parametrize("uid", ["SECRET^X", "1..2", "1" * 65, "1.2\x00"])
 def test_a_request_about_something_that_is_no_uid_is_refused(command: int, uid: str) -> None:
     request = Request(1, MPPS, "1.2.840.10008.1.2", command, 1, MPPS, uid, b"")
-    reply = PerformedSteps(_NoStorage()).handle(request)
+    reply = PerformedSteps(_NoStorage()).handle(request, "CT1")
     assert reply.status == 0x0117
     assert uid not in str(reply.error_comment)
 

@@ -38,7 +38,10 @@ class Broken:
         """See ``Service``."""
         return peer_may_request(context)
 
-    def handle(self, request: Request) -> Reply:
+    def roles(self, context: ProposedContext) -> None:
+        """See ``Service``."""
+
+    def handle(self, request: Request, calling_aet: str) -> Reply:
         """Fail, with the name of a patient in the message."""
         raise KeyError("Doe^Jane")
 
@@ -74,7 +77,7 @@ def test_a_bug_in_a_service_is_a_failure_status_and_the_association_goes_on(capl
 
 def test_what_cannot_be_decoded_is_a_failure_status_that_quotes_nothing() -> None:
     request = Request(1, MPPS, IMPLICIT, 0x0140, 1, MPPS, "1.2.9", b"Doe^Jane" * 10)
-    reply = PerformedSteps(LastingDatabase(Settings())).handle(request)
+    reply = PerformedSteps(LastingDatabase(Settings())).handle(request, "CT1")
     assert reply.status == 0x0110
     assert "Jane" not in str(reply.error_comment)
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pynetdicom.dsutils import encode
 
+from examsend.dimse.refusal import Wrong
 from examsend.queue.announcements import Series
 from examsend.services import step
-from examsend.services.step import Told, Wrong
+from examsend.services.step import Told
 from examsend.states import ExpectationState
 
 ENCODINGS = {

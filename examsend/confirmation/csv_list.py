@@ -1,0 +1,46 @@
+"""The list of each instance of SENT batches and what its archive has answered, as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from examsend.db.engine import Database
+from examsend.errors import UsageError
+from examsend.queue import at_archive
+
+_GROUP = 200
+"""Batches that are read in one transaction."""
+
+
+def write(database: Database, path: Path, batch_ids: Sequence[int]) -> int:
+    """Write the list to a file, which is replaced as a whole; return the number of instances. Raises UsageError where the file
+    cannot be written, DatabaseUnavailable."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    rows = 0
+    try:
+        with part.open("x", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(at_archive.COLUMNS)
+            for at in range(0, len(batch_ids), _GROUP):
+                group = batch_ids[at : at + _GROUP]
+                found = database.run(lambda tx, group=group: list(at_archive.listed(tx, group)))  # type: ignore[misc]
+                writer.writerows([_cell(value) for value in row] for row in found)
+                rows += len(found)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return rows
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="seconds")
+    return "" if value is None else value
