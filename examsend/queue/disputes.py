@@ -38,7 +38,10 @@ _TOLD = text("""
 """)
 
 _RESENT = text("""
-    UPDATE batch_confirmations SET resent_batch_id = coalesce(:resent, resent_batch_id) WHERE batch_id = :batch
+    UPDATE batch_confirmations
+    SET resent_batch_id = coalesce(:resent, resent_batch_id),
+        gave_up_at = CASE WHEN :for_person THEN coalesce(gave_up_at, clock_timestamp()) ELSE gave_up_at END
+    WHERE batch_id = :batch
 """)
 
 
@@ -79,8 +82,9 @@ def tell(
     resent = 0 if again is None else again.instances
     batch = None if again is None else again.batch_id
     tx.execute(_TOLD, {"ids": [row.id for row in absent]})
-    tx.execute(_RESENT, {"batch": batch_id, "resent": batch if batch is not None else max(on_its_way, default=None)})
     for_person = len(absent) - resent - len(on_its_way)
+    goes_in = batch if batch is not None else max(on_its_way, default=None)
+    tx.execute(_RESENT, {"batch": batch_id, "resent": goes_in, "for_person": for_person > 0})
     sentence = (
         f"the archive does not have {len(absent)} {'instance' if len(absent) == 1 else 'instances'}: "
         + "; ".join(

@@ -90,7 +90,7 @@ _SETTLE_EARLIER = text(f"""
 _LOCK = text("SELECT 1 FROM batch_confirmations WHERE batch_id = :batch FOR NO KEY UPDATE")
 
 _COUNT = text(f"""
-    SELECT count(*) AS stored,
+    SELECT count(*) AS stored, bool_or(c.asked_at >= c.opened_at) AS was_asked,
            count(*) FILTER (WHERE k.verdict IN ({sql_list((Verdict.CONFIRMED, Verdict.SENT_AGAIN))})) AS confirmed,
            count(*) FILTER (WHERE k.verdict = '{Verdict.SENT_AGAIN}') AS again,
            count(*) FILTER (WHERE k.proof = '{Proof.COUNTED}') AS counted,
@@ -110,21 +110,18 @@ _COUNT = text(f"""
 # A batch of which something is absent is due at once, once: confirm puts it in line again, or says that it is for a person.
 _SETTLE = text(f"""
     UPDATE batch_confirmations c
-    SET state = w.state, reason = :reason,
-        confirmed_at = CASE WHEN w.state = '{Confirmation.CONFIRMED}' THEN coalesce(c.confirmed_at, clock_timestamp()) END,
-        disputed_at = CASE WHEN w.state = '{Confirmation.DISPUTED}' THEN coalesce(c.disputed_at, clock_timestamp()) END,
+    SET state = :state, reason = :reason,
+        confirmed_at = CASE WHEN CAST(:state AS text) = '{Confirmation.CONFIRMED}' THEN coalesce(c.confirmed_at, clock_timestamp()) END,
+        disputed_at = CASE WHEN CAST(:state AS text) = '{Confirmation.DISPUTED}' THEN coalesce(c.disputed_at, clock_timestamp()) END,
         claim_id = CASE WHEN :open OR :untold THEN c.claim_id END,
         claimed_by = CASE WHEN :open OR :untold THEN c.claimed_by END,
         due_at = CASE WHEN :untold AND c.claim_id IS NULL THEN clock_timestamp()
                       WHEN :open OR :untold THEN c.due_at END,
-        gave_up_at = CASE WHEN w.state <> '{Confirmation.CONFIRMED}' AND NOT :open
-                          THEN coalesce(c.gave_up_at, clock_timestamp()) END,
-        let_go_at = CASE WHEN w.state = '{Confirmation.CONFIRMED}' AND c.confirmed_at IS NULL AND d.after <> 'keep'
+        gave_up_at = CASE WHEN :for_person THEN coalesce(c.gave_up_at, clock_timestamp())
+                          WHEN CAST(:state AS text) = '{Confirmation.DISPUTED}' THEN c.gave_up_at END,
+        let_go_at = CASE WHEN CAST(:state AS text) = '{Confirmation.CONFIRMED}' AND c.confirmed_at IS NULL AND d.after <> 'keep'
                          THEN clock_timestamp() ELSE c.let_go_at END
-    FROM storage_backend_configs d,
-         LATERAL (SELECT CASE WHEN :state <> '' THEN :state
-                              WHEN c.asked_at >= c.opened_at AND :open THEN '{Confirmation.ASKED}'
-                              ELSE '{Confirmation.UNCONFIRMED}' END AS state) w
+    FROM storage_backend_configs d
     WHERE c.batch_id = :batch AND d.id = c.destination_id
     RETURNING c.state
 """)
@@ -163,7 +160,7 @@ def settle(tx: Connection, batch_ids: Iterable[int]) -> None:
     for batch_id in sorted(set(batch_ids), reverse=True):
         row = tx.execute(_COUNT, {"batch": batch_id}).one()
         is_open = row.stored > row.confirmed + row.absent + row.conflict + row.unconfirmable
-        state = ""
+        state = Confirmation.ASKED if is_open and row.was_asked else Confirmation.UNCONFIRMED
         if row.stored and row.stored == row.confirmed:
             state = Confirmation.CONFIRMED
         elif row.absent or row.conflict:
@@ -175,6 +172,9 @@ def settle(tx: Connection, batch_ids: Iterable[int]) -> None:
                 "state": state,
                 "open": is_open,
                 "untold": bool(row.untold),
+                "for_person": not is_open
+                and bool(row.unconfirmable or row.conflict)
+                and state is not Confirmation.CONFIRMED,
                 "reason": _sentence(row, is_open=is_open),
             },
         )

@@ -44,12 +44,47 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
             return bytes(answer.read())
 
+    def delete(self, path: str) -> None:
+        """Delete a resource by the REST API."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", method="DELETE")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            answer.read()
+
+    def lose(self, sop_instance_uid: str) -> None:
+        """Delete an instance."""
+        [found] = [
+            i for i in self.get("/instances")
+            if self.get(f"/instances/{i}")["MainDicomTags"]["SOPInstanceUID"] == sop_instance_uid
+        ]  # fmt: skip
+        self.delete(f"/instances/{found}")
+
+    def lose_everything(self) -> None:
+        """Delete every patient."""
+        for patient in self.get("/patients"):
+            self.delete(f"/patients/{patient}")
+
     def files(self) -> dict[str, bytes]:
         """Return {SOP Instance UID: the stored file} of all instances."""
         return {
             self.get(f"/instances/{i}")["MainDicomTags"]["SOPInstanceUID"]: self.content(f"/instances/{i}/file")
             for i in self.get("/instances")
         }
+
+
+def knows(port: int, aet: str = "EXAMSEND") -> dict[str, object]:
+    """Return settings of an Orthanc that reports on Storage Commitment to a port on loopback, and lets itself be queried."""
+    return {
+        "DicomModalities": {
+            "examsend": {
+                "AET": aet,
+                "Host": "127.0.0.1",
+                "Port": port,
+                "AllowStorageCommitment": True,
+                "AllowFind": True,
+            }
+        },
+        "DicomAlwaysAllowFind": True,
+    }
 
 
 @contextmanager
