@@ -36,6 +36,9 @@ _LOOK_SECONDS = 1.0
 _SHOWN = 50
 """Batches that a result lists."""
 
+_NAMED = 1000
+"""Batches that are named in each claim, at most."""
+
 _GROUP = 500
 """Batches in one transaction."""
 
@@ -149,10 +152,10 @@ def run(
             if ids is not None:
                 _ask_again(database, ids, method, by)
             found = _rounds(database, settings, None if only is None else only.id, ids, over)
-        asked = [b for f in found for b in f.batches]
+            if wait is not None and ids is not None:
+                found += _wait(database, settings, ids, time.monotonic() + wait, over)
+        asked = sorted({b for f in found for b in f.batches})
         about = asked if ids is None else ids
-        if wait is not None and ids is not None and not dry_run:
-            _wait(database, ids, time.monotonic() + wait, over)
         standing = _standing(database, about)
         rows = 0
         if report is not None and ids is not None:
@@ -227,6 +230,8 @@ def _rounds(
 ) -> list[Found]:
     """Ask the archives of all destinations of which a batch is due, side by side."""
     due = database.run(lambda tx: confirmation.due_destinations(tx, only))
+    if ids is not None and len(ids) > _NAMED:
+        ids = None  # what else is due is asked about among them
     rounds = [Round(database, n, by=settings.host_name, lease=settings.lease, over=over, ids=ids) for n in due]
     if not rounds:
         return []
@@ -234,12 +239,17 @@ def _rounds(
         return [asking.result() for asking in [pool.submit(one.run) for one in rounds]]
 
 
-def _wait(database: Database, ids: Sequence[int], until: float, over: Callable[[], bool]) -> None:
-    """Wait until no answer about these batches is awaited."""
+def _wait(
+    database: Database, settings: Settings, ids: Sequence[int], until: float, over: Callable[[], bool]
+) -> list[Found]:
+    """Wait until no answer about these batches is awaited, and ask again meanwhile what is due again."""
+    found: list[Found] = []
     left = database.run(lambda tx: at_archive.still_open(tx, ids))
     while left and time.monotonic() < until and not over():
         time.sleep(min(_LOOK_SECONDS, max(0.05, until - time.monotonic())))
+        found += _rounds(database, settings, None, left, over)
         left = database.run(lambda tx, ids=tuple(left): at_archive.still_open(tx, ids))  # type: ignore[misc]
+    return found
 
 
 def _standing(database: Database, ids: Sequence[int]) -> list[Standing]:

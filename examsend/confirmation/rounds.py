@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -20,7 +21,8 @@ from examsend.queue.confirmation import OFTEN, SELDOM, Claimed, Stored
 from examsend.queue.destination import Destination, get_destination_by_id
 from examsend.queue.disputes import Dispute
 from examsend.queue.files import is_gone
-from examsend.states import Confirm
+from examsend.queue.verdicts import Answered
+from examsend.states import Confirm, Verdict
 from examsend.transfer import End, Peer
 
 log = logging.getLogger("examsend.confirm")
@@ -93,23 +95,27 @@ class Round:
         destination = self._database.run(lambda tx: get_destination_by_id(tx, self._id))
         self.found.destination = destination.name
         try:
-            while not (self._over() or self.found.problem):
-                claims = self._database.run(
-                    lambda tx: confirmation.claim(
-                        tx, self._id, by=self._by, lease=self._lease, limit=GROUP, ids=self._ids
-                    )
-                )
-                if not claims:
-                    break
-                self._group(destination, claims)
+            self._ask(destination)
             if self._archives.committing is not None and not self.found.problem:
-                self._archives.committing.wait()
+                with suppress(Ended):  # what it has not reported by now, it reports elsewhere, or is asked about again
+                    self._archives.committing.wait()
+                # What it has just disputed is put in line again.
+                self._ask(destination)
         finally:
             if self._archives.committing is not None:
                 self._archives.committing.close()
             if self._archives.queries is not None:
                 self._archives.queries.close()
         return self.found
+
+    def _ask(self, destination: Destination) -> None:
+        while not (self._over() or self.found.problem):
+            claims = self._database.run(
+                lambda tx: confirmation.claim(tx, self._id, by=self._by, lease=self._lease, limit=GROUP, ids=self._ids)
+            )
+            if not claims:
+                return
+            self._group(destination, claims)
 
     def _group(self, destination: Destination, claims: list[Claimed]) -> None:
         to_ask = self._database.run(lambda tx: self._begin(tx, destination, claims))
@@ -168,6 +174,8 @@ class Round:
                 at = confirmation.mark_asked(tx, mine, [max(pauses[c.batch_id], self._lease) for c in mine])
                 held = {c.batch_id for c in mine}
                 commitment.add(tx, [r for r in requests if r.batch_id in held], peer.called_aet, at)
+                for claimed in mine:
+                    verdicts.write(tx, claimed.batch_id, _unknown(to_ask[claimed.batch_id]), requested_at=at)
             return mine
 
         mine = self._database.run(mark)
@@ -258,7 +266,7 @@ class Round:
                 continue
             stored = confirmation.stored_counts(tx, claimed.study_instance_uid, destination.id)
             answers = by_query.answers(found, to_ask[claimed.batch_id], stored)
-            verdicts.write(tx, claimed.batch_id, answers, requested_at=at, transaction_uid=None)
+            verdicts.write(tx, claimed.batch_id, answers, requested_at=at)
 
     # --- both ---
 
@@ -286,6 +294,12 @@ def _peer(tx: Connection, destination: Destination) -> Peer:
     if destination.confirm_to is None:
         return replace(destination.peer(), async_window=1)
     return replace(addressee.peer_of(tx, destination.confirm_to, destination.calling_aet), async_window=1)
+
+
+def _unknown(stored: Sequence[Stored]) -> list[Answered]:
+    """Return the answers about instances that cannot be asked about, in rows taken over from an older database."""
+    reason = "its SOP Class is not on record, without which no commitment can be asked for: ask by query"
+    return [Answered(one.id, Verdict.UNCONFIRMABLE, reason=reason) for one in stored if one.sop_class_uid is None]
 
 
 def _lost() -> Ended:

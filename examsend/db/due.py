@@ -104,6 +104,9 @@ TO_CONFIRM = (
 )
 """A destination has a SENT batch that ``examsend confirm`` asks its archive about."""
 
+UNSETTLED = "(c.due_at IS NOT NULL OR c.state = 'DISPUTED' AND c.gave_up_at IS NOT NULL)"
+"""The archive is to be asked about a SENT batch, or a person has to decide about what it does not have: its files are needed."""
+
 TO_LET_GO = (
     "d.after <> 'keep' AND EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.destination_id = d.id"
     f" AND c.let_go_at <= {NOW} ORDER BY c.let_go_at LIMIT 1)"

@@ -24,14 +24,18 @@ SELDOM = 3600.0
 
 _STORED = f"EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome = '{Outcome.STORED}')"
 
+# What an operator has asked about once, at a destination that is never asked by itself, is asked about again once it is sent again.
 _OPEN = text(f"""
-    INSERT INTO batch_confirmations (batch_id, destination_id, due_at, let_go_at)
+    INSERT INTO batch_confirmations (batch_id, destination_id, due_at, let_go_at, method)
     SELECT b.id, b.destination_id,
-           CASE WHEN d.confirm <> '{Confirm.NONE}' THEN clock_timestamp() + make_interval(secs => d.confirm_after_seconds) END,
-           CASE WHEN d.after <> 'keep' AND d.sent_is_enough THEN clock_timestamp() END
+           CASE WHEN d.confirm <> '{Confirm.NONE}' OR r.method IS NOT NULL
+                THEN clock_timestamp() + make_interval(secs => d.confirm_after_seconds) END,
+           CASE WHEN d.after <> 'keep' AND d.sent_is_enough THEN clock_timestamp() END, r.method
     FROM exam_batches b JOIN storage_backend_configs d ON d.id = b.destination_id
+    LEFT JOIN LATERAL (SELECT c.method FROM batch_confirmations c WHERE c.resent_batch_id = b.id ORDER BY c.batch_id DESC LIMIT 1) r
+      ON true
     WHERE b.id = :batch AND b.status = '{BatchState.SENT}'
-      AND (d.confirm <> '{Confirm.NONE}' OR d.after <> 'keep' AND d.sent_is_enough) AND {_STORED}
+      AND (d.confirm <> '{Confirm.NONE}' OR r.method IS NOT NULL OR d.after <> 'keep' AND d.sent_is_enough) AND {_STORED}
     ON CONFLICT DO NOTHING
 """)
 
@@ -54,6 +58,12 @@ _ASK_AGAIN = text(f"""
         claimed_by = NULL, state = '{Confirmation.UNCONFIRMED}', confirmed_at = NULL, disputed_at = NULL, gave_up_at = NULL,
         reason = NULL
     RETURNING batch_id
+""")
+
+_ASK_NOW = text("""
+    UPDATE storage_backend_configs SET confirm_held_until = NULL
+    WHERE confirm_held_until IS NOT NULL
+      AND id IN (SELECT c.destination_id FROM batch_confirmations c WHERE c.batch_id = ANY(CAST(:ids AS bigint[])))
 """)
 
 _SELECTED = text(f"""
@@ -93,7 +103,9 @@ def ask_again(tx: Connection, batch_ids: Collection[int], method: Confirm | None
 
     ``method``: how; None: as their destinations' settings say.
     """
-    return list(tx.scalars(_ASK_AGAIN, {"ids": sorted(batch_ids), "method": method}))
+    asked = list(tx.scalars(_ASK_AGAIN, {"ids": sorted(batch_ids), "method": method}))
+    tx.execute(_ASK_NOW, {"ids": asked})
+    return asked
 
 
 _NEVER_ASKED = text(f"""

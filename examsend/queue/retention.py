@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from examsend.db.due import NOW
+from examsend.db.due import NOW, UNSETTLED
 from examsend.queue.files import from_text, is_gone
 from examsend.queue.totals import COUNTED, added
 from examsend.states import BY_REQUEST, BatchState, sql_list
@@ -38,6 +38,7 @@ _FIND = text(f"""
           SELECT 1 FROM exam_batches e
           WHERE e.study_instance_uid = b.study_instance_uid AND e.destination_id = b.destination_id
             AND NOT ({_finished("e")} AND {_old("e")}))
+      AND NOT EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.batch_id = b.id AND {UNSETTLED})
     ORDER BY b.finished_at, b.id LIMIT :limit
 """)
 

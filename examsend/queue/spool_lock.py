@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from examsend.db.due import NOW
+from examsend.db.due import NOW, UNSETTLED
 from examsend.queue.files import to_text
 from examsend.states import BatchState
 
@@ -33,7 +33,9 @@ _NOT_NEEDED = text(f"""
             WHERE a.file_path = w.path
             OFFSET 0) f
         JOIN exam_batches b ON b.id = f.batch_id
-        WHERE NOT (b.status = '{BatchState.SENT}' AND b.finished_at < {NOW} - make_interval(secs => :age)))
+        LEFT JOIN batch_confirmations c ON c.batch_id = b.id
+        WHERE coalesce({UNSETTLED}, false)
+           OR NOT (b.status = '{BatchState.SENT}' AND b.finished_at < {NOW} - make_interval(secs => :age)))
 """)
 
 
@@ -50,8 +52,8 @@ def unknown(tx: Connection, paths: Sequence[str]) -> list[str]:
 
 
 def not_needed(tx: Connection, paths: Sequence[str], age: float) -> list[str]:
-    """Return those of the spooled files that only batches have that were SENT ``age`` seconds ago or earlier, or none. As
-    ``unknown``, they are deleted before this transaction ends."""
+    """Return those of the spooled files that only batches have that were SENT ``age`` seconds ago or earlier, and that no archive is
+    to be asked about, or none. As ``unknown``, they are deleted before this transaction ends."""
     tx.execute(_ALONE, {"key": _LOCK})
     values = {"paths": [to_text(path) for path in paths], "age": age}
     return [paths[n - 1] for n in tx.scalars(_NOT_NEEDED, values)]

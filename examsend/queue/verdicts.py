@@ -128,24 +128,30 @@ _SETTLE = text(f"""
 
 
 def write(
-    tx: Connection, batch_id: int, answers: Sequence[Answered], *, requested_at: datetime, transaction_uid: str | None
+    tx: Connection,
+    batch_id: int,
+    answers: Sequence[Answered],
+    *,
+    requested_at: datetime,
+    transaction_uid: str | None = None,
 ) -> None:
     """Write answers about instances of a batch, to a question that was asked at ``requested_at``, and the state that follows.
     The caller has locked the row of the batch's confirmation. What was stored since then is left out."""
-    if answers:
-        tx.execute(
-            _WRITE,
-            {
-                "batch": batch_id,
-                "requested_at": requested_at,
-                "transaction": transaction_uid,
-                "ids": [a.instance_id for a in answers],
-                "verdicts": [a.verdict for a in answers],
-                "proofs": [a.proof for a in answers],
-                "failures": [a.failure_reason for a in answers],
-                "reasons": [None if a.reason is None else a.reason.replace("\x00", "")[:300] for a in answers],
-            },
-        )
+    if not answers:
+        return
+    tx.execute(
+        _WRITE,
+        {
+            "batch": batch_id,
+            "requested_at": requested_at,
+            "transaction": transaction_uid,
+            "ids": [a.instance_id for a in answers],
+            "verdicts": [a.verdict for a in answers],
+            "proofs": [a.proof for a in answers],
+            "failures": [a.failure_reason for a in answers],
+            "reasons": [None if a.reason is None else a.reason.replace("\x00", "")[:300] for a in answers],
+        },
+    )
     settle(tx, [batch_id])
     confirmed = [a.instance_id for a in answers if a.verdict is Verdict.CONFIRMED]
     if confirmed:

@@ -134,6 +134,12 @@ def _confirmations() -> None:
         ["destination_id", "let_go_at"],
         postgresql_where=sa.text("let_go_at IS NOT NULL"),
     )
+    op.create_index(
+        "ix_batch_confirmations_resent",
+        "batch_confirmations",
+        ["resent_batch_id"],
+        postgresql_where=sa.text("resent_batch_id IS NOT NULL"),
+    )
     op.create_table(
         "commitment_requests",
         sa.Column("transaction_uid", sa.Text(), nullable=False),

@@ -56,6 +56,7 @@ class BatchConfirmation(Base):
             postgresql_where=text("state <> 'CONFIRMED'"),
         ),
         Index("ix_batch_confirmations_confirmed", "destination_id", "confirmed_at"),
+        Index("ix_batch_confirmations_resent", "resent_batch_id", postgresql_where=text("resent_batch_id IS NOT NULL")),
         Index(
             "ix_batch_confirmations_let_go",
             "destination_id",
