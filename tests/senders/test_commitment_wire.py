@@ -81,7 +81,6 @@ class Archive:
     comment: str | None = None
     release: bool = False
     """Release the association after the reports."""
-    abort: bool = False
     asked: list[Dataset] = field(default_factory=list)
     answers: list[Dataset] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
@@ -93,7 +92,7 @@ class Archive:
         self.asked.append(asked)
         for n in range(self.before):
             self._report(event.assoc, asked, n)
-        if self.after or self.release or self.abort:
+        if self.after or self.release:
             threading.Thread(target=self._later, args=(event.assoc, asked), name=scripted.THREADS, daemon=True).start()
         status = Dataset()
         status.Status = self.status
@@ -107,8 +106,6 @@ class Archive:
             self._report(association, asked, self.before + n)
         if self.release:
             association.release()
-        if self.abort:
-            association.abort()
 
     def _report(self, association: Any, asked: Dataset, number: int) -> None:
         made = item(TransactionUID=asked.TransactionUID, ReferencedSOPSequence=asked.ReferencedSOPSequence)
@@ -210,14 +207,6 @@ def test_the_archive_may_release_while_reports_are_waited_for() -> None:
         until(lambda: archive.ends, 5)
     assert reports.transactions == ["1.2.33"]
     assert archive.ends == ["released"]
-
-
-def test_an_abort_while_reports_are_waited_for() -> None:
-    with _archive(Archive(abort=True)) as archive, _open(archive.port) as made:
-        made.ask("1.2.33", REFERENCES)
-        with pytest.raises(Ended) as caught:
-            made.wait(5, lambda: False)
-    assert caught.value.end is End.ABORTED
 
 
 def test_many_references_are_sent_in_pdus_that_the_archive_takes() -> None:
@@ -383,6 +372,17 @@ def test_a_release_before_the_answer_is_an_end() -> None:
             made.ask("1.2.33", REFERENCES)
         assert not made.is_open
     assert caught.value.end is End.CLOSED
+
+
+def test_an_abort_while_reports_are_waited_for() -> None:
+    serve = _says(_answered(), _event(), scripted.pdu(scripted.ABORT, b"\0\0\2\0"))
+    reports = Reports()
+    with talking.listening(serve) as port, _open(port, reports) as made:
+        assert made.ask("1.2.33", REFERENCES).status == 0
+        with pytest.raises(Ended) as caught:
+            made.wait(5, lambda: False)
+    assert caught.value.end is End.ABORTED
+    assert reports.transactions == ["1.2.33"]
 
 
 def _drips_reports(made: socket.socket, stop: threading.Event) -> None:
