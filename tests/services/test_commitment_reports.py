@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role
 from pynetdicom.association import Association
@@ -18,14 +20,18 @@ from pynetdicom.dsutils import encode
 
 from examsend.config.settings import Settings
 from examsend.confirmation import reports
+from examsend.dimse.commitment import Answer, Commitment
 from examsend.dimse.inbound import Reply, Request
 from examsend.dimse.proposed import Proposed, ProposedContext
+from examsend.dimse.transaction import Reference
 from examsend.errors import ConfigError, DatabaseUnavailable
 from examsend.services import commitment
 from examsend.services.admission import Admission, Titles
 from examsend.services.commitment import CommitmentReports
 from examsend.services.lasting import LastingDatabase
 from examsend.services.verification import Verification
+from examsend.transfer import Peer
+from tests.peers.orthanc import needs_orthanc
 from tests.services.process import _Checkpoint, status
 from tests.services.test_port import _port
 from tests.services.test_step import item, references
@@ -45,8 +51,9 @@ class _Verdict:
 
 @dataclass
 class Stored:
-    """Stores reports in memory: ARCHIVE was asked for transaction 1.2.33."""
+    """Stores reports in memory: an archive was asked for transaction 1.2.33."""
 
+    archive: str = "ARCHIVE"
     fails: Exception | None = None
     reports: dict[str, tuple[dict[str, str], dict[str, int | None]]] = field(default_factory=dict)
     taken: int = 0
@@ -68,7 +75,7 @@ class Stored:
         """As ``Take``."""
         assert tx is self
         self.taken += 1
-        found = _Verdict(transaction_uid == "1.2.33", calling_aet == "ARCHIVE")
+        found = _Verdict(transaction_uid == "1.2.33", calling_aet == self.archive)
         if found.known and found.right_aet:
             self.reports.setdefault(transaction_uid, (committed, failed))
         return found
@@ -257,6 +264,29 @@ def test_large_reports_are_read_one_at_a_time_and_have_more_time(monkeypatch: py
     assert service.handle(_request(encode(_report(), True, True)), "ARCHIVE") == Reply(0)
     assert service.handle(large, "ARCHIVE") == Reply(0)
     assert stored.waits == [30.0, None, 30.0]
+
+
+@needs_orthanc
+def test_orthanc_reports_over_an_association_of_its_own(orthanc_server: Any) -> None:
+    original = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False))
+    name, instance = str(original.SOPClassUID), str(original.SOPInstanceUID)
+    stored = Stored(archive="ORTHANC")
+    with _port(stored.service()) as (port, _):
+        server = orthanc_server(DicomModalities={"us": ["EXAMSEND", "127.0.0.1", port]}, DicomCheckModalityHost=False)
+        ae = AE("EXAMSEND")
+        ae.add_requested_context(name, original.file_meta.TransferSyntaxUID)
+        association = ae.associate("127.0.0.1", server.port, ae_title="ORTHANC")
+        assert association.send_c_store(original).Status == 0
+        association.release()
+        asking = Commitment(Peer("127.0.0.1", server.port, "ORTHANC", "EXAMSEND"), lambda request: Reply(0x0110))
+        try:
+            asking.open()
+            answer = asking.ask("1.2.33", [Reference(name, instance), Reference(name, "1.2.3.4.5")])
+            asking.wait(10, lambda: bool(stored.committed))
+        finally:
+            asking.close()
+    assert answer == Answer(0)
+    assert stored.reports == {"1.2.33": ({instance: name}, {"1.2.3.4.5": 0x0112})}
 
 
 def test_roles_are_granted_as_proposed() -> None:
