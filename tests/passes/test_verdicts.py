@@ -40,7 +40,7 @@ class Sent:
         execute(self.database, "UPDATE batch_confirmations SET due_at = clock_timestamp() WHERE batch_id = :b", b=batch)
 
         def work(tx: engine.Connection) -> None:
-            claims = confirmation.claim(tx, 1, by="test", lease=60, limit=10, ids=[batch])
+            claims = confirmation.claim(tx, 1, by="test", lease=60, limit=10, began=confirmation.now(tx), ids=[batch])
             [held] = confirmation.held(tx, claims)
             wanted = tuple(i.id for i in confirmation.to_ask(tx, [held])[batch])
             at = confirmation.mark_asked(tx, [held], [0.0])
@@ -51,7 +51,7 @@ class Sent:
 
     def ask_nothing(self) -> None:
         """Nothing is due."""
-        assert self.database.run(lambda tx: confirmation.claim(tx, 1, by="test", lease=60, limit=10)) == []
+        assert one(self.database, "SELECT count(*) FROM batch_confirmations WHERE due_at <= clock_timestamp()") == 0
 
     def report(
         self, transaction: str, committed: list[str], failed: dict[str, int | None] | None = None, aet: str = "ARCHIVE"
