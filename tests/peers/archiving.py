@@ -51,6 +51,8 @@ class Archive:
     """Which UIDs a report leaves out."""
     report: str = "same"
     """Where it reports: ``same`` association, ``new`` association, or ``never``."""
+    choose: Callable[[], str] | None = None
+    """Says that for each report."""
     times: int = 1
     """How often it says each report."""
     to: int = 0
@@ -61,6 +63,8 @@ class Archive:
     """It lists instances; else it gives numbers only."""
     answers: list[int | None] = field(default_factory=list)
     """Statuses of N-EVENT-REPORT responses; None: there was none."""
+    connections: list[socket.socket] = field(default_factory=list)
+    saying: list[threading.Thread] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -114,6 +118,8 @@ class Archive:
             made = ae.associate(
                 "127.0.0.1", self.to, ae_title="EXAMSEND", ext_neg=[build_role(COMMITMENT, scp_role=True)]
             )
+            if made.dul.socket is not None and made.dul.socket.socket is not None:
+                self.connections.append(made.dul.socket.socket)
             if made.is_established:
                 self._say(made, report)
                 made.release()
@@ -140,13 +146,16 @@ class Archive:
         self.look(asked.transaction)
         with self.lock:
             self.asked.append(asked)
-        if self.status == 0 and self.report != "never":
+        where = self.report if self.choose is None else self.choose()
+        if self.status == 0 and where != "never":
             report = self._report(asked, classes)
-            if self.report == "same":
+            if where == "same":
                 # Before the response: later, another thread of pynetdicom would take the next request for the answer.
                 self._say(event.assoc, report)
             else:
-                threading.Thread(target=self.say_anew, args=(report,), daemon=True).start()
+                saying = threading.Thread(target=self.say_anew, args=(report,), daemon=True)
+                self.saying = [t for t in self.saying if t.is_alive()] + [saying]
+                saying.start()
         return self.status, None
 
     def on_find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
@@ -195,7 +204,9 @@ def archiving(**values: Any) -> Iterator[Archive]:
     ae.add_supported_context("1.2.840.10008.1.1")
 
     def opened(event: Any) -> None:
-        event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made = event.assoc.dul.socket.socket
+        archive.connections = [c for c in archive.connections if c.fileno() >= 0] + [made]
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     handlers: list[Any] = [
         (evt.EVT_CONN_OPEN, opened),
@@ -210,3 +221,8 @@ def archiving(**values: Any) -> Iterator[Archive]:
         yield archive
     finally:
         server.shutdown()
+        for thread in archive.saying:
+            thread.join(10)
+        # pynetdicom leaves the connections of peers that were killed to the garbage collector.
+        for made in archive.connections:
+            made.close()
