@@ -72,6 +72,9 @@ GRANT INSERT, UPDATE ON study_expectations, expectation_studies TO examsend_inge
 GRANT INSERT, UPDATE, DELETE ON expected_series, expected_instances TO examsend_ingest;
 GRANT INSERT ON events TO examsend_ingest;
 
+-- Which directories were ingested: a source is let go only below one of them.
+GRANT INSERT ON ingested_directories TO examsend_ingest;
+
 -- Batches are claimed and sent; a destination is held, or stores again. Its address, its settings and whether it is enabled are
 -- not the sender's to change, nor is which instance belongs to which batch.
 GRANT UPDATE ON exam_batches, exam_batch_instances TO examsend_send;

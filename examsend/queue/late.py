@@ -163,6 +163,7 @@ def resend(
     ids = sorted(set(batch_ids))
     if not ids:
         return
+    removals.together(tx)
     release(tx, ids)
     rest = [row for row in tx.execute(_REST, {"ids": ids, "overwritten": OVERWRITTEN}) if row.uid not in without]
     places: dict[int, tuple[int, int | None]] = {}
