@@ -118,7 +118,8 @@ def run(
         swept = 0 if place is None else place.clean(database)
         routed = database.run(lambda tx: routed_destinations(tx, list(to)))
         directories_only = [root for root in roots if Path(root).is_dir()]
-        database.run(lambda tx: removals.ingested(tx, directories_only), idempotent=True)
+        if directories_only:
+            database.run(lambda tx: removals.ingested(tx, directories_only), idempotent=True)
         intake = Intake(
             database,
             settings,

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from examsend.queue import removals
 from examsend.queue.files import OVERWRITTEN, from_text, unmounted
 from examsend.states import LatePolicy, Outcome
 

@@ -211,12 +211,13 @@ def judge(tx: Connection, wanted: Sequence[str]) -> dict[str, Source | Stays]:
     return {path: _judged(path, rows, versions) for path, rows in places.items()}
 
 
-def judge_alone(tx: Connection, wanted: Sequence[str]) -> dict[str, Source | Stays]:
+def judge_alone(tx: Connection, wanted: Sequence[str], *, besides: int = 0) -> dict[str, Source | Stays]:
     """As ``judge``; and what it is judged on does not change until this transaction ends.
 
     The advisory lock keeps away whoever adds instances or places: another version, a study that is sent again, another
     destination. The row locks keep away whoever changes what is there: outcomes, answers of archives, the setting of a
-    destination. A row that somebody is changing now is not waited for: the file stays for the time being.
+    destination. A row that somebody is changing now is not waited for: the file stays for the time being. So it does where another
+    pass lets it go, as the row on record says; ``besides``: not that one.
     """
     removals.alone(tx)
     places, versions = _read(tx, wanted)
@@ -228,7 +229,7 @@ def judge_alone(tx: Connection, wanted: Sequence[str]) -> dict[str, Source | Sta
     locked = set(tx.scalars(_LOCK_DESTINATIONS, {"ids": sorted(there)}))
     # What was changed between the first look and the locks is seen now.
     places, versions = _read(tx, wanted)
-    others = removals.leaving_now(tx, list(places))
+    others = removals.leaving_now(tx, list(places), besides=besides)
     found: dict[str, Source | Stays] = {}
     for path, rows in places.items():
         named = [row for r in rows for row in versions[r.destination_id, r.uid]]
@@ -261,10 +262,11 @@ def _judged(path: str, rows: _Rows, versions: dict[tuple[int, str], _Rows]) -> S
     for row in rows:
         if row.outcome != Outcome.STORED or row.status != BatchState.SENT:
             return Stays(
-                Code.NOT_STORED, f"{row.name} has not stored it: it is {row.outcome} in batch {row.batch_id} ({row.status})"
+                Code.NOT_STORED,
+                f"{row.name} has not stored it: it is {row.outcome} in batch {row.batch_id} ({row.status})",
             )
         if None in {row.sha, row.size, row.mtime, row.inode, row.ctime, row.off}:
-            return Stays(Code.OLD_RECORD, "what would tell that it is the same file is not on record: ingest it again")
+            return Stays(Code.OLD_RECORD, "what would tell whether it is the same file is not on record")
     for row in rows:
         if row.after == KEEP or row.after != rows[0].after:
             other = "" if row.after == KEEP else f", and {rows[0].name} says {rows[0].after}"
@@ -334,4 +336,3 @@ def _sentence(name: str, row: Any) -> str:
 
 def _time(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-

@@ -38,7 +38,8 @@ _LEAVING = text("""
 
 _LEAVING_NOW = text("""
     SELECT w.n FROM unnest(CAST(:paths AS text[])) WITH ORDINALITY w (path, n)
-    WHERE EXISTS (SELECT 1 FROM source_removals r WHERE r.path = w.path AND r.removed_at IS NULL AND r.kept_at IS NULL OFFSET 0)
+    WHERE EXISTS (SELECT 1 FROM source_removals r WHERE r.path = w.path AND r.removed_at IS NULL AND r.kept_at IS NULL
+                  AND r.id <> :besides OFFSET 0)
 """)
 
 _RECORD = text("""
@@ -135,9 +136,10 @@ def leaving(tx: Connection, paths: Sequence[str], began: datetime | None) -> set
     return {paths[n - 1] for n in tx.scalars(_LEAVING, {"paths": [to_text(p) for p in paths], "began": began})}
 
 
-def leaving_now(tx: Connection, paths: Sequence[str]) -> set[str]:
-    """Return those of the files that are being removed."""
-    return {paths[n - 1] for n in tx.scalars(_LEAVING_NOW, {"paths": [to_text(p) for p in paths]})}
+def leaving_now(tx: Connection, paths: Sequence[str], *, besides: int = 0) -> set[str]:
+    """Return those of the files that are being removed, not counting one row."""
+    values = {"paths": [to_text(p) for p in paths], "besides": besides}
+    return {paths[n - 1] for n in tx.scalars(_LEAVING_NOW, values)}
 
 
 def record(tx: Connection, files: Sequence[Leaving], host: str) -> list[int]:
