@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,11 +22,13 @@ from examsend.confirmation import letting_go, moving, originals, removing
 from examsend.confirmation.letting_go import LetGo
 from examsend.db.engine import Database
 from examsend.demo import samples
+from examsend.dicom import identity
 from examsend.intake.directory import Walk
 from examsend.queue import proven, removals
 from examsend.queue.proven import Code
 from examsend.states import SpoolMode
-from tests.helpers import add, execute, one, rounds, rows
+from tests import forked
+from tests.helpers import execute, one, rounds, rows
 from tests.passes.world import World
 
 
@@ -41,6 +42,10 @@ class Place:
 
     def files(self, number: int = 1, below: str = "", **values: object) -> list[Path]:
         return samples.ct_study(self.drop / below, number, size=16, **values)  # type: ignore[arg-type]
+
+    def second(self, quiet: float = 0.0) -> int:
+        """Add another destination; return its id."""
+        return self.world.add("second", after="remove", confirm="commitment", quiet_seconds=quiet)
 
     def ingest(self, **values: object) -> None:
         ingest.run(self.settings, [self.drop], **values)  # type: ignore[arg-type]
@@ -166,8 +171,10 @@ ROWS: dict[str, tuple[str, Code]] = {
     "no inode": ("UPDATE exam_batch_instances SET file_inode = NULL", Code.OLD_RECORD),
     "no time of change": ("UPDATE exam_batch_instances SET file_ctime_ns = NULL", Code.OLD_RECORD),
     "no digest": (
-        "UPDATE exam_batch_instances SET content_sha256 = NULL, series_instance_uid = NULL, sop_class_uid = NULL,"
-        " transfer_syntax_uid = NULL, file_size = NULL, file_mtime_ns = NULL, dataset_offset = NULL",
+        (
+            "UPDATE exam_batch_instances SET content_sha256 = NULL, series_instance_uid = NULL, sop_class_uid = NULL,"
+            " transfer_syntax_uid = NULL, file_size = NULL, file_mtime_ns = NULL, dataset_offset = NULL"
+        ),
         Code.OLD_RECORD,
     ),
     "counted": ("UPDATE instance_confirmations SET proof = 'COUNTED'", Code.NOT_CONFIRMED),
@@ -180,7 +187,10 @@ ROWS: dict[str, tuple[str, Code]] = {
         "UPDATE instance_confirmations SET verdict = 'LATER', proof = NULL, confirmed_at = NULL",
         Code.NOT_CONFIRMED,
     ),
-    "absent": ("UPDATE instance_confirmations SET verdict = 'ABSENT', proof = NULL, confirmed_at = NULL", Code.DISPUTED),
+    "absent": (
+        "UPDATE instance_confirmations SET verdict = 'ABSENT', proof = NULL, confirmed_at = NULL",
+        Code.DISPUTED,
+    ),
     "conflict": (
         "UPDATE instance_confirmations SET verdict = 'CONFLICT', proof = NULL, confirmed_at = NULL",
         Code.DISPUTED,
@@ -196,7 +206,10 @@ ROWS: dict[str, tuple[str, Code]] = {
         "UPDATE ingested_directories SET path = (SELECT processed_filepath FROM exam_batch_instances)",
         Code.NOT_INGESTED,
     ),
-    "another digest": ("UPDATE exam_batch_instances SET content_sha256 = decode(repeat('00', 32), 'hex')", Code.CHANGED),
+    "another digest": (
+        "UPDATE exam_batch_instances SET content_sha256 = decode(repeat('00', 32), 'hex')",
+        Code.CHANGED,
+    ),
 }
 
 
@@ -248,7 +261,7 @@ def test_sent_is_not_enough_for_what_is_disputed(place: Place, what: str) -> Non
 
 
 def test_two_destinations_must_both_have_it(place: Place) -> None:
-    second = place.world.add("second", after="remove", quiet_seconds=0.0)
+    second = place.second()
     [file] = place.files()
     place.stored()
     place.confirm("i.destination_id = 1")
@@ -268,7 +281,7 @@ def test_two_destinations_must_both_have_it(place: Place) -> None:
 
 
 def test_a_removed_destination_that_never_got_it_keeps_it(place: Place) -> None:
-    second = place.world.add("second", after="remove", quiet_seconds=100.0)
+    second = place.second(100.0)
     place.files()
     place.stored()
     place.confirm()
@@ -310,6 +323,7 @@ def test_a_path_that_holds_another_instance_now_goes_on_the_proof_of_that(place:
     [newer] = samples.ct_study(place.top / "else", 1, size=16)
     newer.replace(file)
     place.stored()
+    place.due()
     place.kept(Code.NOT_CONFIRMED)
     place.confirm()
     assert place.go().removed == 1
@@ -348,7 +362,7 @@ def test_the_original_of_a_spooled_file_goes_and_the_spool_stays(place: Place, m
         place.settings, spool=mode, spool_directory=place.top / "spool", keep_free=0
     )
     [file] = place.proven()
-    spooled = [p for p in (place.top / "spool").rglob("*.dcm")]
+    spooled = list((place.top / "spool").rglob("*.dcm"))
     if mode is SpoolMode.LINK:
         # The link has changed the time of the file's last change: the next ingest puts it on record.
         place.kept(Code.CHANGED)
@@ -419,6 +433,7 @@ def test_an_error_of_the_file_system_keeps_the_file_for_an_hour(place: Place, mo
             patch.setattr(os, step, broken if step == "rename" else _first(broken, os.unlink))
             place.kept(Code.UNREADABLE)
         assert names(place.drop) == [file.name]
+        place.ingest()
     place.due()
     assert place.go().removed == 1
 
@@ -493,7 +508,7 @@ def test_what_is_registered_between_the_look_and_the_decision_counts(
     real = letting_go._Pass._decide
 
     def late(self: letting_go._Pass, found: object) -> object:
-        place.world.add("second", after="remove", quiet_seconds=0.0)
+        place.second()
         place.ingest()
         return real(self, found)  # type: ignore[arg-type]
 
@@ -505,7 +520,7 @@ def test_what_is_registered_between_the_look_and_the_decision_counts(
 def test_ingest_does_not_register_what_is_being_let_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another destination comes while a file is let go: it must not get an instance without a file."""
     [file] = place.proven()
-    place.world.add("second", after="remove", quiet_seconds=0.0)
+    place.second()
     real = removing.Removing.settle
     seen = []
 
@@ -523,7 +538,7 @@ def test_ingest_does_not_register_what_is_being_let_go(place: Place, monkeypatch
 
 def test_a_decision_waits_for_who_registers_files(place: Place) -> None:
     [file] = place.proven()
-    place.world.add("second", after="remove", quiet_seconds=100.0)
+    place.second(100.0)
     done: list[LetGo] = []
     with place.database.transaction() as tx:
         removals.together(tx)
@@ -645,6 +660,8 @@ def test_a_copy_that_is_not_what_was_copied_keeps_the_source(
         patch.setattr(moving.os, "write", damaged)
         mover.kept(Code.TARGET, "its copy is not what was copied")
     assert (names(elsewhere), names(mover.drop)) == ([], [file.name])
+    # Its names have changed the time of its last change: the next ingest puts that on record.
+    mover.ingest()
     mover.due()
     assert mover.go().moved == 1
 
@@ -656,7 +673,12 @@ def test_emptied_directories_go_but_never_one_that_was_ingested(place: Place) ->
     (place.drop / "empty").mkdir()
     done = place.go(prune_directories=True)
     assert (done.removed, done.directories) == (2, 1)
-    assert sorted(str(p.relative_to(place.drop)) for p in place.drop.rglob("*")) == ["a", "a/c", "a/c/note.txt", "empty"]
+    assert sorted(str(p.relative_to(place.drop)) for p in place.drop.rglob("*")) == [
+        "a",
+        "a/c",
+        "a/c/note.txt",
+        "empty",
+    ]
     place.proven(below="x/y")
     ingest.run(place.settings, [place.drop / "x"])
     assert place.go(prune_directories=True).directories == 1
@@ -799,3 +821,192 @@ def test_another_host_does_not_end_what_it_cannot_see(place: Place, monkeypatch:
     assert one(place.database, "SELECT removed_at IS NULL AND kept_at IS NULL FROM source_removals")
     hidden.rename(place.drop)
     assert place.go().removed == 1
+
+
+_DYING = """
+import os, signal, sys
+left = int(os.environ.pop("EXAMSEND_TEST_STEP"))
+def step(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+from examsend.confirmation import moving, originals, removing
+for name in ("rename", "link", "unlink", "fsync", "mkdir", "write", "rmdir"):
+    def wrapped(*given, _real=getattr(os, name), **more):
+        step()
+        return _real(*given, **more)
+    setattr(os, name, wrapped)
+from sqlalchemy import Engine, event
+event.listen(Engine, "commit", step)
+from examsend.commands import finalize
+from examsend.confirmation import letting_go
+from examsend.db import access
+def instead(settings, **_):
+    with access.opened(settings) as database:
+        letting_go.let_go(database, settings, dry_run=False, prune_directories=False, over=lambda: False)
+    os._exit(0)
+finalize.run = instead
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["remove", "move", "copy"])
+def test_a_kill_at_any_step_leaves_the_file_or_a_record(
+    place: Place, after: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real SIGKILLs, before each step on the file system and each COMMIT after the other, until one pass comes through."""
+    target = {"remove": None, "move": place.top / "moved", "copy": elsewhere}[after]
+    if target is not None:
+        place.change("UPDATE storage_backend_configs SET after = :after", after=f"move:{target}")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("EXAMSEND_")} | {
+        "EXAMSEND_DATABASE_URL": str(place.settings.database_url)
+    }
+    killed = 0
+    for step in range(1, 100):
+        [file] = place.proven(below=f"d{step}")
+        content = file.read_bytes()
+        ended = forked.process().run(["finalize"], environment | {"EXAMSEND_TEST_STEP": str(step)}, before=_DYING)
+        left = [p for p in file.parent.iterdir() if p.read_bytes() == content]
+        record = rows(
+            place.database, "SELECT removed_at, kept_at FROM source_removals WHERE path = :path", path=str(file)
+        )
+        assert left or record, f"step {step}"
+        if left and left != [file]:
+            assert record == [(None, None)], f"step {step}"
+        place.abandoned()
+        for _ in range(2):
+            place.ingest()
+            place.due()
+            place.go()
+        assert names(place.drop) == [], f"step {step}"
+        assert (
+            one(place.database, "SELECT count(*) FROM source_removals WHERE removed_at IS NULL AND kept_at IS NULL")
+            == 0
+        )
+        if target is not None:
+            moved = [p for p in (target / f"d{step}").iterdir() if not p.name.endswith(".part")]
+            assert [p.read_bytes() for p in moved] == [content], f"step {step}"
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        killed += 1
+    assert killed > 8
+
+
+# Random histories of one SOP Instance UID at two destinations.
+
+_STEPS = st.lists(
+    st.sampled_from(
+        [
+            "ingest", "ingest", "send", "send", "confirm 1", "confirm 2", "confirm 1", "confirm 2", "listed 1", "counted 2",
+            "dispute 1", "resolve", "overwrite", "another copy", "again 1", "again 2", "let go", "let go", "enough 2",
+        ]
+    ),
+    min_size=3,
+    max_size=14,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@hypothesis_settings(
+    max_examples=rounds(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(steps=_STEPS)
+def test_no_history_lets_a_source_go_without_proof(place: Place, steps: list[str]) -> None:
+    history = _History(place)
+    for step in steps:
+        history.play(step)
+    history.play("let go")
+
+
+class _History:
+    """What has happened to one instance, told apart from the program's own look at it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        shutil.rmtree(place.drop, ignore_errors=True)
+        place.change("TRUNCATE exam_batches, source_removals, batch_confirmations, instance_confirmations CASCADE")
+        if one(place.database, "SELECT count(*) FROM storage_backend_configs") == 1:
+            place.second()
+        place.change("UPDATE storage_backend_configs SET sent_is_enough = false")
+        [self.first] = place.files()
+        place.ingest()
+        self.copies = 0
+
+    def play(self, step: str) -> None:
+        """One step."""
+        what, _, to = step.partition(" ")
+        place, there = self.place, [p for p in place_files(self.place) if p.exists()]
+        if what == "ingest":
+            place.ingest()
+        elif what == "send":
+            place.sent()
+        elif what in {"confirm", "listed", "counted"}:
+            proof = {"confirm": "COMMITTED", "listed": "LISTED", "counted": "COUNTED"}[what]
+            place.confirm(f"i.destination_id = {to}", proof, later=0.0)
+        elif what == "dispute":
+            place.change(
+                "UPDATE instance_confirmations c SET verdict = 'ABSENT', proof = NULL, confirmed_at = NULL FROM"
+                f" exam_batch_instances i WHERE i.id = c.instance_id AND i.destination_id = {to}"
+            )
+        elif what == "resolve":
+            place.change("UPDATE instance_confirmations SET verdict = 'SENT_AGAIN' WHERE verdict = 'ABSENT'")
+        elif what == "overwrite" and there:
+            _rewritten(there[0])
+        elif what == "another" and there:
+            self.copies += 1
+            shutil.copy(there[0], place.drop / f"copy{self.copies}.dcm")
+        elif what == "again":
+            # An archive stores it once more: what was asked before says nothing about it.
+            place.change(
+                "UPDATE exam_batch_instances SET stored_at = clock_timestamp() WHERE outcome = 'STORED'"
+                f" AND destination_id = {to}"
+            )
+        elif what == "enough":
+            place.change(f"UPDATE storage_backend_configs SET sent_is_enough = true WHERE id = {to}")
+        elif what == "let":
+            self._let_go()
+
+    def _let_go(self) -> None:
+        place = self.place
+        before = {p: identity.inspect(p).content_sha256 for p in place_files(place)}
+        place.due()
+        place.go()
+        for gone in (p for p in before if not p.exists()):
+            self._check(gone, before[gone])
+
+    def _check(self, gone: Path, sha256: bytes) -> None:
+        enough = dict(rows(self.place.database, "SELECT id, sent_is_enough FROM storage_backend_configs"))
+        found = rows(
+            self.place.database,
+            "SELECT i.destination_id, i.content_sha256, i.outcome, i.stored_at, c.verdict, c.proof, c.requested_at"
+            " FROM exam_batch_instances i LEFT JOIN instance_confirmations c ON c.instance_id = i.id",
+        )
+        destinations = {
+            row[0]
+            for row in rows(
+                self.place.database,
+                "SELECT destination_id FROM exam_batch_instances i WHERE processed_filepath = :path OR EXISTS (SELECT 1 FROM"
+                " exam_batch_instance_aliases a WHERE a.instance_id = i.id AND a.file_path = :path)",
+                path=str(gone),
+            )
+        }
+        assert destinations == {1, 2}
+        for destination in destinations:
+            mine = [row for row in found if row.destination_id == destination]
+            assert {bytes(row.content_sha256) for row in mine} == {sha256}
+            assert {row.outcome for row in mine} == {"STORED"}
+            assert not any(row.verdict in {"ABSENT", "CONFLICT"} for row in mine)
+            last = max(row.stored_at for row in mine)
+            assert enough[destination] or any(
+                row.verdict == "CONFIRMED" and row.proof in {"COMMITTED", "LISTED"} and row.requested_at > last
+                for row in mine
+            )
+
+
+def place_files(place: Place) -> list[Path]:
+    """Return the files of the drop directory."""
+    return sorted(p for p in place.drop.rglob("*") if p.is_file())
