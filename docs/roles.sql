@@ -84,6 +84,9 @@ GRANT INSERT ON events TO examsend_send;
 GRANT UPDATE (consecutive_failures, held_until, held_code, held_reason, down_since, last_success_at, told_at, told_since)
     ON storage_backend_configs TO examsend_send;
 
+-- Archives are asked what they have of what was SENT, and sources go on that proof, on record.
+GRANT INSERT, UPDATE ON batch_confirmations, commitment_requests, instance_confirmations, source_removals TO examsend_send;
+
 GRANT examsend_ingest, examsend_send TO examsend_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO examsend_operator;
 REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM examsend_operator;

@@ -876,8 +876,9 @@ def test_a_kill_at_any_step_leaves_the_file_or_a_record(
             assert record == [(None, None)], f"step {step}"
         place.abandoned()
         for _ in range(2):
-            place.ingest()
-            place.due()
+            if names(place.drop):
+                place.ingest()
+                place.due()
             place.go()
         assert names(place.drop) == [], f"step {step}"
         assert (
