@@ -72,6 +72,9 @@ GRANT INSERT, UPDATE ON study_expectations, expectation_studies TO examsend_inge
 GRANT INSERT, UPDATE, DELETE ON expected_series, expected_instances TO examsend_ingest;
 GRANT INSERT ON events TO examsend_ingest;
 
+-- Which directories were ingested: a source is let go only below one of them.
+GRANT INSERT ON ingested_directories TO examsend_ingest;
+
 -- Batches are claimed and sent; a destination is held, or stores again. Its address, its settings and whether it is enabled are
 -- not the sender's to change, nor is which instance belongs to which batch.
 GRANT UPDATE ON exam_batches, exam_batch_instances TO examsend_send;
@@ -80,6 +83,9 @@ GRANT INSERT, UPDATE ON delivery_totals, status_totals, duration_totals TO exams
 GRANT INSERT ON events TO examsend_send;
 GRANT UPDATE (consecutive_failures, held_until, held_code, held_reason, down_since, last_success_at, told_at, told_since)
     ON storage_backend_configs TO examsend_send;
+
+-- Archives are asked what they have of what was SENT, and sources go on that proof, on record.
+GRANT INSERT, UPDATE ON batch_confirmations, commitment_requests, instance_confirmations, source_removals TO examsend_send;
 
 GRANT examsend_ingest, examsend_send TO examsend_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO examsend_operator;

@@ -27,7 +27,8 @@ from examsend.commands import (
     status,
 )
 from examsend.config.settings import Settings
-from examsend.db import engine
+from examsend.confirmation import letting_go
+from examsend.db import access, engine
 from examsend.db.tables.base import Base
 from examsend.demo import receiver, samples
 from examsend.errors import ConfigError
@@ -88,6 +89,25 @@ def test_the_chain_runs_with_a_role_for_each_pass(
     execute(database, "UPDATE exam_batches SET finished_at = finished_at - interval '9 days'")
     prune.run(operator, older_than=86400.0)
     rejected.dismiss(operator, [str(files[0])], why="a test")
+
+
+def test_the_sender_lets_sources_go(
+    granted: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    add(granted, f"{receiving.aet}@{receiving.host}:{receiving.port}", after="remove", sent_is_enough=True)
+    files = samples.ct_study(tmp_path / "drop", 2, size=16)
+    ingest.run(as_role(granted, "ingest"), [tmp_path / "drop"])
+    finalize.run(as_role(granted, "ingest"))
+    send.run(as_role(granted, "send"))
+    execute(
+        database,
+        "INSERT INTO batch_confirmations (batch_id, destination_id, let_go_at) SELECT id, destination_id, now() FROM exam_batches"
+        " ON CONFLICT (batch_id) DO UPDATE SET let_go_at = now()",
+    )
+    sender = as_role(granted, "send")
+    with access.opened(sender) as theirs:
+        done = letting_go.let_go(theirs, sender, dry_run=False, prune_directories=False, over=lambda: False)
+    assert (done.removed, [f.exists() for f in files]) == (2, [False, False])
 
 
 FORBIDDEN: dict[str, Callable[[Settings, Path], object]] = {
