@@ -20,7 +20,7 @@ def state(batch: BatchStatus) -> str:
 
 
 def of_destination(d: DestinationStatus) -> Iterator[str]:
-    """Yield what the archive of a destination has not confirmed."""
+    """Yield what the archive of a destination has not confirmed, and why it cannot be asked."""
     if d.disputed or d.being_mended:
         mended = f" ({d.being_mended} sent again)" if d.being_mended else ""
         yield f"{d.disputed + d.being_mended} disputed{mended}"
@@ -28,10 +28,6 @@ def of_destination(d: DestinationStatus) -> Iterator[str]:
         yield f"{d.unconfirmed} unconfirmed for good"
     if d.awaited and d.oldest_awaited_seconds is not None:
         yield f"{d.awaited} await confirmation, oldest {span(d.oldest_awaited_seconds)}"
-
-
-def silent(d: DestinationStatus) -> Iterator[str]:
-    """Yield why the archive of a destination cannot be asked."""
     if d.archive_failures:
         yield f"its archive cannot be asked: {d.archive_problem}"
 

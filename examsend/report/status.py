@@ -174,8 +174,6 @@ def _destination(d: DestinationStatus, wide: int) -> Iterator[str]:
     yield ", ".join(f"{number} {state}" for state, number in queue if number) or "nothing queued"
     if d.oldest_waiting_seconds is not None:
         yield f"oldest {span(d.oldest_waiting_seconds)}"
-    if said := "; ".join(batch_proof.of_destination(d)):
-        yield said
     if d.last_success_seconds is not None and d.health_code != "OK":
         yield f"last success {span(d.last_success_seconds)} ago"
     if d.associations:
@@ -185,7 +183,7 @@ def _destination(d: DestinationStatus, wide: int) -> Iterator[str]:
 
 def _health(d: DestinationStatus) -> str:
     since = f"down {span(d.down_seconds)}: " if d.down_seconds is not None and d.is_down else ""
-    return "; ".join((f"{since}{d.health}", *d.notes, *batch_proof.silent(d)))
+    return "; ".join((f"{since}{d.health}", *d.notes, *batch_proof.of_destination(d)))
 
 
 def _success(d: DestinationStatus) -> str:
