@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from examsend.queue.batch_proof import AnswerGroup, BatchProof, CommitmentAsked
 from examsend.queue.overview import DestinationStatus
 from examsend.queue.reasons import span
 from examsend.queue.views import BatchStatus
-from examsend.report.layout import local_time, plural, table
+from examsend.report.layout import local_time, plural
+from examsend.report.terminal import clean
 
 _HOW = {"commitment": "by Storage Commitment", "query": "by query"}
 
@@ -32,15 +32,11 @@ def of_destination(d: DestinationStatus) -> Iterator[str]:
         yield f"its archive cannot be asked: {d.archive_problem}"
 
 
-def told(batch: BatchStatus, proof: BatchProof) -> list[Any]:
-    """Return lines and tables about the confirmation of one batch."""
-    lines: list[Any] = ["; ".join(_asked(batch, proof))]
-    if proof.answers:
-        lines.append(_answers(proof.answers))
-    if proof.requests:
-        lines.append(_requests(proof.requests))
-        if proof.request_count > len(proof.requests):
-            lines.append(f"... and {proof.request_count - len(proof.requests)} earlier requests")
+def told(batch: BatchStatus, proof: BatchProof) -> list[str]:
+    """Return lines about the confirmation of one batch."""
+    lines = ["; ".join(_asked(batch, proof)), *map(_answer, proof.answers), *map(_request, proof.requests)]
+    if proof.request_count > len(proof.requests):
+        lines.append(f"... and {proof.request_count - len(proof.requests)} earlier requests")
     return lines
 
 
@@ -54,7 +50,7 @@ def _asked(batch: BatchStatus, proof: BatchProof) -> Iterator[str]:
         yield f"{proof.unanswered} not answered about"
     how = f" {_HOW[proof.method]}" if proof.method in _HOW else ""
     if proof.asked_at is None:
-        yield f"{proof.archive} was not asked yet{f' ({how.strip()})' if how else ''}"
+        yield f"{proof.archive} was not asked yet" + (f" ({how.strip()})" if how else "")
     else:
         yield f"{proof.archive} asked{how} {local_time(proof.asked_at)}, {plural(proof.tries, 'time')}"
     if batch.resent_batch_id is not None:
@@ -63,28 +59,23 @@ def _asked(batch: BatchStatus, proof: BatchProof) -> Iterator[str]:
         yield f"for a person since {local_time(proof.gave_up_at)}"
 
 
-def _answers(groups: tuple[AnswerGroup, ...]) -> Any:
-    return table(
-        ("answer", "code", "instances>", "reason", "answered", "for example"),
-        (
-            (g.verdict, g.failure_reason or "", g.count, g.reason, local_time(g.answered_at), g.sop_instance_uids)
-            for g in groups
-        ),
+def _answer(group: AnswerGroup) -> str:
+    """Return one line, and no table: its UIDs are whole on each terminal."""
+    code = (
+        f" {group.failure_reason}" if group.failure_reason and group.failure_reason not in (group.reason or "") else ""
     )
+    why = f" {group.reason}" if group.reason else ""
+    more = (
+        f" and {group.count - len(group.sop_instance_uids)} more" if group.count > len(group.sop_instance_uids) else ""
+    )
+    what = f"{group.verdict}{code}{why}: {plural(group.count, 'instance')}, last answer {local_time(group.answered_at)}"
+    return clean(f"{what}: {' '.join(group.sop_instance_uids)}{more}")
 
 
-def _requests(requests: tuple[CommitmentAsked, ...]) -> Any:
-    return table(
-        ("transaction", "of", "asked", "instances>", "status", "reported"),
-        (
-            (
-                r.transaction_uid,
-                r.archive_aet,
-                local_time(r.requested_at),
-                r.instances,
-                r.status or "no answer",
-                local_time(r.reported_at) if r.reported_at else "no report",
-            )
-            for r in requests
-        ),
+def _request(asked: CommitmentAsked) -> str:
+    status = f"status {asked.status}" if asked.status else "no answer"
+    report = f"reported {local_time(asked.reported_at)}" if asked.reported_at else "no report"
+    what = (
+        f"{asked.archive_aet} asked {local_time(asked.requested_at)} to commit to {plural(asked.instances, 'instance')}"
     )
+    return clean(f"{what}: {status}, {report}; transaction {asked.transaction_uid}")
