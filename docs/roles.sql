@@ -103,7 +103,7 @@ GRANT INSERT, UPDATE (removed_at, kept_at, move_to) ON source_removals TO examse
 GRANT UPDATE (confirm_held_until, confirm_failures, confirm_problem) ON storage_backend_configs TO examsend_confirm;
 GRANT INSERT, DELETE ON exam_batches TO examsend_confirm;
 GRANT UPDATE (status, last_instance_at, grown, check_at, ready_at, ready_reason, next_attempt_at) ON exam_batches TO examsend_confirm;
-GRANT INSERT, UPDATE (error_comment) ON exam_batch_instances TO examsend_confirm;
+GRANT INSERT, UPDATE (outcome) ON exam_batch_instances TO examsend_confirm;
 GRANT INSERT ON exam_batch_instance_aliases TO examsend_confirm;
 GRANT INSERT ON events TO examsend_confirm;
 
