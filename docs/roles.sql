@@ -95,8 +95,9 @@ GRANT UPDATE (consecutive_failures, held_until, held_code, held_reason, down_sin
     ON storage_backend_configs TO examsend_send;
 
 -- Archives are asked, and what they answer is written. What they do not have is put in line again, in a batch that follows the one
--- that was SENT, or in the PENDING one of the study: no outcome of an instance is changed, and no attempt. Sources that go are on
--- record before. Rows of instances and destinations are locked meanwhile, for which PostgreSQL asks for the right to change one column.
+-- that was SENT, or in the PENDING one of the study, of which what was recorded as not to be sent is released. Sources that go are
+-- on record before. Rows of instances and destinations are locked meanwhile, for which PostgreSQL asks for the right to change one
+-- column.
 GRANT INSERT, UPDATE ON batch_confirmations, instance_confirmations TO examsend_confirm;
 GRANT INSERT, UPDATE (status, reports, reported_at) ON commitment_requests TO examsend_confirm;
 GRANT INSERT, UPDATE (removed_at, kept_at, move_to) ON source_removals TO examsend_confirm;

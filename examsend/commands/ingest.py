@@ -15,7 +15,7 @@ from examsend.intake.counts import Noted, Progress, Touched
 from examsend.intake.directory import root_of
 from examsend.intake.intake import Intake
 from examsend.intake.spool import Spool
-from examsend.queue import rejected
+from examsend.queue import rejected, removals
 from examsend.queue.destination import routed_destinations
 from examsend.states import LatePolicy, SpoolMode
 
@@ -117,6 +117,9 @@ def run(
     with access.opened(settings) as database:
         swept = 0 if place is None else place.clean(database)
         routed = database.run(lambda tx: routed_destinations(tx, list(to)))
+        directories_only = [root for root in roots if Path(root).is_dir()]
+        if directories_only:
+            database.run(lambda tx: removals.ingested(tx, directories_only), idempotent=True)
         intake = Intake(
             database,
             settings,

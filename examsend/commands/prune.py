@@ -11,7 +11,7 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.intake import spool
-from examsend.queue import events, retention
+from examsend.queue import events, removals, retention
 from examsend.queue.retention import Deleted, Group, Place
 from examsend.states import Act
 
@@ -80,6 +80,7 @@ def run(
                 spooled, size = spool.prune(database, place, age=settings.spool_keep, over=over)
             acts = _rows(database, over, lambda tx: retention.delete_events(tx, age=older_than, limit=_ROWS))
             rejected = _rows(database, over, lambda tx: retention.delete_rejected(tx, age=older_than, limit=_ROWS))
+            _rows(database, over, lambda tx: removals.delete_removals(tx, age=older_than, limit=_ROWS))
             days = database.run(retention.sum_up)
             if done.batches:
                 why = f"{done.batches} batches, {done.instances} instances, finished {older_than / 86400:g} days ago or earlier"

@@ -92,15 +92,15 @@ class Round:
 
     def run(self) -> Found:
         """Ask until nothing is due, the archive cannot be asked, or the pass is over. Raises DatabaseUnavailable."""
-        destination = self._database.run(lambda tx: get_destination_by_id(tx, self._id))
+        destination, began = self._database.run(lambda tx: (get_destination_by_id(tx, self._id), confirmation.now(tx)))
         self.found.destination = destination.name
         try:
-            self._ask(destination)
+            self._ask(destination, began)
             if self._archives.committing is not None and not self.found.problem:
                 with suppress(Ended):  # what it has not reported by now, it reports elsewhere, or is asked about again
                     self._archives.committing.wait()
                 # What it has just disputed is put in line again.
-                self._ask(destination)
+                self._ask(destination, began)
         finally:
             if self._archives.committing is not None:
                 self._archives.committing.close()
@@ -108,10 +108,12 @@ class Round:
                 self._archives.queries.close()
         return self.found
 
-    def _ask(self, destination: Destination) -> None:
+    def _ask(self, destination: Destination, began: datetime) -> None:
         while not (self._over() or self.found.problem):
             claims = self._database.run(
-                lambda tx: confirmation.claim(tx, self._id, by=self._by, lease=self._lease, limit=GROUP, ids=self._ids)
+                lambda tx: confirmation.claim(
+                    tx, self._id, by=self._by, lease=self._lease, limit=GROUP, began=began, ids=self._ids
+                )
             )
             if not claims:
                 return

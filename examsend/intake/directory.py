@@ -8,7 +8,7 @@ from pathlib import Path
 
 from examsend.dicom.identity import stamp
 from examsend.errors import UsageError
-from examsend.queue.files import FileStat
+from examsend.queue.files import ASIDE, FileStat
 
 
 def root_of(named: str | Path) -> str:
@@ -27,7 +27,8 @@ class Walk:
     """Lists the regular files in directories, and counts what else is there but directories.
 
     Symbolic links to directories are not followed. Links to files are followed only if the target is in the same directory
-    tree, so that a link in a drop directory cannot make examsend send other files of the machine.
+    tree, so that a link in a drop directory cannot make examsend send other files of the machine. Sources that are being let go
+    are passed over.
     """
 
     def __init__(self, *, recursive: bool, unreadable: Callable[[str, OSError], None]) -> None:
@@ -60,6 +61,8 @@ class Walk:
                 continue
             below: list[str] = []
             for entry in entries:
+                if ASIDE.fullmatch(entry.name):
+                    continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)

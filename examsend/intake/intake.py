@@ -20,7 +20,7 @@ from examsend.intake.counts import Counts, Noted, Progress, Touched
 from examsend.intake.directory import Mounts, Walk, described, stays
 from examsend.intake.presence import Presence
 from examsend.intake.spool import Spool, Swept
-from examsend.queue import registration, rejected, seen, versions
+from examsend.queue import registration, rejected, removals, seen, versions
 from examsend.queue.destination import Destination, keep_destinations
 from examsend.queue.files import FileStat, is_gone
 from examsend.queue.late import LeftOut
@@ -230,20 +230,24 @@ class Intake:
         def gone(path: str) -> bool:
             return path in leaving or is_gone(path)
 
-        def write(tx: Connection) -> tuple[list[int], list[Registered]]:
+        def write(tx: Connection) -> tuple[list[int], Sequence[Arrival], list[Registered]]:
             kept = keep_destinations(tx, self._routed)
             if not kept:
                 names = ", ".join(self._names.values())
                 raise Refused(f"ingest ended: every destination it registers files for was removed meanwhile ({names})")
             if self._spool is not None:
                 self._spool.hold(tx, arrivals)
-            done = registration.register(tx, arrivals, kept, gone=gone, during=self._during)
-            rejected.forget(tx, [arrival.found_at for arrival in arrivals])
+            # A source that is let go must not be registered for one more destination: it would be missing there.
+            in_place = [arrival.path for arrival in arrivals if arrival.source is None]
+            left = removals.leaving(tx, in_place, self._during.began)
+            stay = [arrival for arrival in arrivals if arrival.path not in left] if left else arrivals
+            done = registration.register(tx, stay, kept, gone=gone, during=self._during)
+            rejected.forget(tx, [arrival.found_at for arrival in stay])
             self._presence.hold(tx, {r.batch_id for r in done})
-            return kept, done
+            return kept, stay, done
 
         try:
-            kept, registered = self._database.run(write, idempotent=True)
+            kept, stay, registered = self._database.run(write, idempotent=True)
         except REFUSED_VALUES as error:
             if len(arrivals) > 1:
                 return [written for half in _halves(arrivals) for written in self._write(half)]
@@ -255,8 +259,9 @@ class Intake:
             return []
         self.counts.removed += [self._names[d] for d in self._routed if d not in kept]
         self._routed = kept
-        self._count(arrivals, registered)
-        return list(arrivals)
+        self.counts.deferred += len(arrivals) - len(stay)
+        self._count(stay, registered)
+        return list(stay)
 
     def _reject(self, rejections: Sequence[Rejection]) -> None:
         """Record files that cannot be registered. One that the database cannot even name is only reported."""

@@ -127,6 +127,13 @@ _DUE_DESTINATIONS = text(f"""
     ORDER BY d.id
 """)
 
+_NOW = text("SELECT clock_timestamp()")
+
+_UNTOLD = f"""EXISTS (SELECT 1 FROM instance_confirmations k WHERE k.batch_id = c.batch_id AND k.verdict = '{Verdict.ABSENT}'
+                  AND k.resent_at IS NULL)"""
+"""An instance is absent, and nobody was told."""
+
+# A pass asks about each batch once, however short the pauses are.
 _CLAIM = text(f"""
     UPDATE batch_confirmations c
     SET claim_id = :claim, claimed_by = :by, due_at = clock_timestamp() + make_interval(secs => :lease)
@@ -134,6 +141,7 @@ _CLAIM = text(f"""
           WHERE c.destination_id = :destination AND c.due_at <= {due.NOW} AND {due.MAY_CONFIRM}
             AND (CAST(:ids AS bigint[]) IS NULL OR c.batch_id = ANY(CAST(:ids AS bigint[])))
             AND (c.method IS NOT NULL OR d.confirm <> '{Confirm.NONE}')
+            AND (c.asked_at IS NULL OR c.asked_at < :began OR {_UNTOLD})
           ORDER BY c.due_at LIMIT :limit FOR NO KEY UPDATE OF c SKIP LOCKED) n,
          storage_backend_configs d, exam_batches b
     WHERE c.batch_id = n.batch_id AND d.id = c.destination_id AND b.id = c.batch_id
@@ -156,15 +164,29 @@ class Claimed:
     """The time for it is over."""
 
 
+def now(tx: Connection) -> datetime:
+    """Return the time by the database's clock."""
+    found: datetime = tx.execute(_NOW).scalar_one()
+    return found
+
+
 def due_destinations(tx: Connection, only: int | None) -> list[int]:
     """Return the ids of the destinations of which a batch is due."""
     return list(tx.scalars(_DUE_DESTINATIONS, {"only": only}))
 
 
 def claim(
-    tx: Connection, destination_id: int, *, by: str, lease: float, limit: int, ids: Sequence[int] | None = None
+    tx: Connection,
+    destination_id: int,
+    *,
+    by: str,
+    lease: float,
+    limit: int,
+    began: datetime,
+    ids: Sequence[int] | None = None,
 ) -> list[Claimed]:
-    """Claim at most ``limit`` batches of a destination that are due, the longest due first. ``ids``: only of these."""
+    """Claim at most ``limit`` batches of a destination that are due, the longest due first. ``began``: when the pass began, by the
+    database's clock (``now``). ``ids``: only of these."""
     claim_id = uuid4()
     rows = tx.execute(
         _CLAIM,
@@ -174,6 +196,7 @@ def claim(
             "by": by,
             "lease": lease,
             "limit": limit,
+            "began": began,
             "ids": None if ids is None else list(ids),
         },
     )
@@ -211,14 +234,11 @@ _MARK = text(f"""
     WHERE c.batch_id = w.batch
 """)
 
-_NOW = text("SELECT clock_timestamp()")
-
 # A batch that was asked about is due when its pause is over. One of which something is absent that nobody was told of is due now.
 _HAND_BACK = text(f"""
     UPDATE batch_confirmations c
     SET claim_id = NULL, claimed_by = NULL,
-        due_at = CASE WHEN EXISTS (SELECT 1 FROM instance_confirmations k WHERE k.batch_id = c.batch_id
-                                   AND k.verdict = '{Verdict.ABSENT}' AND k.resent_at IS NULL) THEN clock_timestamp()
+        due_at = CASE WHEN {_UNTOLD} THEN clock_timestamp()
                       WHEN :asked THEN c.asked_at + make_interval(secs => w.pause)
                       ELSE clock_timestamp() + make_interval(secs => w.pause) END
     FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[]), CAST(:pauses AS float8[])) w (batch, claim, pause)
@@ -272,7 +292,7 @@ def to_ask(tx: Connection, claims: Collection[Claimed]) -> dict[int, list[Stored
 def mark_asked(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float]) -> datetime:
     """Record that the archive is asked about batches now; return when. The claims are ``held`` in this transaction. ``pauses``:
     seconds until each may be asked about again."""
-    at: datetime = tx.execute(_NOW).scalar_one()
+    at = now(tx)
     tx.execute(_MARK, {"batches": [c.batch_id for c in claims], "pauses": list(pauses), "at": at})
     return at
 

@@ -7,6 +7,7 @@ as a percent-encoded ``file:`` URI, which does not begin with a slash.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -30,6 +31,16 @@ def from_text(text: str) -> str:
 
 OVERWRITTEN = -(2**63)
 """Stored as the ctime of a file whose path holds other content now. No file has this ctime, so that none is taken for it."""
+
+
+ASIDE = re.compile(r"\.examsend-removal-[0-9]+(\.part)?")
+"""The names of sources that are being let go. Others that begin with .examsend- may be files that nobody has read yet: one that
+took the place of an original, and was put aside in its stead."""
+
+
+def aside(removal_id: int) -> str:
+    """Return the name that a source has while it is let go."""
+    return f".examsend-removal-{removal_id}"
 
 
 def signed(number: int) -> int:

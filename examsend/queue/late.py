@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from examsend.queue import removals
 from examsend.queue.files import OVERWRITTEN, from_text, unmounted
 from examsend.states import LatePolicy, Outcome
 
@@ -163,6 +164,7 @@ def resend(
     ids = sorted(set(batch_ids))
     if not ids:
         return
+    removals.together(tx)
     release(tx, ids)
     rest = [row for row in tx.execute(_REST, {"ids": ids, "overwritten": OVERWRITTEN}) if row.uid not in without]
     places: dict[int, tuple[int, int | None]] = {}

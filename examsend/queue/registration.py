@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, text
 
-from examsend.queue import batches, late, replacement, series, versions, whereabouts
+from examsend.queue import batches, late, removals, replacement, series, versions, whereabouts
 from examsend.queue.files import from_text, signed, to_text
 from examsend.queue.pending import drop_empty
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
@@ -295,6 +295,7 @@ def register(
     that was attempted comes under its destination's late policy (see ``late``). ``requested``: neither of these, because an
     operator has asked for a retry with these files.
     """
+    removals.together(tx)
     return _Registration(tx, arrivals, destination_ids, during or Pass(), gone, requested=requested).run()
 
 

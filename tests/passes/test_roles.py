@@ -36,6 +36,7 @@ from examsend.commands import (
 )
 from examsend.commands.confirm import Selection
 from examsend.config.settings import Settings
+from examsend.confirmation import letting_go
 from examsend.db import access, engine
 from examsend.db.tables.base import Base
 from examsend.demo import receiver, samples
@@ -171,6 +172,12 @@ def test_archives_are_asked_and_their_reports_are_taken_each_with_a_role(
         lost.clear()
         confirmed = "SELECT count(*) FROM batch_confirmations WHERE state = 'CONFIRMED'"
         until(lambda: confirm.run(confirmer) is not None and one(database, confirmed) == 2)
+        until(
+            lambda: (
+                confirm.run(confirmer) is not None
+                and one(database, "SELECT count(removed_at) FROM source_removals") == 3
+            )
+        )
         # An archive reports again, to listen.
         transaction = one(database, "SELECT max(transaction_uid) FROM commitment_requests WHERE batch_id = 2")
         with access.opened(intake, create=False) as opened:
@@ -186,6 +193,20 @@ def test_archives_are_asked_and_their_reports_are_taken_each_with_a_role(
     assert [problem.destination for problem in found.problems] == ["pacs"]
     execute(database, "UPDATE batch_confirmations SET let_go_at = now(), due_at = NULL, claim_id = NULL")
     confirm.run(confirmer, prune_directories=True)
+
+
+def test_the_role_of_confirm_lets_sources_go(
+    granted: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    add(granted, f"{receiving.aet}@{receiving.host}:{receiving.port}", after="remove", sent_is_enough=True)
+    files = samples.ct_study(tmp_path / "drop", 2, size=16)
+    ingest.run(as_role(granted, "ingest"), [tmp_path / "drop"])
+    finalize.run(as_role(granted, "ingest"))
+    send.run(as_role(granted, "send"))
+    confirmer = as_role(granted, "confirm")
+    with access.opened(confirmer) as theirs:
+        done = letting_go.let_go(theirs, confirmer, dry_run=False, prune_directories=False, over=lambda: False)
+    assert (done.removed, [f.exists() for f in files]) == (2, [False, False])
 
 
 ANY = Selection(batch_ids=[1])

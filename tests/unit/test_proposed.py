@@ -12,6 +12,7 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 
 from examsend.dimse import inbound, proposed
@@ -78,6 +79,36 @@ def test_pynetdicom_decodes_the_acceptance() -> None:
     assert [(c.context_id, c.result) for c in results] == [(1, 3), (3, 0), (5, 4)]
     assert results[1].transfer_syntax == [IMPLICIT]
     assert primitive.maximum_length_received == 65536
+
+
+def _roles(granted: dict[str, tuple[bool, bool]]) -> list[tuple[str, bool, bool]]:
+    """Return the role selections of the acceptance, as pynetdicom decodes them."""
+    body = request()
+    found = proposed.decode(body)
+    contexts = grant(found, {MPPS: (IMPLICIT,), VERIFICATION: (IMPLICIT,)}).contexts
+    read = A_ASSOCIATE_AC()
+    read.decode(proposed.acceptance(body, found, Granted(contexts, frozenset(), granted), 65536))
+    items = read.to_primitive().user_information
+    return [
+        (str(i.sop_class_uid), i.scu_role, i.scp_role) for i in items if isinstance(i, SCP_SCU_RoleSelectionNegotiation)
+    ]
+
+
+def test_roles_are_granted_where_they_were_proposed() -> None:
+    """The request proposes the SCP role for MPPS alone."""
+    assert _roles({}) == []
+    assert _roles({MPPS: (False, True)}) == [(MPPS, False, True)]
+    assert _roles({MPPS: (True, True)}) == [(MPPS, False, True)]
+    assert _roles({MPPS: (False, False)}) == [(MPPS, False, False)]
+    assert _roles({VERIFICATION: (True, True), CT: (True, True), "1.2.3": (True, True)}) == []
+
+
+def test_roles_of_an_abstract_syntax_are_answered_once() -> None:
+    roles = item(0x50, item(0x54, b"\0\1x\1\1"))
+    body = associate(APPLICATION, context(1, b"x"), context(3, b"x"), roles)[6:]
+    found = proposed.decode(body)
+    answer = proposed.acceptance(body, found, Granted({1: IMPLICIT, 3: IMPLICIT}, roles={"x": (True, True)}), 65536)
+    assert answer.count(item(0x54, b"\0\1x\1\1")) == 1
 
 
 def test_pynetdicom_decodes_the_rejection() -> None:
