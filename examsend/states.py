@@ -188,6 +188,8 @@ class Rule(StrEnum):
     """Its batch is open for the longest wait."""
     OPERATOR = "OPERATOR"
     """Somebody said so."""
+    DISPUTED = "DISPUTED"
+    """It has what the archive does not have of an earlier batch."""
 
 
 class ExpectationSource(StrEnum):

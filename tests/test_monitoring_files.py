@@ -44,6 +44,15 @@ def printed(settings: Settings, database: engine.Database) -> list[Any]:
         "INSERT INTO command_passes (command, host, started_at, finished_at, seconds, exit_code, passes, failures)"
         " VALUES ('send', 'h1', now(), now(), 1, 0, 1, 0)",
     )
+    execute(
+        database,
+        "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, finished_at)"
+        " VALUES ('1.2', 1, 'SENT', now(), now())",
+    )
+    execute(
+        database,
+        "INSERT INTO batch_confirmations (batch_id, destination_id, state, confirmed_at) VALUES (1, 1, 'CONFIRMED', now())",
+    )
     families = text_string_to_metric_families(metrics.run(settings).text)
     return [sample for family in families for sample in family.samples]
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from examsend.states import Confirm
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -22,9 +24,26 @@ def register(app: typer.Typer) -> None:
                 "--to", metavar="AET@HOST:PORT", help="Send to this destination. Not given: a receiver on loopback."
             ),
         ] = None,
+        confirm: Annotated[
+            Confirm | None,
+            typer.Option(
+                "--confirm",
+                metavar="none|commitment|query",
+                help="How the destination of --to is asked to confirm what it has. Not given: query.",
+            ),
+        ] = None,
+        listen_port: Annotated[
+            int | None,
+            typer.Option(
+                min=1,
+                max=65535,
+                metavar="N",
+                help="With --confirm commitment: take the reports of the archive on this TCP port, as AE title EXAMSEND.",
+            ),
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")] = False,
     ) -> None:
-        """Run a demonstration. It ingests and sends sample studies, with a temporary database and receiver."""
+        """Run a demonstration. It ingests and sends sample studies, and has them confirmed, with a temporary database and receiver."""
         import logging
 
         from examsend.demo import run
@@ -33,7 +52,9 @@ def register(app: typer.Typer) -> None:
 
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
-        result = run.run(directory, to=to, say=lambda line: typer.echo(clean(line), err=True))
+        result = run.run(
+            directory, to=to, how=confirm, listen_port=listen_port, say=lambda line: typer.echo(clean(line), err=True)
+        )
         if as_json:
             typer.echo(json.as_json(result))
         else:

@@ -58,7 +58,8 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option(
                 metavar="NAME=VALUE",
-                help="With --check: WARNING above this: failed, down, stuck, waiting, rejected, finalize, send, errors; off.",
+                help="With --check: WARNING above this: failed, down, stuck, waiting, rejected, finalize, send, errors, disputed,"
+                " unconfirmed, awaited, archive; off.",
             ),
         ] = None,
         critical: Annotated[

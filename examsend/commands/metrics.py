@@ -30,6 +30,7 @@ from examsend.db.buckets import BUCKETS
 from examsend.errors import ConfigError, DatabaseUnavailable, UsageError
 from examsend.queue import measures
 from examsend.queue.measures import DestinationMeasures, LastPass, Measures
+from examsend.queue.unproven import OPEN
 from examsend.states import Stage
 
 
@@ -165,6 +166,7 @@ def _families(taken: Measures) -> Iterator[Metric]:
     present = [d for d in taken.destinations if not d.removed]
     yield from _queues(present)
     yield from _health(present)
+    yield from _proof(present)
     yield from _counters(taken.destinations)
     yield from _sizes_and_durations(taken.destinations)
     yield GaugeMetricFamily(
@@ -246,6 +248,52 @@ def _health(destinations: Iterable[DestinationMeasures]) -> Iterator[Metric]:
         if d.last_success_at is not None:
             success.add_metric([d.name], d.last_success_at.timestamp())
     yield from (enabled, up, down, success)
+
+
+def _proof(destinations: Iterable[DestinationMeasures]) -> Iterator[Metric]:
+    labels = ["destination", "state"]
+    batches = GaugeMetricFamily(
+        "examsend_confirmations",
+        "SENT batches that the archive has not confirmed, by state; without those that are not asked about any more, unless"
+        " they are DISPUTED.",
+        labels=labels,
+    )
+    age = GaugeMetricFamily(
+        "examsend_confirmation_age_seconds",
+        "Of these, since the oldest one was SENT, or asked for again; 0 where there is none.",
+        labels=labels,
+    )
+    disputed = GaugeMetricFamily(
+        "examsend_disputed_for_person",
+        "DISPUTED batches about which nothing is done without a person.",
+        labels=["destination"],
+    )
+    for_good = GaugeMetricFamily(
+        "examsend_unconfirmed_for_good",
+        "SENT batches that were not confirmed in time, or cannot be, and are not asked about any more.",
+        labels=["destination"],
+    )
+    last = GaugeMetricFamily(
+        "examsend_last_confirmation_age_seconds",
+        "How long ago the archive confirmed a batch for the last time.",
+        labels=["destination"],
+    )
+    failures = GaugeMetricFamily(
+        "examsend_archive_failures",
+        "How often in a row the archive could not be asked to confirm anything.",
+        labels=["destination"],
+    )
+    for d in destinations:
+        found = d.unproven
+        for state in OPEN:
+            batches.add_metric([d.name, state], found.batches[state])
+            age.add_metric([d.name, state], found.ages[state])
+        disputed.add_metric([d.name], found.disputed_for_person)
+        for_good.add_metric([d.name], found.for_good)
+        failures.add_metric([d.name], found.failures)
+        if found.confirmed_ago is not None:
+            last.add_metric([d.name], found.confirmed_ago)
+    yield from (batches, age, disputed, for_good, last, failures)
 
 
 _COUNTERS = {

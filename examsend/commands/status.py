@@ -11,9 +11,10 @@ from examsend.config.settings import Settings
 from examsend.db import access
 from examsend.db.engine import Connection, Database
 from examsend.errors import ConfigError, UsageError
-from examsend.queue import evidence, health, listing, outstanding, search, stuck, views
+from examsend.queue import batch_proof, evidence, health, listing, outstanding, search, stuck, views
 from examsend.queue import overview as figures
 from examsend.queue import rejected as rejected_files
+from examsend.queue.batch_proof import BatchProof
 from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.queue.evidence import Announcement
 from examsend.queue.health import Level, Measure
@@ -39,6 +40,8 @@ class StatusResult:
     """So many more batches, or more, are not listed."""
     groups: tuple[InstanceGroup, ...] = ()
     attempts: tuple[AttemptStatus, ...] = ()
+    proof: BatchProof | None = None
+    """What its archive has said of one batch, if it was asked for."""
     rejected: tuple[RejectedFile, ...] = ()
     rejected_count: int = 0
     announcements: tuple[Announcement, ...] = ()
@@ -200,8 +203,10 @@ def _site(
             others=[b.id for b in first.batches],
             limit=max(limit - len(first.batches), 0),
         )
-        unfinished = sum(d.pending + d.ready + d.sending + d.failed for d in shown)
-        listed_now = sum(b.status != BatchState.SENT for b in (*first.batches, *rest))
+        unfinished = sum(d.pending + d.ready + d.sending + d.failed + d.disputed + d.unconfirmed for d in shown)
+        listed_now = sum(
+            b.status != BatchState.SENT or b.attention in {"DISPUTED", "UNCONFIRMED"} for b in (*first.batches, *rest)
+        )
         more = max(unfinished - listed_now, 0)
         return StatusResult(head, shown, (*first.batches, *rest), more, rejected_count=head.rejected), choices
 
@@ -278,6 +283,7 @@ def _one(tx: Connection, batch_id: int) -> StatusResult:
         batches=tuple(found),
         groups=views.groups(tx, batch_id),
         attempts=views.attempts(tx, batch_id),
+        proof=None if found[0].confirmation is None else batch_proof.of(tx, batch_id),
         rejected=tuple(rejected_files.find(tx, study=found[0].study_instance_uid, limit=_REJECTED)),
         rejected_count=rejected_files.count(tx),
         asked="batch",

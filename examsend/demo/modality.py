@@ -17,10 +17,13 @@ from examsend.dimse.acceptor import Limits
 from examsend.dimse.contexts import Proposal
 from examsend.dimse.ended import Ended
 from examsend.dimse.requestor import Requestor
+from examsend.queue import commitment
 from examsend.services.admission import Admission, Titles
+from examsend.services.commitment import CommitmentReports
 from examsend.services.lasting import LastingDatabase
 from examsend.services.mpps import PerformedSteps
 from examsend.services.port import STOP_SECONDS, Port
+from examsend.services.service import Service
 from examsend.services.sockets import listening_on
 from examsend.services.verification import Verification
 from examsend.transfer import End, Peer
@@ -40,14 +43,20 @@ _ROOM = 16376
 
 
 @contextmanager
-def listening(settings: Settings) -> Iterator[Peer]:
-    """Yield the address of a port that takes performed procedure steps, as ``examsend listen`` does, until the block ends."""
-    listener = listening_on(0, _HOST)
+def listening(settings: Settings, port: int = 0, host: str | None = _HOST) -> Iterator[Peer]:
+    """Yield the address of a port that takes performed procedure steps and the reports of archives, as ``examsend listen`` does,
+    until the block ends. ``port``: 0 is a free one. ``host``: None is every address of this host."""
+    listener = listening_on(port, host)
     database = LastingDatabase(settings)
-    admission = Admission([Verification(), PerformedSteps(database)], Titles(settings.listen_aet, database))
-    port = Port([listener], admission, most=settings.listen_associations, limits=Limits())
+    services: list[Service] = [
+        Verification(),
+        PerformedSteps(database),
+        CommitmentReports(database, commitment.take_report),
+    ]
+    admission = Admission(services, Titles(settings.listen_aet, database))
+    served = Port([listener], admission, most=settings.listen_associations, limits=Limits())
     over = threading.Event()
-    thread = threading.Thread(target=port.run, args=(over.is_set, 0.0), name="listen")
+    thread = threading.Thread(target=served.run, args=(over.is_set, 0.0), name="listen")
     thread.start()
     try:
         yield Peer(_HOST, listener.getsockname()[1], settings.listen_aet, "DEMO-CT", answer_timeout=_SECONDS)

@@ -1,4 +1,5 @@
-"""A Storage SCP on loopback. It runs in a child process, which ends when its parent ends for any reason.
+"""A Storage SCP on loopback, which also commits itself to what it has (PS3.4 annex J). It runs in a child process, which ends
+when its parent ends for any reason.
 
 Every data set is stored as it was received. Its SHA-256 and its association are recorded.
 """
@@ -50,6 +51,10 @@ class Receiver:
         """Return the number of associations accepted so far."""
         return sum("association" in entry for entry in self._entries())
 
+    def lose(self, sop_instance_uid: str) -> None:
+        """Lose an instance, as archives do: its file is deleted."""
+        (self.directory / f"{sop_instance_uid}.dcm").unlink()
+
     def _entries(self) -> list[dict[str, Any]]:
         record = self.directory / _RECORD
         return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
@@ -82,6 +87,7 @@ def _serve(directory: Path, *, keep: bool) -> None:
     import logging
     import socket
 
+    from pydicom import Dataset
     from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
 
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
@@ -109,12 +115,38 @@ def _serve(directory: Path, *, keep: bool) -> None:
             record.write(json.dumps({"stored": {n: getattr(entry, n) for n in Stored.__slots__}}) + "\n")
             return 0x0000
 
+        def commit(event: Any) -> tuple[int, None]:
+            asked = event.action_information
+            there: list[Any] = []
+            gone: list[Any] = []
+            for item in asked.ReferencedSOPSequence:
+                has = not keep or (directory / f"{item.ReferencedSOPInstanceUID}.dcm").is_file()
+                if not has:
+                    item.FailureReason = 0x0112
+                (there if has else gone).append(item)
+            report = Dataset()
+            report.TransactionUID = asked.TransactionUID
+            if there:
+                report.ReferencedSOPSequence = there
+            if gone:
+                report.FailedSOPSequence = gone
+            # Before the response: pynetdicom reads the association in this thread, and would take a later request for the answer.
+            model, instance = uids.STORAGE_COMMITMENT_PUSH_MODEL, uids.STORAGE_COMMITMENT_INSTANCE
+            event.assoc.send_n_event_report(report, 2 if gone else 1, model, instance)
+            return 0x0000, None
+
         ae = AE(ae_title=AET)
         ae.maximum_pdu_size = 131072
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
         ae.add_supported_context(uids.VERIFICATION)
-        handlers: list[Any] = [(evt.EVT_CONN_OPEN, opened), (evt.EVT_ACCEPTED, accepted), (evt.EVT_C_STORE, store)]
+        ae.add_supported_context(uids.STORAGE_COMMITMENT_PUSH_MODEL)
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, opened),
+            (evt.EVT_ACCEPTED, accepted),
+            (evt.EVT_C_STORE, store),
+            (evt.EVT_N_ACTION, commit),
+        ]
         server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         assert server is not None
         sys.stdout.write(f"{server.server_address[1]}\n")

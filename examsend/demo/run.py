@@ -10,22 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examsend.commands import destination, finalize, ingest, send, status
+from examsend.commands import confirm, destination, finalize, ingest, send, status
 from examsend.config.settings import Settings
 from examsend.db import access, embedded, migrate
 from examsend.delivery.delivery import Delivered
 from examsend.demo import modality, receiver, samples
 from examsend.dicom import identity
 from examsend.errors import UsageError
-from examsend.queue import views
+from examsend.queue import at_archive, views
 from examsend.report import text
 from examsend.report.layout import byte_size, table
-from examsend.states import BatchState
+from examsend.states import BatchState, Confirm
 
 _NAME = "demo"
 
 _GRACE = 0.2
 """Seconds; the default is longer than a demonstration should take."""
+
+_AGAIN = 2.0
+"""Seconds until the archive is asked again."""
 
 _PASSES_SECONDS = 20.0
 """How long finalize is tried for, until a batch is READY."""
@@ -61,6 +64,12 @@ class DemoResult:
     """Instances whose data set at the receiver has the SHA-256 found at ingest; None: another receiver is used."""
     verified_bytes: int
     differing: int
+    confirmed: int
+    """Instances that the archive has confirmed."""
+    proof: str
+    """By what it said (states.Proof); "": it has confirmed none."""
+    sent_again: int
+    """Of these, instances that it had lost, and that were sent again."""
     seconds: float
 
     @property
@@ -89,11 +98,12 @@ def rendered(result: DemoResult) -> list[Any]:
         else f"{result.verified} instances, {byte_size(result.verified_bytes)}; {result.differing} differ"
     )
     facts = [
-        ("studies", len(result.studies)),
-        ("instances", sum(s.instances for s in result.studies)),
+        ("studies", len({s.study_instance_uid for s in result.studies})),
+        ("instances", sum(s.instances for s in result.studies) - result.sent_again),
         ("associations used", result.associations),
         ("associations with one per file", result.one_per_file),
         ("bytes verified by digest at the receiver", proof),
+        ("instances confirmed by the receiver", _confirmation(result)),
         ("files rejected, with the reason on record", result.rejected),
         ("files ignored, because they are not DICOM", result.ignored),
         ("seconds from first file to last answer", f"{result.seconds:.1f}"),
@@ -104,10 +114,27 @@ def rendered(result: DemoResult) -> list[Any]:
     ]
 
 
-def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -> DemoResult:
-    """Send the files of ``directory`` (None: sample studies) to ``to``, AET@HOST:PORT (None: a receiver on loopback).
+def _confirmation(result: DemoResult) -> str:
+    if not result.confirmed:
+        return "none"
+    again = f", {result.sent_again} after it was lost and sent again" if result.sent_again else ""
+    return f"{result.confirmed} ({result.proof}){again}"
 
-    ``say`` is called with each line of progress. Raises UsageError for a directory or an address that is not valid.
+
+def run(
+    directory: Path | None,
+    *,
+    to: str | None,
+    how: Confirm | None = None,
+    listen_port: int | None = None,
+    say: Callable[[str], None],
+) -> DemoResult:
+    """Send the files of ``directory`` (None: sample studies) to ``to``, AET@HOST:PORT (None: a receiver on loopback), and ask it to
+    confirm them.
+
+    ``how``: None is by Storage Commitment, or by query where a receiver is given. ``listen_port``: where an archive reports that
+    does so over an association of its own. ``say`` is called with each line of progress. Raises UsageError for a directory or an
+    address that is not valid.
     """
     if directory is not None and not directory.is_dir():
         raise UsageError(f"{directory} is not a directory")
@@ -122,15 +149,21 @@ def run(directory: Path | None, *, to: str | None, say: Callable[[str], None]) -
         say("starting an embedded PostgreSQL")
         settings = stack.enter_context(_settings())
         receiving = None
+        if how is None:
+            how = Confirm.COMMITMENT if to is None or listen_port is not None else Confirm.QUERY
+        if listen_port is not None:
+            say(f"$ examsend listen --port {listen_port}")
+            stack.enter_context(modality.listening(settings, listen_port, None))
         if to is None:
             say("starting a receiver on loopback that stores what it receives")
             receiving = stack.enter_context(receiver.listening(place / "received"))
             to = f"{receiving.aet}@{receiving.host}:{receiving.port}"
-        passes = _Passes(settings, directory, say)
+        passes = _Passes(settings, directory, say, how)
         if late is None:
             passes.run(to)
         else:
             passes.run_with_evidence(to, late)
+        passes.confirm(receiving)
         return passes.result(receiving)
 
 
@@ -177,10 +210,13 @@ def _settings() -> Iterator[Settings]:
 class _Passes:
     """The commands of the demonstration, each run and shown, and what they have done so far."""
 
-    def __init__(self, settings: Settings, directory: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, directory: Path, say: Callable[[str], None], how: Confirm) -> None:
         self._settings = settings
         self._directory = directory
         self._say = say
+        self._how = how
+        self._confirmations = 0
+        """Passes of confirm that asked: each used an association."""
         self._began = 0.0
         self._seconds = 0.0
         self._ingested: list[ingest.IngestResult] = []
@@ -221,6 +257,18 @@ class _Passes:
         self._finalize(patient=True)
         self._send()
 
+    def confirm(self, receiving: receiver.Receiver | None) -> None:
+        """Ask the archive to confirm what was SENT. One of the demo loses an image before, so that it is sent again."""
+        if self._how is Confirm.NONE:
+            return
+        if receiving is not None and (lost := next(iter(receiving.stored()), None)):
+            receiving.lose(lost.sop_instance_uid)
+            self._say("  the archive loses an image")
+        self._confirm()
+        if receiving is not None:
+            self._send()
+            self._confirm()
+
     def result(self, receiving: receiver.Receiver | None) -> DemoResult:
         """Return what became of the studies."""
         shown = status.run(self._settings, states=tuple(BatchState), limit=10_000)
@@ -231,13 +279,18 @@ class _Passes:
             self._ingested[0].rejected,
             self._ingested[0].ignored,
             # The C-ECHO used one association.
-            receiving.associations() - 1 if receiving else sum(s.associations for s in studies),
+            receiving.associations() - 1 - self._confirmations if receiving else sum(s.associations for s in studies),
             sum(s.stored for s in studies),
             verified,
             total_bytes,
             differing,
+            *self._confirmed(),
             self._seconds,
         )
+
+    def _confirmed(self) -> tuple[int, str, int]:
+        with access.opened(self._settings) as database:
+            return database.run(at_archive.proven)
 
     def _study(self, batch: views.BatchStatus) -> Study:
         delivered = self._delivered.get(batch.id)
@@ -260,9 +313,16 @@ class _Passes:
             self._say(f"  {part}")
 
     def _add(self, to: str, *, quiet: float) -> None:
-        values = {"quiet_seconds": quiet, "grace_seconds": _GRACE}
+        values = {
+            "quiet_seconds": quiet,
+            "grace_seconds": _GRACE,
+            "confirm": self._how,
+            "confirm_after_seconds": 0.0,
+            "confirm_backoff_seconds": _AGAIN,
+        }
         added = destination.add(self._settings, _NAME, to, values)
-        self._show(f"destination add {_NAME} {to} --quiet-period {quiet:g} --grace {_GRACE:g}", added)
+        how = f" --confirm {self._how}" if self._how is not Confirm.NONE else ""
+        self._show(f"destination add {_NAME} {to} --quiet-period {quiet:g} --grace {_GRACE:g}{how}", added)
         self._show(f"destination echo {_NAME}", destination.echo(self._settings, _NAME))
         self._began = time.monotonic()
 
@@ -285,6 +345,24 @@ class _Passes:
         self._seconds = time.monotonic() - self._began
         self._delivered |= {d.id: d for d in sent.delivered}
         self._show("send", sent)
+
+    def _confirm(self) -> None:
+        """Ask, and again until each batch is confirmed or disputed, or the archive cannot be asked, as a timer does."""
+        over = time.monotonic() + _PASSES_SECONDS
+        shown = False
+        while True:
+            done = confirm.run(self._settings)
+            self._confirmations += bool(done.asked)
+            if not shown or done.disputes or done.problems:
+                self._show("confirm", done)
+                shown = True
+            with access.opened(self._settings) as database:
+                waiting = database.run(at_archive.awaited)
+            if not waiting or done.disputes or done.problems or time.monotonic() > over:
+                break
+            time.sleep(_GRACE)
+        if not done.disputes and not done.problems:
+            self._say(f"  {waiting or 'no'} {'batch waits' if waiting == 1 else 'batches wait'} for confirmation")
 
     def _waiting(self, *, first: str) -> list[views.BatchStatus]:
         """Return the batches in the order of their ids, that of the study ``first`` before the others."""

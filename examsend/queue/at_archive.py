@@ -114,3 +114,26 @@ def listed(tx: Connection, batch_ids: Sequence[int]) -> Iterator[tuple[object, .
     """Yield a row of ``COLUMNS`` for each stored instance of these batches."""
     for row in tx.execute(_LIST, {"ids": list(batch_ids)}):
         yield tuple(row)
+
+
+_AWAITED = text("SELECT count(*) FROM batch_confirmations WHERE due_at IS NOT NULL")
+
+_PROVEN = text(f"""
+    SELECT count(*) AS n, coalesce(string_agg(DISTINCT k.proof, ', '), '') AS proof,
+           count(*) FILTER (WHERE EXISTS (
+               SELECT 1 FROM exam_batch_instances e JOIN instance_confirmations s ON s.instance_id = e.id
+               WHERE e.destination_id = i.destination_id AND e.sop_instance_uid = i.sop_instance_uid
+                 AND s.verdict = '{Verdict.SENT_AGAIN}')) AS again
+    FROM instance_confirmations k JOIN exam_batch_instances i ON i.id = k.instance_id WHERE k.verdict = '{Verdict.CONFIRMED}'
+""")
+
+
+def awaited(tx: Connection) -> int:
+    """Return the number of batches that are to be confirmed."""
+    return int(tx.execute(_AWAITED).scalar_one())
+
+
+def proven(tx: Connection) -> tuple[int, str, int]:
+    """Return how many instances are confirmed, by which proofs, and how many of them after they were sent again."""
+    row = tx.execute(_PROVEN).one()
+    return row.n, row.proof, row.again

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from examsend.queue import events, sent_again, verdicts
 from examsend.queue.destination import Destination
 from examsend.queue.sent_again import Place
-from examsend.states import UNSENT, Act, OnDisputed, Outcome, Verdict, sql_list
+from examsend.states import UNSENT, Act, OnDisputed, Outcome, Rule, Verdict, sql_list
 
 # ``before``: it was sent again once, in this batch or an earlier one. ``under_way``: it, or a newer version of it, waits in
 # another batch, or was stored since.
@@ -77,7 +77,9 @@ def tell(
         there = set(tx.scalars(_UIDS, {"study": study, "destination": destination.id})) - wanted
         place = Place(study, destination.id, destination.name, sent=True, other=None, status=None)
         reason = f"the archive does not have what batch {batch_id} sent"
-        again = sent_again.send_again(tx, place, there=there, gone=gone, by=events.BY_ITSELF, reason=reason)
+        again = sent_again.send_again(
+            tx, place, there=there, gone=gone, by=events.BY_ITSELF, reason=reason, rule=Rule.DISPUTED
+        )
     on_its_way = [row.under_way for row in absent if row.under_way is not None]
     resent = 0 if again is None else again.instances
     batch = None if again is None else again.batch_id

@@ -50,6 +50,10 @@ LIMITS: Mapping[str, Limit] = {
     "finalize": Limit(600, 3600, True, "time since the last finalize"),
     "send": Limit(600, 7200, True, "time since the last send ended, unless one is sending"),
     "errors": Limit(0, OFF, False, "commands whose last pass on a host ended by an error"),
+    "disputed": Limit(0, 0, False, "SENT batches that their archive does not have, and that need a person"),
+    "unconfirmed": Limit(0, OFF, False, "SENT batches that are not confirmed in time, and that need a person"),
+    "awaited": Limit(43200, 129600, True, "age of the oldest batch whose confirmation is awaited"),
+    "archive": Limit(5, OFF, False, "how often in a row an archive could not be asked to confirm"),
 }
 """The thresholds unless options change them."""
 
@@ -146,7 +150,28 @@ def judge(
         values["send"] = (0.0, "")
     more = f" and {len(passes.errors) - 1} more" if len(passes.errors) > 1 else ""
     values["errors"] = (len(passes.errors), f"{passes.errors[0]}{more}" if passes.errors else "")
+    values |= _proof(site, destinations)
     return tuple(_measure(name, *values[name], given[name]) for name in values)
+
+
+def _proof(site: Overview, destinations: Sequence[DestinationStatus]) -> dict[str, tuple[float | None, str]]:
+    """Return the values about what archives have confirmed."""
+    silent = max(destinations, key=lambda d: d.archive_failures, default=None)
+    failures = 0 if silent is None else silent.archive_failures
+    return {
+        "disputed": (site.disputed, f"{site.disputed} disputed"),
+        "unconfirmed": (site.unconfirmed, f"{site.unconfirmed} unconfirmed for good"),
+        "awaited": (
+            site.oldest_awaited_seconds,
+            f"oldest awaits confirmation for {span(site.oldest_awaited_seconds or 0.0)}",
+        ),
+        "archive": (
+            failures,
+            ""
+            if silent is None
+            else f"the archive of {silent.name} could not be asked {failures} times: {silent.archive_problem}",
+        ),
+    }
 
 
 def _down(longest: DestinationStatus, number: int) -> str:

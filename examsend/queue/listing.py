@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.db.due import NOW
 from examsend.queue.stuck import Stuck
 from examsend.queue.views import BatchStatus, batches
-from examsend.states import BatchState
+from examsend.states import BatchState, Confirmation
 
 _ONLY = "(CAST(:destination AS bigint) IS NULL OR b.destination_id = :destination)"
 
@@ -35,6 +35,15 @@ _WITH_REJECTED = text(f"""
     JOIN exam_batches b ON b.study_instance_uid = r.study_instance_uid
     WHERE r.dismissed_at IS NULL AND r.study_instance_uid IS NOT NULL AND b.status = '{BatchState.SENT}' AND {_ONLY}
     GROUP BY b.study_instance_uid, b.destination_id ORDER BY 1 DESC LIMIT :limit
+""")
+
+
+# Of what is not CONFIRMED, there is an index.
+_FOR_PERSON = text(f"""
+    SELECT c.batch_id FROM batch_confirmations c
+    WHERE c.state <> '{Confirmation.CONFIRMED}' AND c.state = :confirmation AND c.gave_up_at IS NOT NULL
+      AND (CAST(:destination AS bigint) IS NULL OR c.destination_id = :destination)
+    ORDER BY c.opened_at DESC LIMIT :limit
 """)
 
 
@@ -82,16 +91,20 @@ def _details(tx: Connection, ids: Sequence[int]) -> list[BatchStatus]:
 
 
 def attention(tx: Connection, *, destination: tuple[int, str] | None, late: Mapping[str, Stuck], limit: int) -> Listed:
-    """Return at most ``limit`` batches that need a person: FAILED, held, stuck, SENT although files of their study are rejected.
+    """Return at most ``limit`` batches that need a person: FAILED, disputed, held, stuck, unconfirmed for good, SENT although
+    files of their study are rejected.
 
     ``destination``: id and name of the only one. ``late``: what is stuck, by destination.
     """
     values = {"destination": destination[0] if destination else None, "limit": limit + 1}
     stuck = [i for name, of in late.items() if destination is None or name == destination[1] for i in of.batch_ids]
     ids: list[int] = []
-    for statement in (_FAILED, _HELD, _UNWATCHED):
+    ids += tx.scalars(_FAILED, values)
+    ids += tx.scalars(_FOR_PERSON, {**values, "confirmation": Confirmation.DISPUTED})
+    for statement in (_HELD, _UNWATCHED):
         ids += tx.scalars(statement, values)
     ids += stuck[: limit + 1]
+    ids += tx.scalars(_FOR_PERSON, {**values, "confirmation": Confirmation.UNCONFIRMED})
     ids += tx.scalars(_WITH_REJECTED, values)
     shown = [replace(b, attention=b.attention or ("STUCK" if b.id in stuck else None)) for b in _details(tx, ids)]
     shown = [b for b in shown if b.attention]

@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from examsend.db.due import LEASE_OVER, NOW
-from examsend.queue import rejected, stuck
+from examsend.queue import rejected, stuck, unproven
 from examsend.queue.totals import SUMS
+from examsend.queue.unproven import Unproven
 from examsend.states import BY_REQUEST, NOT_COUNTED, BatchState, OnIncomplete, Stage, sql_list
 
 LIVE = {
@@ -136,6 +137,8 @@ class DestinationMeasures:
     """DIMSE status -> C-STORE responses."""
     durations: Mapping[Stage, tuple[Mapping[float, int], float]]
     """Stage -> (upper bound in seconds -> SENT batches, not cumulative; seconds of all)."""
+    unproven: Unproven
+    """What its archive has not confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,7 @@ def _destinations(tx: Connection) -> Iterator[DestinationMeasures]:
     apart = {(row.id, row.what): row.batches for row in tx.execute(_APART)}
     incomplete = {row.id: row.batches for row in tx.execute(_INCOMPLETE)}
     stuck_by_name = stuck.pending(tx)
+    not_confirmed = unproven.numbers(tx)
     totals = {row.id: _totals(row) for row in tx.execute(_DELIVERIES)}
     statuses: dict[int, dict[int, int]] = {}
     for row in tx.execute(_STATUSES):
@@ -208,6 +212,7 @@ def _destinations(tx: Connection) -> Iterator[DestinationMeasures]:
             totals.get(row.id, Totals()),
             statuses.get(row.id, {}),
             {stage: (counts, seconds[row.id, stage]) for stage, counts in buckets.get(row.id, {}).items()},
+            not_confirmed.get(row.id, Unproven()),
         )
 
 

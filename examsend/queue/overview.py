@@ -14,11 +14,12 @@ from sqlalchemy import Connection, text
 
 from examsend.config.destination import address
 from examsend.db.due import NOW
-from examsend.queue import rejected, totals
+from examsend.queue import rejected, totals, unproven
 from examsend.queue.reasons import disabled, held
 from examsend.queue.stuck import Stuck
 from examsend.queue.totals import DestinationDay
-from examsend.states import BY_REQUEST, BatchState, sql_list
+from examsend.queue.unproven import Unproven
+from examsend.states import BY_REQUEST, BatchState, Confirmation, sql_list
 
 
 def _of_state(state: BatchState) -> str:
@@ -99,6 +100,22 @@ class DestinationStatus:
     """Of these, mean seconds from the first instance to READY."""
     sent_seconds: float | None
     """Of these, mean seconds from READY to SENT."""
+    confirmed: int
+    """Batches that its archive has confirmed in the last 24 hours."""
+    disputed: int
+    """DISPUTED batches that need a person."""
+    being_mended: int
+    """Other DISPUTED batches."""
+    unconfirmed: int
+    """Batches that are not confirmed and not asked about any more: they need a person."""
+    awaited: int
+    """SENT batches whose confirmation is awaited."""
+    oldest_awaited_seconds: float | None
+    """Since the oldest of these was SENT, or asked for again."""
+    archive_failures: int
+    """How often in a row its archive could not be asked to confirm anything."""
+    archive_problem: str | None
+    """Why, the last time."""
     notes: tuple[str, ...] = ()
     """What keeps its sender from sending, and why its second sender is used."""
 
@@ -152,6 +169,16 @@ class Overview:
     """Of these, mean seconds from READY to SENT."""
     sent: int
     """Batches SENT in the last 24 hours."""
+    confirmed: int
+    """Batches confirmed by their archives in the last 24 hours."""
+    disputed: int
+    """DISPUTED batches that need a person."""
+    unconfirmed: int
+    """Batches that are not confirmed and not asked about any more: they need a person."""
+    awaited: int
+    """SENT batches whose confirmation is awaited."""
+    oldest_awaited_seconds: float | None
+    """Since the oldest of these was SENT, or asked for again."""
 
 
 def _health(row: Any) -> tuple[str, str]:
@@ -167,10 +194,16 @@ def _health(row: Any) -> tuple[str, str]:
 def destinations(tx: Connection) -> tuple[DestinationStatus, ...]:
     """Return every destination, ordered by name."""
     days = totals.last_day(tx)
-    return tuple(_destination(row, days.get(row.name, DestinationDay())) for row in tx.execute(_DESTINATIONS))
+    open_ones, confirmed = unproven.numbers(tx), unproven.last_day(tx)
+    return tuple(
+        _destination(
+            row, days.get(row.name, DestinationDay()), open_ones.get(row.id, Unproven()), confirmed.get(row.id, 0)
+        )
+        for row in tx.execute(_DESTINATIONS)
+    )
 
 
-def _destination(row: Any, day: DestinationDay) -> DestinationStatus:
+def _destination(row: Any, day: DestinationDay, found: Unproven, confirmed: int) -> DestinationStatus:
     code, health = _health(row)
     return DestinationStatus(
         name=row.name,
@@ -198,6 +231,14 @@ def _destination(row: Any, day: DestinationDay) -> DestinationStatus:
         batch_size=day.batch_size,
         ready_seconds=day.mean_ready_seconds,
         sent_seconds=day.mean_sent_seconds,
+        confirmed=confirmed,
+        disputed=found.disputed_for_person,
+        being_mended=found.batches[Confirmation.DISPUTED] - found.disputed_for_person,
+        unconfirmed=found.for_good,
+        awaited=found.awaited,
+        oldest_awaited_seconds=found.oldest,
+        archive_failures=found.failures,
+        archive_problem=found.problem if found.failures else None,
     )
 
 
@@ -230,6 +271,13 @@ def overview(
         ready_seconds=_mean([(d.ready_seconds, d.sent) for d in shown]),
         sent_seconds=_mean([(d.sent_seconds, d.sent) for d in shown]),
         sent=sent,
+        confirmed=sum(d.confirmed for d in shown),
+        disputed=sum(d.disputed for d in shown),
+        unconfirmed=sum(d.unconfirmed for d in shown),
+        awaited=sum(d.awaited for d in shown),
+        oldest_awaited_seconds=max(
+            (d.oldest_awaited_seconds for d in shown if d.oldest_awaited_seconds is not None), default=None
+        ),
     )
 
 

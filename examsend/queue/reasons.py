@@ -10,7 +10,7 @@ from examsend.db import due
 from examsend.queue import waits
 from examsend.queue.evidence import Evidence
 from examsend.queue.waits import Waits
-from examsend.states import BatchState, OnIncomplete, Outcome, Rule
+from examsend.states import BatchState, Confirmation, OnIncomplete, Outcome, Rule
 
 WAITS = f"""
     {waits.COLUMNS}, d.removed_at IS NOT NULL AS removed,
@@ -19,10 +19,37 @@ WAITS = f"""
     CASE WHEN b.status = 'READY' THEN {due.WAITS_FOR} END AS waits_for,
     b.status = 'READY' AND EXISTS (SELECT 1 FROM exam_batches f WHERE f.id = {due.WAITS_FOR} AND f.held_at IS NOT NULL)
         AS waits_for_held,
-    extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for
+    extract(epoch FROM b.lease_expires_at - {due.NOW})::float AS lease_for,
+    extract(epoch FROM d.confirm_held_until - {due.NOW})::float AS archive_held_for
 """
 """Columns of a SELECT from exam_batches ``b`` and storage_backend_configs ``d``: seconds until each wait ends, and the batch
 that goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProofFacts:
+    """What the sentence about the confirmation of a SENT batch depends on."""
+
+    state: Confirmation
+    stored: int
+    confirmed: int
+    reason: str | None
+    was_asked: bool
+    """Since it was SENT, or asked for again."""
+    due_in: float | None
+    """Seconds until its archive is asked about it; None: it is not."""
+    gave_up: bool
+    """It is for a person."""
+    resent_batch_id: int | None
+    problem: str | None
+    """Why the archive cannot be asked."""
+    held_for: float | None
+    """Seconds until that is tried again."""
+
+    @property
+    def matters(self) -> bool:
+        """Whether it is said whatever else is to be said of the batch."""
+        return self.gave_up or self.state is Confirmation.DISPUTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +94,8 @@ class StateFacts:
     """The batch that goes first is held by an operator."""
     rejected: int = 0
     """Files of its study that are rejected and not set aside."""
+    proof: ProofFacts | None = None
+    """SENT: how far its archive has confirmed it; None: nobody asks."""
 
 
 Reason = tuple[str, str]
@@ -74,18 +103,48 @@ Reason = tuple[str, str]
 
 
 def state_reason(batch: StateFacts) -> str | None:
-    """Return why a batch is in its state, and what is to know about its instances; None for a SENT batch without warnings."""
+    """Return why a batch is in its state, and what is to know about its instances; None for a SENT batch without warnings of
+    which no confirmation is awaited."""
+    proof = _proof(batch)
+    parts = [*_about(batch), proof[1] if proof else ""]
+    return "; ".join(part for part in parts if part) or None
+
+
+def _about(batch: StateFacts) -> list[str]:
     reason = _reason(batch)
-    said = reason[1] if reason else None
-    return "; ".join(part for part in (said, _rejected(batch), _never_came(batch), *_versions(batch)) if part) or None
+    said = reason[1] if reason else ""
+    return [part for part in (said, _rejected(batch), _never_came(batch), *_versions(batch)) if part]
 
 
 def state_code(batch: StateFacts) -> str | None:
-    """Return the code of what ``state_reason`` says first; None for a SENT batch without warnings."""
+    """Return the code of what ``state_reason`` says first; None for a SENT batch without warnings of which no confirmation is
+    awaited."""
     reason = _reason(batch)
     if reason is None and batch.rejected:
         return "FILES_REJECTED"
+    reason = reason or _proof(batch)
     return reason[0] if reason else None
+
+
+def _proof(batch: StateFacts) -> Reason | None:
+    """Return what is to be said of the confirmation of a SENT batch."""
+    found = batch.proof
+    if found is None or found.state is Confirmation.CONFIRMED or (_about(batch) and not found.matters):
+        return None
+    if found.state is Confirmation.DISPUTED:
+        again = f"; sent again in batch {found.resent_batch_id}" if found.resent_batch_id is not None else ""
+        return "DISPUTED", f"{found.reason or 'its archive does not have all of it'}{again}"
+    if found.gave_up:
+        return "UNCONFIRMED_FOR_GOOD", found.reason or "its archive cannot confirm it"
+    so_far = f"its archive has not confirmed it yet: {found.confirmed} of {found.stored} confirmed"
+    if found.problem is not None:
+        then = f"; tried again in {span(found.held_for)}" if found.held_for is not None and found.held_for > 0 else ""
+        return "UNCONFIRMED", f"{so_far}; it cannot be asked: {found.problem}{then}"
+    if found.due_in is None:
+        return "UNCONFIRMED", so_far
+    again = " again" if found.was_asked else ""
+    when = f"in {span(found.due_in)}" if found.due_in > 0 else "with the next confirm"
+    return "UNCONFIRMED", f"{so_far}; asked{again} {when}"
 
 
 def _rejected(batch: StateFacts) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from examsend.queue import batches, events, late
 from examsend.queue.batches import Completed
 from examsend.queue.pending import drop_empty
-from examsend.states import Act, BatchState
+from examsend.states import Act, BatchState, Rule
 
 _PLACES = text("""
     SELECT b.study_instance_uid AS study, b.destination_id, d.name, bool_or(b.status = 'SENT') AS sent,
@@ -74,7 +74,14 @@ def places(tx: Connection, studies: Sequence[str], only: int | None) -> list[Pla
 
 
 def send_again(
-    tx: Connection, place: Place, *, there: Collection[str], gone: Callable[[str], bool], by: str, reason: str
+    tx: Connection,
+    place: Place,
+    *,
+    there: Collection[str],
+    gone: Callable[[str], bool],
+    by: str,
+    reason: str,
+    rule: Rule = Rule.OPERATOR,
 ) -> Again:
     """Put the instances of a study into its PENDING batch or into a new one, which is READY at once.
 
@@ -93,7 +100,7 @@ def send_again(
     status = BatchState.PENDING
     if home.opened:
         seen: datetime = row.seen
-        if batches.finalize(tx, [Completed(home.batch_id, seen, f"OPERATOR: {reason}")]):
+        if batches.finalize(tx, [Completed(home.batch_id, seen, f"{rule}: {reason}")]):
             status = BatchState.READY
     events.record(tx, Act.RETRY, [home.batch_id], who=by, why=reason)
     return Again(home.batch_id, row.n, status, missing)

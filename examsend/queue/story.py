@@ -9,11 +9,20 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from examsend.queue import events, evidence, rejected, views
+from examsend.queue import batch_proof, events, evidence, rejected, views
 from examsend.queue.evidence import Announcement
 from examsend.queue.files import from_text
 from examsend.queue.views import BatchStatus
-from examsend.states import RUNNING, Act, BatchState, ExpectationSource, ExpectationState, sql_list
+from examsend.states import (
+    RUNNING,
+    Act,
+    BatchState,
+    Confirm,
+    Confirmation,
+    ExpectationSource,
+    ExpectationState,
+    sql_list,
+)
 
 _ROWS = 2000
 """Arrivals, associations and files that are told of, each, at most."""
@@ -51,6 +60,19 @@ _OF_DESTINATIONS = text(f"""
       AND e.act IN ({sql_list((Act.DESTINATION, Act.DOWN, Act.BACK))}) AND d.name = ANY(CAST(:names AS text[]))
       AND e.at >= :since AND (CAST(:until AS timestamptz) IS NULL OR e.at <= :until)
     ORDER BY e.at LIMIT :rows
+""")
+
+
+# A source outlives its batch, and so does the row of its removal. One batch alone: the sources of its instances.
+_SOURCES = text("""
+    SELECT date_trunc('minute', r.decided_at) AS minute, min(r.decided_at) AS at, count(*) AS n, r.proof, r.move_to IS NOT NULL AS moved,
+           CASE WHEN r.kept_at IS NOT NULL THEN 'kept' WHEN r.removed_at IS NOT NULL THEN 'gone' ELSE 'open' END AS ended,
+           r.host, (array_agg(r.path ORDER BY r.id))[1] AS first
+    FROM source_removals r
+    WHERE r.study_instance_uid = :study
+      AND (NOT :only OR EXISTS (SELECT 1 FROM exam_batch_instances i
+                                WHERE i.batch_id = ANY(CAST(:ids AS bigint[])) AND i.sop_instance_uid = r.sop_instance_uid))
+    GROUP BY minute, r.proof, moved, ended, r.host ORDER BY at LIMIT :rows
 """)
 
 
@@ -127,6 +149,8 @@ def of(tx: Connection, study: str, batch_id: int | None = None) -> Story:
         for f in rejected.find(tx, study=study, dismissed=True, limit=_ROWS)
     ]
     told += [t for b in full if b.finished_at for t in _finished(tx, b)]
+    told += [t for b in full for t in _confirmation(tx, b)]
+    told += _sources(tx, study, ids, only=batch_id is not None)
     return Story(study, tuple(full), tuple(told), tuple(_associations(tx, ids)))
 
 
@@ -177,6 +201,10 @@ def _acts(tx: Connection, study: str) -> Iterator[Told]:
         what = f" {event.path}" if event.path else ""
         why = f": {event.why}" if event.why else ""
         sentence = f"{event.act.lower()}{what} by {event.who} on {event.host}{why}"
+        if event.act == Act.CONFIRM:
+            sentence = f"confirmation of batch {event.batch_id} asked for by {event.who} on {event.host}{why}"
+        elif event.act == Act.DISPUTE:
+            sentence = f"batch {event.batch_id} is disputed{why}"
         yield Told(event.at, event.act, sentence, event.batch_id, event.destination, event.who, event.host)
 
 
@@ -212,6 +240,51 @@ def _finished(tx: Connection, batch: BatchStatus) -> Iterator[Told]:
     why = f": {batch.waiting_for}" if batch.waiting_for and batch.status == BatchState.FAILED else ""
     sentence = f"batch {batch.id} is {batch.status}{why}; {'; '.join(parts)}"
     yield Told(batch.finished_at, batch.status, sentence, batch.id, batch.destination, count=batch.stored)
+
+
+def _confirmation(tx: Connection, batch: BatchStatus) -> Iterator[Told]:
+    """When its archive was asked about a batch, and what it has said."""
+    found = batch_proof.of(tx, batch.id)
+    requests = batch_proof.requests(tx, batch.id, _ROWS)
+
+    def one(at: datetime, event: str, sentence: str, count: int | None = None) -> Told:
+        return Told(at, event, sentence, batch.id, batch.destination, count=count)
+
+    for r in requests:
+        answer = f"answered with {r.status}" if r.status else "no answer"
+        asked = f"{r.archive_aet} asked to commit to {_instances(r.instances)} of batch {batch.id}"
+        yield one(r.requested_at, "ASKED", f"{asked}: {answer} (transaction {r.transaction_uid})", r.instances)
+        if r.reported_at is not None:
+            yield one(r.reported_at, "REPORTED", f"report on transaction {r.transaction_uid} received", r.instances)
+    if found is None or batch.confirmation is None:
+        return
+    if (
+        batch.asked_at is not None
+        and found.method == Confirm.QUERY
+        and batch.asked_at not in {r.requested_at for r in requests}
+    ):
+        times = f" (the last of {found.tries} times)" if found.tries > 1 else ""
+        yield one(batch.asked_at, "ASKED", f"{found.archive} queried about batch {batch.id}{times}")
+    if batch.confirmed_at is not None:
+        by = ", ".join(f"{number} {name}" for name, number in sorted(found.proofs.items()))
+        sentence = f"batch {batch.id} is confirmed by its archive" + (f": {by}" if by else "")
+        yield one(batch.confirmed_at, "CONFIRMED", sentence, batch.confirmed)
+    if found.gave_up_at is not None:
+        what = "disputed" if batch.confirmation is Confirmation.DISPUTED else "not confirmed"
+        why = f": {batch.confirmation_reason}" if batch.confirmation_reason else ""
+        yield one(found.gave_up_at, "GAVE_UP", f"batch {batch.id} is {what}, and for a person{why}", batch.confirmed)
+
+
+def _sources(tx: Connection, study: str, ids: Sequence[int], *, only: bool) -> Iterator[Told]:
+    """When sources of a study were let go, and on whose proof."""
+    for row in tx.execute(_SOURCES, {"study": study, "ids": list(ids), "only": only, "rows": _ROWS}):
+        number = "1 source" if row.n == 1 else f"{row.n} sources"
+        done = "moved" if row.moved else "removed"
+        words = {"gone": done, "kept": "kept, since they changed", "open": f"to be {done}"}
+        first = from_text(row.first)
+        where = first if row.n == 1 else f"{first} and {row.n - 1} more"
+        sentence = f"{number} {words[row.ended]}: {where}; proof: {row.proof}"
+        yield Told(row.at, "LET_GO" if row.ended != "kept" else "KEPT", sentence, host=row.host, count=row.n)
 
 
 def _associations(tx: Connection, ids: Sequence[int]) -> Iterator[Association]:

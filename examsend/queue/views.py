@@ -11,12 +11,12 @@ from sqlalchemy import Connection, text
 
 from examsend import outcomes
 from examsend.db.due import NOW
-from examsend.queue import evidence
+from examsend.queue import at_archive, evidence
 from examsend.queue.evidence import Evidence
 from examsend.queue.files import from_text
-from examsend.queue.reasons import WAITS, StateFacts, state_code, state_reason
+from examsend.queue.reasons import WAITS, ProofFacts, StateFacts, state_code, state_reason
 from examsend.queue.waits import Waits
-from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, sql_list
+from examsend.states import NOT_COUNTED, UNDELIVERABLE, BatchState, Confirmation, sql_list
 
 # Unfinished batches are found by partial indexes and SENT ones by the time they finished, so that the cost does not grow with
 # the number of batches that were ever sent.
@@ -24,6 +24,9 @@ _ORDER = """
     CASE WHEN CAST(:study AS text) IS NOT NULL THEN b.destination_id END, CASE WHEN CAST(:study AS text) IS NOT NULL THEN b.id END,
     CASE b.status WHEN 'FAILED' THEN 0 WHEN 'SENDING' THEN 1 WHEN 'READY' THEN 2 WHEN 'PENDING' THEN 3 ELSE 4 END, b.id DESC
 """
+
+# Another row only lets sources go.
+_IS_ASKED = f"(c.state <> '{Confirmation.UNCONFIRMED}' OR c.due_at IS NOT NULL OR c.gave_up_at IS NOT NULL)"
 
 _BATCHES = text(f"""
     WITH chosen AS (
@@ -43,9 +46,14 @@ _BATCHES = text(f"""
            d.enabled, d.held_reason, d.max_attempts, b.held_at, b.held_reason AS held_by_person, b.prioritized_at, {WAITS},
            extract(epoch FROM {NOW} - b.created_at)::float AS age,
            n.instances, n.stored, n.failed, n.warned, n.total_bytes, n.warned_status, n.other_content, n.replaced, n.versions,
-           j.rejected_files
+           j.rejected_files,
+           c.state AS confirmation, c.reason AS confirmation_reason, c.asked_at, c.asked_at >= c.opened_at AS was_asked, c.confirmed_at,
+           c.disputed_at, c.gave_up_at, c.resent_batch_id, extract(epoch FROM c.due_at - {NOW})::float AS confirm_due_in,
+           CASE WHEN d.confirm_failures > 0 THEN d.confirm_problem END AS confirm_problem, p.confirmed, p.disputed
     FROM chosen b
     JOIN storage_backend_configs d ON d.id = b.destination_id
+    LEFT JOIN batch_confirmations c ON c.batch_id = b.id AND b.status = '{BatchState.SENT}' AND {_IS_ASKED}
+    LEFT JOIN LATERAL ({at_archive.OF_INSTANCES}) p ON true
     JOIN LATERAL (
         SELECT count(*) FILTER (WHERE i.outcome NOT IN ({sql_list(NOT_COUNTED)})) AS instances,
                count(*) FILTER (WHERE i.outcome = 'STORED') AS stored,
@@ -107,7 +115,7 @@ class BatchStatus:
     total_bytes: int
     attempts: int
     waiting_for: str | None
-    """Why it is in this state; None for a SENT batch without warnings."""
+    """Why it is in this state; None for a SENT batch without warnings of which no confirmation is awaited."""
     created_at: datetime
     finished_at: datetime | None
     ready_at: datetime | None
@@ -131,6 +139,20 @@ class BatchStatus:
     held_at: datetime | None
     """Since when an operator holds it."""
     prioritized_at: datetime | None
+    confirmation: Confirmation | None
+    """SENT: how far its archive has confirmed it; None: nobody asks."""
+    confirmed: int
+    """Instances that are confirmed."""
+    disputed: int
+    """Instances that the archive says it does not have, or has as another SOP Class."""
+    confirmation_reason: str | None
+    """What the archive says, for people."""
+    asked_at: datetime | None
+    """When it was asked about last."""
+    confirmed_at: datetime | None
+    disputed_at: datetime | None
+    resent_batch_id: int | None
+    """The batch in which its disputed instances were sent again."""
     attention: str | None = None
     """Why it needs a person, as a code; None: it does not."""
 
@@ -201,6 +223,14 @@ def _batch(row: Any, found: Evidence) -> BatchStatus:
         row.rejected_files,
         row.held_at,
         row.prioritized_at,
+        None if row.confirmation is None else Confirmation(row.confirmation),
+        row.confirmed,
+        row.disputed,
+        row.confirmation_reason,
+        row.asked_at,
+        row.confirmed_at,
+        row.disputed_at,
+        row.resent_batch_id,
         _attention(row, code),
     )
 
@@ -234,12 +264,30 @@ def _state_facts(row: Any, found: Evidence) -> StateFacts:
         prioritized=row.prioritized_at is not None,
         waits_for_held=row.waits_for_held,
         rejected=row.rejected_files,
+        proof=None if row.confirmation is None else _proof_facts(row),
+    )
+
+
+def _proof_facts(row: Any) -> ProofFacts:
+    return ProofFacts(
+        state=Confirmation(row.confirmation),
+        stored=row.stored,
+        confirmed=row.confirmed,
+        reason=row.confirmation_reason,
+        was_asked=bool(row.was_asked),
+        due_in=row.confirm_due_in,
+        gave_up=row.gave_up_at is not None,
+        resent_batch_id=row.resent_batch_id,
+        problem=row.confirm_problem,
+        held_for=row.archive_held_for,
     )
 
 
 def _attention(row: Any, code: str | None) -> str | None:
     if row.status == BatchState.FAILED or code in {"HELD", "HELD_INCOMPLETE"}:
         return code if code in {"HELD", "HELD_INCOMPLETE"} else "FAILED"
+    if row.gave_up_at is not None and row.confirmation != Confirmation.CONFIRMED:
+        return "DISPUTED" if row.confirmation == Confirmation.DISPUTED else "UNCONFIRMED"
     return "FILES_REJECTED" if row.status == BatchState.SENT and row.rejected_files else None
 
 

@@ -10,7 +10,7 @@ from examsend.queue.evidence import Announcement
 from examsend.queue.overview import DestinationStatus, Overview
 from examsend.queue.reasons import span
 from examsend.queue.views import BatchStatus
-from examsend.report import nagios, study
+from examsend.report import batch_proof, nagios, study
 from examsend.report.layout import byte_size, flow, local_time, plural, screen, table
 from examsend.report.rejected import listed
 from examsend.report.sparkline import sparkline
@@ -90,7 +90,9 @@ def _head(o: Overview) -> list[str]:
         f"{plural(o.down, 'destination')} down" + (f" for {span(o.down_seconds)}" if o.down_seconds else "")
         if o.down
         else "",
+        f"{o.disputed} disputed" if o.disputed else "",
         f"{o.stuck_pending} stuck PENDING" if o.stuck_pending else "",
+        f"{o.unconfirmed} unconfirmed for good" if o.unconfirmed else "",
         f"oldest waiting {span(o.oldest_waiting_seconds)}" if o.oldest_waiting_seconds is not None else "",
         f"{plural(o.rejected_today, 'file')} rejected today" if o.rejected_today else "",
     ]
@@ -99,6 +101,8 @@ def _head(o: Overview) -> list[str]:
         f"mean {o.batch_size:.0f} instances" if o.batch_size is not None else "",
         f"first instance to READY {span(o.ready_seconds)}" if o.ready_seconds is not None else "",
         f"READY to SENT {span(o.sent_seconds)}" if o.sent_seconds is not None else "",
+        f"{o.confirmed} confirmed" if o.confirmed else "",
+        f"{o.awaited} await confirmation" if o.awaited else "",
     ]
     passes = [
         f"last {p.command} {span(p.ago)} ago" + (f" (exit {p.exit_code})" if p.exit_code else "") for p in _ordered(o)
@@ -179,7 +183,7 @@ def _destination(d: DestinationStatus, wide: int) -> Iterator[str]:
 
 def _health(d: DestinationStatus) -> str:
     since = f"down {span(d.down_seconds)}: " if d.down_seconds is not None and d.is_down else ""
-    return "; ".join((f"{since}{d.health}", *d.notes))
+    return "; ".join((f"{since}{d.health}", *d.notes, *batch_proof.of_destination(d)))
 
 
 def _success(d: DestinationStatus) -> str:
@@ -217,7 +221,7 @@ def _batches(title: str, shown: Sequence[BatchStatus], *, chains: bool = False) 
 
 def _columns(b: BatchStatus, *, chains: bool) -> tuple[str, ...]:
     follows = f" < {b.follows_batch_id}" if chains and b.follows_batch_id else ""
-    return f"{b.id}{follows}", b.status, b.destination, span(b.age), f"{b.stored}/{b.instances}"
+    return f"{b.id}{follows}", batch_proof.state(b), b.destination, span(b.age), f"{b.stored}/{b.instances}"
 
 
 def _batch_table(batches: Sequence[BatchStatus], *, chains: bool) -> Any:
@@ -229,7 +233,7 @@ def _batch_table(batches: Sequence[BatchStatus], *, chains: bool) -> Any:
             (
                 b.id,
                 *((b.follows_batch_id or "",) if chains else ()),
-                b.status,
+                batch_proof.state(b),
                 b.destination,
                 span(b.age),
                 f"{b.stored}/{b.instances}",
@@ -304,7 +308,7 @@ def _announced_state(announcement: Announcement) -> str:
 def _one(result: StatusResult) -> list[Any]:
     batch = result.batches[0]
     lines: list[Any] = [
-        f"batch {batch.id}: {batch.status}" + (f": {batch.waiting_for}" if batch.waiting_for else ""),
+        f"batch {batch.id}: {batch_proof.state(batch)}" + (f": {batch.waiting_for}" if batch.waiting_for else ""),
         f"study {batch.study_instance_uid} for {batch.destination}",
         f"{batch.stored} of {batch.instances} stored, {batch.failed} failed, {byte_size(batch.total_bytes)}"
         + (f"; {batch.versions} in more than one version: the archive may keep either" if batch.versions else ""),
@@ -327,6 +331,8 @@ def _one(result: StatusResult) -> list[Any]:
             ),
         ),
     ]
+    if result.proof is not None:
+        lines += batch_proof.told(batch, result.proof)
     lines += study.rejections(result)
     if result.attempts:
         lines.append(

@@ -152,8 +152,10 @@ def test_the_demo_verifies_its_studies_and_leaves_no_files() -> None:
     result = json.loads(completed.stdout)
     assert result["verified"] == 102
     assert result["differing"] == 0
-    assert result["associations"] == len(result["studies"]) == 4
-    assert sorted(s["rule"] for s in result["studies"]) == ["EXPECTED", "OPERATOR", "QUIET", "QUIET"]
+    # Four studies, and one of them again, with the image that the archive has lost.
+    assert result["associations"] == len(result["studies"]) == 5
+    assert sorted(s["rule"] for s in result["studies"]) == ["DISPUTED", "EXPECTED", "OPERATOR", "QUIET", "QUIET"]
+    assert (result["confirmed"], result["proof"], result["sent_again"]) == (102, "COMMITTED", 1)
     assert left == []
 
 
@@ -169,6 +171,10 @@ def test_the_demo_holds_a_study_until_all_that_its_modality_announced_is_here() 
         r"batch \d+: PENDING: quiet in \d+ min",
         r"batch \d+ READY for demo: OPERATOR",
         r"batch \d+ READY for demo: QUIET",
+        r"the archive loses an image",
+        r"DISPUTED: the archive does not have 1 instance: 1 sent again in batch \d+",
+        r"batch \d+ to demo: SENT, 1 stored",
+        r"1 instance: 1 confirmed",
     ]
     assert re.search(".*".join(story), completed.stderr, re.DOTALL), completed.stderr
 

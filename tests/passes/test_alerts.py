@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from examsend.commands import cancel, finalize, ingest, metrics, send
+from examsend.commands import cancel, confirm, finalize, ingest, metrics, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
 from examsend.errors import DatabaseUnavailable
+from examsend.queue import verdicts
 from examsend.queue.announcements import Series
-from tests.helpers import add, cli, deliver, execute, prepare, states
+from examsend.queue.verdicts import Answered
+from examsend.states import Verdict
+from tests.helpers import add, cli, deliver, execute, one, prepare, rows, states
 from tests.passes.world import World, file
 from tests.peers.dcmtk import free_port
 from tests.peers.scripted import Script, scripted
@@ -187,6 +190,44 @@ def test_a_file_that_is_cut_short(settings: Settings, tmp_path: Path) -> None:
     add(settings, "PACS@127.0.0.1:1")
     assert ingest.run(settings, [tmp_path / "drop"]).needs_person
     assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES | {("ExamsendFileRejected", "")}
+
+
+def _confirmed_by(settings: Settings, database: engine.Database, drop: Path) -> None:
+    """A study is SENT, and its archive is to be asked about it."""
+    samples.ct_study(drop, 2, size=8)
+    with scripted() as peer:
+        add(settings, peer.address, confirm="commitment", confirm_after_seconds=0.0, on_disputed="report")
+        deliver(settings, drop)
+    assert states(database) == ["SENT"]
+
+
+def test_an_archive_that_does_not_have_what_was_sent(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    _confirmed_by(settings, database, tmp_path / "drop")
+    said = [Answered(row[0], Verdict.ABSENT) for row in rows(database, "SELECT id FROM exam_batch_instances")]
+    at = one(database, "SELECT clock_timestamp()")
+    database.run(lambda tx: verdicts.write(tx, 1, said, requested_at=at, transaction_uid=None))
+    assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES
+    confirm.run(settings)
+    assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES | {("ExamsendDisputed", "pacs")}
+
+
+def test_an_archive_that_does_not_confirm_in_time(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    _confirmed_by(settings, database, tmp_path / "drop")
+    execute(database, "UPDATE batch_confirmations SET opened_at = now() - interval '13 h'")
+    assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES | {("ExamsendConfirmationTooOld", "pacs")}
+    execute(database, "UPDATE batch_confirmations SET opened_at = now() - interval '25 h'")
+    confirm.run(settings)
+    assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES | {("ExamsendUnconfirmedForGood", "pacs")}
+
+
+def test_an_archive_at_which_nobody_listens(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
+    _confirmed_by(settings, database, tmp_path / "drop")
+    confirm.run(settings)
+    assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES | {("ExamsendArchiveSilent", "pacs")}
 
 
 def test_a_receiver_that_ends_its_associations(settings: Settings, database: engine.Database, tmp_path: Path) -> None:

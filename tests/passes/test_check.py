@@ -162,7 +162,10 @@ def test_the_command_exits_with_the_level_and_says_one_line(settings: Settings, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--warning", "nothing=1"), "the names are failed, down, stuck, waiting, rejected, finalize, send, errors"),
+        (
+            ("--warning", "nothing=1"),
+            "the names are failed, down, stuck, waiting, rejected, finalize, send, errors, disputed",
+        ),
         (("--critical", "down=soon"), "must be an age"),
         (("--critical", "failed=-1"), "must be a number, or off"),
         (("--crtical", "failed=1"), "--crtical"),
