@@ -88,7 +88,7 @@ class ConfirmResult:
         return bool(
             any(d.for_person for d in self.disputes)
             or self.for_person
-            or (self.selected is not None and (self.problems or any(s.disputed for s in self.shown)))
+            or (self.selected is not None and (self.problems or any(s.gave_up_at for s in self.shown)))
         )
 
     @property

@@ -110,7 +110,9 @@ _COUNT = text(f"""
 # A batch of which something is absent is due at once, once: confirm puts it in line again, or says that it is for a person.
 _SETTLE = text(f"""
     UPDATE batch_confirmations c
-    SET state = :state, reason = :reason,
+    SET state = CASE WHEN CAST(:state AS text) = '{Confirmation.ASKED}' AND c.gave_up_at IS NOT NULL
+                THEN '{Confirmation.UNCONFIRMED}' ELSE :state END,
+        reason = coalesce(:reason, CASE WHEN c.gave_up_at IS NOT NULL THEN c.reason END),
         confirmed_at = CASE WHEN CAST(:state AS text) = '{Confirmation.CONFIRMED}' THEN coalesce(c.confirmed_at, clock_timestamp()) END,
         disputed_at = CASE WHEN CAST(:state AS text) = '{Confirmation.DISPUTED}' THEN coalesce(c.disputed_at, clock_timestamp()) END,
         claim_id = CASE WHEN :open OR :untold THEN c.claim_id END,
@@ -118,7 +120,7 @@ _SETTLE = text(f"""
         due_at = CASE WHEN :untold AND c.claim_id IS NULL THEN clock_timestamp()
                       WHEN :open OR :untold THEN c.due_at END,
         gave_up_at = CASE WHEN :for_person THEN coalesce(c.gave_up_at, clock_timestamp())
-                          WHEN CAST(:state AS text) = '{Confirmation.DISPUTED}' THEN c.gave_up_at END,
+                          WHEN CAST(:state AS text) <> '{Confirmation.CONFIRMED}' THEN c.gave_up_at END,
         let_go_at = CASE WHEN CAST(:state AS text) = '{Confirmation.CONFIRMED}' AND c.confirmed_at IS NULL AND d.after <> 'keep'
                          THEN clock_timestamp() ELSE c.let_go_at END
     FROM storage_backend_configs d

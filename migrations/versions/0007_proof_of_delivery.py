@@ -135,6 +135,12 @@ def _confirmations() -> None:
         postgresql_where=sa.text("let_go_at IS NOT NULL"),
     )
     op.create_index(
+        "ix_batch_confirmations_given_up",
+        "batch_confirmations",
+        ["destination_id", "state"],
+        postgresql_where=sa.text("gave_up_at IS NOT NULL"),
+    )
+    op.create_index(
         "ix_batch_confirmations_resent",
         "batch_confirmations",
         ["resent_batch_id"],

@@ -56,7 +56,7 @@ def test_sources_go_only_once_the_archive_has_proven_to_have_them(
         said = run("confirm", "--since", "1h", "--wait", "20")
         assert said.count("is DISPUTED: the archive does not have 3 instances: 3 sent again in batch") == 2, said
         assert len(list(drop.rglob("*.dcm"))) == 6
-        assert "DISPUTED" in run("status", "1")
+        assert "SENT, disputed" in run("status", "1")
         run("send")
         assert len(archive.files()) == 6
         assert len(list(drop.rglob("*.dcm"))) == 6

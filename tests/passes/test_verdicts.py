@@ -279,3 +279,23 @@ def test_a_newer_version_that_is_under_way_is_not_sent_twice(sent: Sent, tmp_pat
     assert (dispute.resent, dispute.for_person) == (0, 0)
     assert "on the way in batch 2" in dispute.sentence
     assert one(sent.database, "SELECT count(*) FROM exam_batch_instances WHERE batch_id = 2") == 1
+
+
+def test_what_was_given_up_stays_for_a_person_until_it_is_confirmed(sent: Sent) -> None:
+    sent.ask("1.2.3")
+    execute(
+        sent.database,
+        "UPDATE batch_confirmations SET opened_at = opened_at - interval '25 h', due_at = clock_timestamp()",
+    )
+
+    def give_up(tx: engine.Connection) -> None:
+        claims = confirmation.claim(tx, 1, by="test", lease=60, limit=10, began=confirmation.now(tx))
+        assert [c.is_over for c in claims] == [True]
+        assert confirmation.give_up(tx, claims) == [1]
+
+    sent.database.run(give_up)
+    sent.report("1.2.3", sent.uids[:2])
+    row = rows(sent.database, "SELECT state, gave_up_at IS NOT NULL, due_at FROM batch_confirmations")[0]
+    assert tuple(row) == ("UNCONFIRMED", True, None)
+    sent.report("1.2.3", sent.uids)
+    assert tuple(rows(sent.database, "SELECT state, gave_up_at FROM batch_confirmations")[0]) == ("CONFIRMED", None)

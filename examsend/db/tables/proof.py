@@ -56,6 +56,12 @@ class BatchConfirmation(Base):
             postgresql_where=text("state <> 'CONFIRMED'"),
         ),
         Index("ix_batch_confirmations_confirmed", "destination_id", "confirmed_at"),
+        Index(
+            "ix_batch_confirmations_given_up",
+            "destination_id",
+            "state",
+            postgresql_where=text("gave_up_at IS NOT NULL"),
+        ),
         Index("ix_batch_confirmations_resent", "resent_batch_id", postgresql_where=text("resent_batch_id IS NOT NULL")),
         Index(
             "ix_batch_confirmations_let_go",
