@@ -14,6 +14,7 @@
 -- | examsend_status   | status, explain, metrics, destination list and show, db current and check; reads only           |
 -- | examsend_ingest   | ingest, finalize, expect, rejected, listen                                                      |
 -- | examsend_send     | send                                                                                            |
+-- | examsend_confirm  | confirm                                                                                         |
 -- | examsend_operator | all of these, and retry, hold, unhold, cancel, prioritize, reroute, destination, prune          |
 -- | examsend_owner    | db upgrade: owns the tables                                                                     |
 
@@ -22,7 +23,7 @@ DECLARE
     wanted text;
 BEGIN
     FOREACH wanted IN ARRAY ARRAY[
-        'examsend_owner', 'examsend_status', 'examsend_ingest', 'examsend_send', 'examsend_operator']
+        'examsend_owner', 'examsend_status', 'examsend_ingest', 'examsend_send', 'examsend_confirm', 'examsend_operator']
     LOOP
         IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = wanted) THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
@@ -51,15 +52,16 @@ BEGIN
     END LOOP;
 END
 $$;
-REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, examsend_status, examsend_ingest, examsend_send, examsend_operator;
+REVOKE ALL ON ALL TABLES IN SCHEMA public
+    FROM PUBLIC, examsend_status, examsend_ingest, examsend_send, examsend_confirm, examsend_operator;
 
 -- Everybody reads everything. No secret is in the database: of keys and passcodes it has the paths of files.
 GRANT USAGE ON SCHEMA public TO examsend_status;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO examsend_status;
-GRANT examsend_status TO examsend_ingest, examsend_send;
+GRANT examsend_status TO examsend_ingest, examsend_send, examsend_confirm;
 
 -- Each pass is on record.
-GRANT INSERT, UPDATE ON command_passes TO examsend_ingest, examsend_send;
+GRANT INSERT, UPDATE ON command_passes TO examsend_ingest, examsend_send, examsend_confirm;
 
 -- Files become instances of batches, and studies become complete. A destination's row is locked while files are registered for
 -- it, for which PostgreSQL asks for the right to change one column.
@@ -75,18 +77,37 @@ GRANT INSERT ON events TO examsend_ingest;
 -- Which directories were ingested: a source is let go only below one of them.
 GRANT INSERT ON ingested_directories TO examsend_ingest;
 
+-- `listen` takes the reports of archives. Who may do that may say what an archive has confirmed: where sources are let go (--after),
+-- give `listen` a host and a user of its own.
+GRANT UPDATE (reports, reported_at) ON commitment_requests TO examsend_ingest;
+GRANT UPDATE ON batch_confirmations TO examsend_ingest;
+GRANT INSERT, UPDATE ON instance_confirmations TO examsend_ingest;
+
 -- Batches are claimed and sent; a destination is held, or stores again. Its address, its settings and whether it is enabled are
 -- not the sender's to change, nor is which instance belongs to which batch.
 GRANT UPDATE ON exam_batches, exam_batch_instances TO examsend_send;
 GRANT INSERT, UPDATE ON send_attempts TO examsend_send;
 GRANT INSERT, UPDATE ON delivery_totals, status_totals, duration_totals TO examsend_send;
 GRANT INSERT ON events TO examsend_send;
+-- With SENT begins what the archive is asked.
+GRANT INSERT ON batch_confirmations TO examsend_send;
 GRANT UPDATE (consecutive_failures, held_until, held_code, held_reason, down_since, last_success_at, told_at, told_since)
     ON storage_backend_configs TO examsend_send;
 
--- Archives are asked what they have of what was SENT, and sources go on that proof, on record.
-GRANT INSERT, UPDATE ON batch_confirmations, commitment_requests, instance_confirmations, source_removals TO examsend_send;
+-- Archives are asked, and what they answer is written. What they do not have is put in line again, in a batch that follows the one
+-- that was SENT, or in the PENDING one of the study, of which what was recorded as not to be sent is released. Sources that go are
+-- on record before. Rows of instances and destinations are locked meanwhile, for which PostgreSQL asks for the right to change one
+-- column.
+GRANT INSERT, UPDATE ON batch_confirmations, instance_confirmations TO examsend_confirm;
+GRANT INSERT, UPDATE (status, reports, reported_at) ON commitment_requests TO examsend_confirm;
+GRANT INSERT, UPDATE (removed_at, kept_at, move_to) ON source_removals TO examsend_confirm;
+GRANT UPDATE (confirm_held_until, confirm_failures, confirm_problem) ON storage_backend_configs TO examsend_confirm;
+GRANT INSERT, DELETE ON exam_batches TO examsend_confirm;
+GRANT UPDATE (status, last_instance_at, grown, check_at, ready_at, ready_reason, next_attempt_at) ON exam_batches TO examsend_confirm;
+GRANT INSERT, UPDATE (outcome) ON exam_batch_instances TO examsend_confirm;
+GRANT INSERT ON exam_batch_instance_aliases TO examsend_confirm;
+GRANT INSERT ON events TO examsend_confirm;
 
-GRANT examsend_ingest, examsend_send TO examsend_operator;
+GRANT examsend_ingest, examsend_send, examsend_confirm TO examsend_operator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO examsend_operator;
 REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM examsend_operator;

@@ -19,14 +19,16 @@ from examsend.cli import app
 from examsend.config.destination import DECLARED, DestinationSettings
 from examsend.config.settings import Settings
 from examsend.dimse import refusal
+from examsend.queue import at_archive, confirmation, verdicts
 from examsend.services import mpps
-from examsend.states import ExpectationSource, LatePolicy, OnIncomplete, Rule
+from examsend.states import Confirmation, ExpectationSource, LatePolicy, OnIncomplete, Proof, Rule, Verdict
 from tests.helpers import cli
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text()
 GUIDE = (TOP / "docs" / "operating.md").read_text()
 COMPLETION = (TOP / "docs" / "completion.md").read_text()
+CONFIRMING = (TOP / "docs" / "confirming.md").read_text()
 
 
 def _commands() -> list[tuple[str, ...]]:
@@ -98,7 +100,7 @@ def test_the_operating_guides_table_of_destination_options_matches_the_declarati
 def test_every_option_named_in_the_documents_exists() -> None:
     helps = "".join(_help(*words) for words in [(), *_commands()])
     known = set(re.findall(r"--[a-z][a-z0-9-]+", helps))
-    for document in (README, GUIDE, COMPLETION):
+    for document in (README, GUIDE, COMPLETION, CONFIRMING):
         code = re.findall(r"`[^`\n]+`|^ *examsend .*$", document, re.MULTILINE)
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", " ".join(code)))
         assert named - known == set()
@@ -128,6 +130,42 @@ def test_the_statuses_that_listen_answers_with_are_explained() -> None:
     table = COMPLETION[COMPLETION.index("### What a refusal means") :]
     assert set(re.findall(r"^\| ([0-9A-F]{4}) ", table, re.MULTILINE)) == {f"{status:04X}" for status in answered}
     assert f"{mpps.NO_LONGER_UPDATED:04X}" in table
+
+
+def _confirming(head: str) -> list[list[str]]:
+    """Given the first cell of a table's head in docs/confirming.md, return its rows."""
+    table = re.search(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", CONFIRMING, re.MULTILINE)
+    assert table is not None
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table[1].splitlines()]
+
+
+def test_the_tables_of_confirming_have_a_row_for_each_name_of_the_program() -> None:
+    assert [row[0] for row in _confirming("proof")] == list(Proof)
+    assert [row[0] for row in _confirming("state")] == list(Confirmation)
+    assert [row[0] for row in _confirming("answer")] == list(Verdict)
+    columns = [name for row in _confirming("column") for name in re.findall(r"`(\w+)`", row[0])]
+    assert columns == list(at_archive.COLUMNS)
+
+
+def test_confirming_says_what_each_failure_reason_does() -> None:
+    rows = _confirming("reason")
+    assert {row[0] for row in rows[:-1]} == {f"{reason:04X}" for reason in verdicts._REASONS}
+    for code, name, answer in rows[:-1]:
+        verdict, sentence = verdicts.of_failure(int(code, 16))
+        assert (sentence, answer.split(";")[0]) == (f"{code} {name}", verdict)
+    for other in (0x1234, None):
+        assert rows[-1][2] == verdicts.of_failure(other)[0]
+
+
+def test_confirming_has_the_settings_with_their_defaults() -> None:
+    documented = {option.strip("`"): default for option, default, *_ in _confirming("option")}
+    declared = {
+        (DECLARED[f.name].option or "").split("/")[0]: _documented(f.default)
+        for f in fields(DestinationSettings)
+        if f.name.startswith("confirm") or f.name in {"on_disputed", "after", "sent_is_enough"}
+    }
+    assert documented == declared
+    assert confirmation.OFTEN + 86400 / confirmation.SELDOM == 40
 
 
 MAN = TOP / "docs" / "man"

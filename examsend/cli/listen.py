@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
     ) -> object:
-        """Listen for what modalities announce (MPPS) and archives report (Storage Commitment). On a port, or on sockets of systemd."""
+        """Listen for steps of modalities (MPPS) and reports of archives. On a port, or on sockets of systemd."""
         asked = common.Asked()
         from examsend.commands import listen as command
 

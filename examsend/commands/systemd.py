@@ -23,7 +23,7 @@ from examsend.errors import ConfigError, Refused, UsageError
 USER = "examsend"
 """The user of the units, and the group that may read the settings. systemd/sysusers.d makes both."""
 
-ENABLED = ("examsend.target", "examsend-finalize.timer", "examsend-send.timer")
+ENABLED = ("examsend.target", "examsend-finalize.timer", "examsend-send.timer", "examsend-confirm.timer")
 OFFERED = ("examsend-listen.socket", "examsend-metrics.timer", "examsend-prune.timer")
 """Written, and left to the administrator."""
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pynetdicom import AE, evt
 
 from examsend.commands import (
     cancel,
+    confirm,
     destination,
     expect,
     explain,
@@ -26,13 +34,18 @@ from examsend.commands import (
     send,
     status,
 )
+from examsend.commands.confirm import Selection
 from examsend.config.settings import Settings
 from examsend.confirmation import letting_go
 from examsend.db import access, engine
 from examsend.db.tables.base import Base
 from examsend.demo import receiver, samples
 from examsend.errors import ConfigError
-from tests.helpers import add, execute, states
+from examsend.queue import commitment
+from examsend.states import Confirm
+from tests.db.embedded.helpers import until
+from tests.helpers import add, deliver, execute, one, rows, states
+from tests.peers import scripted
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "roles.sql"
 
@@ -91,7 +104,98 @@ def test_the_chain_runs_with_a_role_for_each_pass(
     rejected.dismiss(operator, [str(files[0])], why="a test")
 
 
-def test_the_sender_lets_sources_go(
+COMMITMENT, INSTANCE, FIND = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1", "1.2.840.10008.5.1.4.1.2.2.1"
+
+
+@contextmanager
+def archive(lost: list[str]) -> Iterator[int]:
+    """An archive that reports over the same association, and has each instance but ``lost``. It does not know any study when it is
+    queried."""
+
+    def action(event: Any) -> tuple[Dataset, None]:
+        threading.Thread(
+            target=report, args=(event.assoc, event.action_information), name=scripted.THREADS, daemon=True
+        ).start()
+        status = Dataset()
+        status.Status = 0
+        return status, None
+
+    def report(association: Any, asked: Dataset) -> None:
+        time.sleep(0.1)  # the response goes first
+        made, there, failed = Dataset(), [], []
+        for item in asked.ReferencedSOPSequence:
+            if item.ReferencedSOPInstanceUID in lost:
+                item.FailureReason = 0x0112
+                failed.append(item)
+            else:
+                there.append(item)
+        made.TransactionUID = asked.TransactionUID
+        made.ReferencedSOPSequence = Sequence(there)
+        if failed:
+            made.FailedSOPSequence = Sequence(failed)
+        association.send_n_event_report(made, 2 if failed else 1, COMMITMENT, INSTANCE)
+
+    def find(_event: Any) -> Iterator[tuple[int, None]]:
+        yield 0x0000, None
+
+    entity = AE("ARCHIVE")
+    entity.add_supported_context(COMMITMENT)
+    entity.add_supported_context(FIND)
+    handlers: Any = [(evt.EVT_N_ACTION, action), (evt.EVT_C_FIND, find)]
+    server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+
+
+def test_archives_are_asked_and_their_reports_are_taken_each_with_a_role(
+    granted: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
+) -> None:
+    """Asked, answered over the same association and to ``listen``, in line again, sent again, confirmed; and the sources looked at."""
+    intake, sender, confirmer = as_role(granted, "ingest"), as_role(granted, "send"), as_role(granted, "confirm")
+    samples.ct_study(tmp_path / "drop", 3, size=16)
+    lost: list[str] = []
+    with archive(lost) as port:
+        add(
+            granted, f"{receiving.aet}@{receiving.host}:{receiving.port}", confirm="commitment", after="remove",
+            confirm_to=f"ARCHIVE@127.0.0.1:{port}", confirm_after_seconds=0.0, confirm_backoff_seconds=0.05,
+            confirm_backoff_max_seconds=0.1,
+        )  # fmt: skip
+        ingest.run(intake, [tmp_path / "drop"])
+        finalize.run(intake)
+        send.run(sender)
+        uids = [row[0] for row in rows(database, "SELECT sop_instance_uid FROM exam_batch_instances ORDER BY id")]
+        lost[:] = uids[:1]
+        until(lambda: confirm.run(confirmer) is not None and states(database) == ["SENT", "READY"])
+        send.run(sender)
+        lost.clear()
+        confirmed = "SELECT count(*) FROM batch_confirmations WHERE state = 'CONFIRMED'"
+        until(lambda: confirm.run(confirmer) is not None and one(database, confirmed) == 2)
+        until(
+            lambda: (
+                confirm.run(confirmer) is not None
+                and one(database, "SELECT count(removed_at) FROM source_removals") == 3
+            )
+        )
+        # An archive reports again, to listen.
+        transaction = one(database, "SELECT max(transaction_uid) FROM commitment_requests WHERE batch_id = 2")
+        with access.opened(intake, create=False) as opened:
+            taken = opened.run(lambda tx: commitment.take_report(tx, transaction, {uids[0]: ""}, {}, "ARCHIVE"))
+        assert taken.known
+        # By query it does not know the study any more.
+        asked = confirm.run(confirmer, ANY, method=Confirm.QUERY, dry_run=True)
+        assert asked.selected == 1
+        asked = confirm.run(confirmer, ANY, method=Confirm.QUERY, report=tmp_path / "list.csv")
+        assert (asked.report_rows, asked.confirmed) == (3, 0)
+        confirm.run(confirmer)
+    found = confirm.run(confirmer, ANY, method=Confirm.COMMITMENT)
+    assert [problem.destination for problem in found.problems] == ["pacs"]
+    execute(database, "UPDATE batch_confirmations SET let_go_at = now(), due_at = NULL, claim_id = NULL")
+    confirm.run(confirmer, prune_directories=True)
+
+
+def test_the_role_of_confirm_lets_sources_go(
     granted: Settings, database: engine.Database, receiving: receiver.Receiver, tmp_path: Path
 ) -> None:
     add(granted, f"{receiving.aet}@{receiving.host}:{receiving.port}", after="remove", sent_is_enough=True)
@@ -99,16 +203,13 @@ def test_the_sender_lets_sources_go(
     ingest.run(as_role(granted, "ingest"), [tmp_path / "drop"])
     finalize.run(as_role(granted, "ingest"))
     send.run(as_role(granted, "send"))
-    execute(
-        database,
-        "INSERT INTO batch_confirmations (batch_id, destination_id, let_go_at) SELECT id, destination_id, now() FROM exam_batches"
-        " ON CONFLICT (batch_id) DO UPDATE SET let_go_at = now()",
-    )
-    sender = as_role(granted, "send")
-    with access.opened(sender) as theirs:
-        done = letting_go.let_go(theirs, sender, dry_run=False, prune_directories=False, over=lambda: False)
+    confirmer = as_role(granted, "confirm")
+    with access.opened(confirmer) as theirs:
+        done = letting_go.let_go(theirs, confirmer, dry_run=False, prune_directories=False, over=lambda: False)
     assert (done.removed, [f.exists() for f in files]) == (2, [False, False])
 
+
+ANY = Selection(batch_ids=[1])
 
 FORBIDDEN: dict[str, Callable[[Settings, Path], object]] = {
     "status may not ingest": lambda s, p: ingest.run(s, [p]),
@@ -122,6 +223,12 @@ FORBIDDEN: dict[str, Callable[[Settings, Path], object]] = {
     "send may not ingest": lambda s, p: ingest.run(s, [p]),
     "send may not add": lambda s, _: add(s, "A@h:1", name="another"),
     "send may not disable": lambda s, _: destination.enable(s, "pacs", enabled=False),
+    "status may not confirm": lambda s, _: confirm.run(s, ANY, method=Confirm.QUERY),
+    "ingest may not confirm": lambda s, _: confirm.run(s, ANY, method=Confirm.QUERY),
+    "send may not confirm": lambda s, _: confirm.run(s, ANY, method=Confirm.QUERY),
+    "confirm may not ingest": lambda s, p: ingest.run(s, [p]),
+    "confirm may not send": lambda s, _: send.run(s),
+    "confirm may not disable": lambda s, _: destination.enable(s, "pacs", enabled=False),
 }
 
 
@@ -135,6 +242,8 @@ def test_what_a_role_is_not_for_is_refused_with_a_sentence(
     ingest.run(granted, [tmp_path / "before"])
     if what.endswith("send"):
         finalize.run(granted)
+    if what.endswith("confirm"):
+        deliver(granted, tmp_path / "before")
     samples.ct_study(tmp_path / "drop", 2, size=16)
     with pytest.raises(ConfigError, match="denies this user what the command needs: permission denied for"):
         FORBIDDEN[what](as_role(granted, role), tmp_path / "drop")
@@ -153,6 +262,10 @@ WRITES = {
         "DELETE FROM exam_batch_instances",
         "UPDATE events SET who = 'nobody'",
         "DELETE FROM send_attempts",
+        "UPDATE commitment_requests SET archive_aet = 'X'",
+        "INSERT INTO commitment_requests (transaction_uid) VALUES ('1.2.3')",
+        "INSERT INTO source_removals (path) VALUES ('/srv/drop/a')",
+        "UPDATE ingested_directories SET path = '/'",
         "CREATE TABLE mine (n int)",
     ],
     "send": [
@@ -162,6 +275,23 @@ WRITES = {
         "INSERT INTO exam_batches (study_instance_uid, destination_id) VALUES ('1.2.3', 1)",
         "DELETE FROM events",
         "TRUNCATE send_attempts",
+        "UPDATE batch_confirmations SET state = 'CONFIRMED', confirmed_at = now()",
+        "INSERT INTO instance_confirmations (instance_id, batch_id, verdict, requested_at) VALUES (1, 1, 'LATER', now())",
+        "INSERT INTO source_removals (path) VALUES ('/srv/drop/a')",
+    ],
+    "confirm": [
+        "UPDATE storage_backend_configs SET host = 'elsewhere'",
+        "UPDATE storage_backend_configs SET after = 'remove'",
+        "UPDATE exam_batch_instances SET content_sha256 = NULL",
+        "UPDATE exam_batches SET study_instance_uid = '1.2.3'",
+        "DELETE FROM exam_batch_instances",
+        "DELETE FROM source_removals",
+        "DELETE FROM instance_confirmations",
+        "UPDATE source_removals SET proof = 'none'",
+        "UPDATE commitment_requests SET archive_aet = 'X'",
+        "DELETE FROM events",
+        "INSERT INTO send_attempts (batch_id) VALUES (1)",
+        "INSERT INTO ingested_directories (path) VALUES ('/')",
     ],
     "operator": [
         "UPDATE alembic_version SET version_num = '0001'",

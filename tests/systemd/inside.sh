@@ -45,7 +45,7 @@ as_user examsend destination set pacs --quiet-period 1
 examsend systemd install --drop-dir /srv/drop >/out/install.again
 examsend systemd install --drop-dir '/srv/drop one' >/out/install.other
 stat -c '%a %U %G %n' /etc/examsend/* /srv/drop '/srv/drop one' >/out/modes
-systemctl is-active examsend.target examsend-finalize.timer examsend-send.timer 'examsend-ingest@srv-drop\x20one.path' >/out/active
+systemctl is-active examsend.target examsend-finalize.timer examsend-send.timer examsend-confirm.timer 'examsend-ingest@srv-drop\x20one.path' >/out/active
 
 # --- a study moves -----------------------------------------------------------------------------------------------------------------------
 cp /out/study/* '/srv/drop one/'
@@ -60,6 +60,20 @@ systemctl enable --now examsend-listen.socket examsend-metrics.timer
 echoscu -aec EXAMSEND 127.0.0.1 11112 && echo yes >/out/echo
 until_true 30 test -s /run/examsend-metrics/examsend.prom
 runuser -u nobody -- cat /run/examsend-metrics/examsend.prom >/out/metrics
+# storescp knows neither query nor Storage Commitment: the archive cannot be asked, which is for the next pass.
+as_user examsend destination set pacs --confirm query --confirm-after 0
+systemctl start examsend-confirm.service
+echo $? >/out/confirm.code
+as_user examsend confirm --since 1h >/out/confirm
+# Where sources go, the sandbox has a way to write.
+mkdir -p /etc/systemd/system/examsend-confirm.service.d
+printf '[Service]\nReadWritePaths="/srv/drop one"\nExecStart=\nExecStart=/bin/sh -c "touch /srv/drop\\ one/written && ! touch /srv/drop/written"\n' \
+  >/etc/systemd/system/examsend-confirm.service.d/override.conf
+systemctl daemon-reload
+systemctl start examsend-confirm.service
+echo $? >/out/confirm.writes
+rm -r /etc/systemd/system/examsend-confirm.service.d
+systemctl daemon-reload
 systemctl start examsend-prune.service
 echo $? >/out/prune.code
 systemctl start examsend-send@pacs.service

@@ -118,14 +118,20 @@ def test_the_units_move_a_study_from_a_drop_directory_to_a_receiver(tmp_path: Pa
         "2770 examsend examsend /srv/drop",
         "2770 examsend examsend /srv/drop one",
     }
-    assert said("active").split() == ["active"] * 4
+    assert said("active").split() == ["active"] * 5
     assert said("sent") == "yes", story
     assert said("received") == "2"
-    assert all(f"examsend-{name}" in said("timers") for name in ("finalize.timer", "send.timer", "ingest@srv-drop"))
+    assert all(
+        f"examsend-{name}" in said("timers")
+        for name in ("finalize.timer", "send.timer", "confirm.timer", "ingest@srv-drop")
+    )
     assert said("results").count("Result=success") == 3, said("results")
     assert said("echo") == "yes", story
     assert "examsend_" in said("metrics")
     assert (said("prune.code"), said("send_pacs.code")) == ("0", "0"), story
+    assert said("confirm.code") == "0", story
+    assert "cannot be asked" in said("confirm"), story
+    assert said("confirm.writes") == "0", story
     alerts = said("alerts")
     assert alerts.count("examsend-send.service failed: exit-code, exit status 69") == 1, (
         "once an hour, and not swallowed: " + alerts

@@ -29,7 +29,7 @@ def _lines() -> list[tuple[str, str]]:
 
 def test_the_lines_name_the_program_by_its_path_and_hold_nothing_that_cron_changes() -> None:
     lines = _lines()
-    assert [command.split()[1] for _, command in lines] == ["ingest", "finalize", "send", "prune"]
+    assert [command.split()[1] for _, command in lines] == ["ingest", "finalize", "send", "confirm", "prune"]
     for user, command in lines:
         assert user == "examsend"
         assert command.startswith(f"{PROGRAM} ")
@@ -64,7 +64,7 @@ def test_the_lines_deliver_a_study_in_the_environment_of_cron(
     assert states(database) == ["SENT"]
 
 
-@pytest.mark.parametrize("name", ["ingest", "finalize", "send"])
+@pytest.mark.parametrize("name", ["ingest", "finalize", "send", "confirm"])
 def test_a_pass_that_cannot_reach_its_database_is_mailed(tmp_path: Path, name: str) -> None:
     command = next(command for _, command in _lines() if f" {name} " in command)
     done = subprocess.run(

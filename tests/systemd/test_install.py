@@ -152,6 +152,8 @@ def test_a_drop_directory_is_made_and_gets_path_and_timer(image: Path, commands:
     systemd.install(Settings(database_url=URL), root=image, drop_dirs=["/srv/drop one", "/srv/$HOME-%n/"])
     assert (image / "srv/drop one").is_dir()
     enabled = next(command for command in commands if " enable " in command)
+    for timer in ("finalize", "send", "confirm"):
+        assert f"examsend-{timer}.timer" in enabled
     for name in (r"srv-drop\x20one", r"srv-\x24HOME\x2d\x25n"):
         assert f"examsend-ingest@{name}.path examsend-ingest@{name}.timer" in enabled
 

@@ -100,6 +100,15 @@ def test_everything_that_runs_by_itself_is_part_of_the_target() -> None:
             assert "\nWantedBy=examsend.target\n" in path.read_text(), path.name
 
 
+@pytest.mark.parametrize("name", ["send", "send@", "confirm", "prune"])
+def test_a_pass_ends_by_itself_before_systemd_ends_it(name: str) -> None:
+    text = (systemd.sources() / f"examsend-{name}.service").read_text()
+    begun = re.search(r"^ExecStart=.* examsend \w+ -q .*--max-runtime (\d+)", text, re.MULTILINE)
+    assert begun is not None
+    assert "\nTimeoutStartSec=1h\n" in text
+    assert int(begun[1]) + 600 <= 3600
+
+
 def test_a_timer_starts_the_first_pass_too() -> None:
     for path in UNITS:
         text = path.read_text()
