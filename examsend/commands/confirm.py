@@ -161,7 +161,14 @@ def run(
         if report is not None and ids is not None:
             rows = csv_list.write(database, report, ids)
         for_person = _standing(database, [b for f in found for b in f.gave_up])
-        sources = let_go(database, settings, dry_run=dry_run, prune_directories=prune_directories, over=over)
+        sources = let_go(
+            database,
+            settings,
+            dry_run=dry_run,
+            prune_directories=prune_directories,
+            over=over,
+            ids=ids if dry_run else None,
+        )
     states = Counter(s.state for s in standing)
     return ConfirmResult(
         selected=None if ids is None else len(ids),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ _BATCHES = 20
 
 _FILES = 100
 """Files decided on in one transaction."""
+
+_SPOOLED = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}\.dcm")
+"""What a file in a spool is called."""
 
 _LISTED = 100
 """Files named in a result, at most."""
@@ -70,14 +74,21 @@ class _Found:
 
 
 def let_go(
-    database: Database, settings: Settings, *, dry_run: bool, prune_directories: bool, over: Callable[[], bool]
+    database: Database,
+    settings: Settings,
+    *,
+    dry_run: bool,
+    prune_directories: bool,
+    over: Callable[[], bool],
+    ids: Sequence[int] | None = None,
 ) -> LetGo:
     """Let go of the sources of batches whose destinations say so, where every condition holds. Ends cleanly once ``over()``.
 
-    ``prune_directories``: then remove the directories that this has emptied. ``dry_run``: change nothing, and say what would go.
+    ``prune_directories``: then remove the directories that this has emptied. ``dry_run``: change nothing, and say what would go, of
+    the batches ``ids``, by the proof that is there, or (None) of those that are due.
     Raises DatabaseUnavailable.
     """
-    this = _Pass(database, settings, dry_run=dry_run, over=over)
+    this = _Pass(database, settings, dry_run=dry_run, over=over, ids=ids)
     this.run()
     done = this.removing
     directories = done.prune_directories() if prune_directories and not dry_run else 0
@@ -97,7 +108,16 @@ def let_go(
 class _Pass:
     """One pass over the batches whose sources are to be looked at."""
 
-    def __init__(self, database: Database, settings: Settings, *, dry_run: bool, over: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        dry_run: bool,
+        over: Callable[[], bool],
+        ids: Sequence[int] | None,
+    ) -> None:
+        self._ids = ids
         self._database = database
         self._settings = settings
         self._dry_run = dry_run
@@ -126,7 +146,7 @@ class _Pass:
 
     def _next(self, after: int) -> list[Due]:
         if self._dry_run:
-            return self._database.run(lambda tx: proven.look(tx, after=after, limit=_BATCHES))
+            return self._database.run(lambda tx: proven.look(tx, after=after, limit=_BATCHES, ids=self._ids))
         return self._database.run(lambda tx: proven.claim(tx, _BATCHES))
 
     def _look(self, batch: Due) -> None:
@@ -245,7 +265,11 @@ class _Pass:
             raise Staying(refused)
 
     def _is_spooled(self, path: str) -> bool:
-        """Return whether a file is in the spool. It is not a source: prune deletes it."""
+        """Return whether a file is in the spool, of this host's settings or of another's: it is named after its content there. It is
+        not a source: prune deletes it."""
+        name = Path(path).name
+        if _SPOOLED.fullmatch(name) and Path(path).parent.name == name[:2]:
+            return True
         spool = self._settings.spool_directory
         if spool is None:
             return False

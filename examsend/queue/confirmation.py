@@ -54,7 +54,7 @@ _ASK_AGAIN = text(f"""
     FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = '{BatchState.SENT}' AND {_STORED}
     ORDER BY b.id DESC
     ON CONFLICT (batch_id) DO UPDATE
-    SET opened_at = clock_timestamp(), due_at = clock_timestamp(), method = coalesce(:method, c.method), tries = 0, claim_id = NULL,
+    SET opened_at = clock_timestamp(), due_at = clock_timestamp(), method = excluded.method, tries = 0, claim_id = NULL,
         claimed_by = NULL, state = '{Confirmation.UNCONFIRMED}', confirmed_at = NULL, disputed_at = NULL, gave_up_at = NULL,
         reason = NULL
     RETURNING batch_id

@@ -154,18 +154,21 @@ def resend(
     known: Resending,
     *,
     without: Collection[str] = (),
+    releases: bool = True,
 ) -> None:
     """Add the rest of their study to follow-up batches: the current version of each instance, whatever its outcome.
 
     ``gone(path)`` says whether a file is not there any more; another file with the same content then stands in. Where there is
     none, an instance that was stored is counted in ``known``, and one that was not stays only in its own batch, which needs
-    it. What was recorded in the batches as not to be sent is WAITING. ``without``: SOP Instance UIDs that are left out.
+    it. What was recorded in the batches as not to be sent is WAITING, if that is asked for (``releases``). ``without``: SOP Instance
+    UIDs that are left out.
     """
     ids = sorted(set(batch_ids))
     if not ids:
         return
     removals.together(tx)
-    release(tx, ids)
+    if releases:
+        release(tx, ids)
     rest = [row for row in tx.execute(_REST, {"ids": ids, "overwritten": OVERWRITTEN}) if row.uid not in without]
     places: dict[int, tuple[int, int | None]] = {}
     missing: list[int] = []

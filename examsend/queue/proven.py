@@ -110,6 +110,13 @@ _CLAIM = text(f"""
 
 _LOOK = text(f"SELECT c.batch_id, c.let_go_at {_DUE} AND c.batch_id > :after ORDER BY c.batch_id LIMIT :limit")
 
+_NAMED = text(f"""
+    SELECT c.batch_id, coalesce(c.let_go_at, clock_timestamp()) AS let_go_at
+    FROM batch_confirmations c JOIN storage_backend_configs d ON d.id = c.destination_id
+    WHERE c.batch_id = ANY(CAST(:ids AS bigint[])) AND d.after <> '{KEEP}' AND d.removed_at IS NULL AND c.batch_id > :after
+    ORDER BY c.batch_id LIMIT :limit
+""")
+
 _FINISH = text("""
     UPDATE batch_confirmations SET let_go_at = clock_timestamp() + make_interval(secs => CAST(:seconds AS float8))
     WHERE batch_id = :batch AND let_go_at = :claimed
@@ -154,12 +161,15 @@ _PLACES = text(f"""
     ORDER BY w.path, f.id
 """)
 
+# What was confirmed before somebody asked again proves nothing any more.
 _VERSIONS = text("""
     SELECT i.id, i.destination_id, i.sop_instance_uid AS uid, i.content_sha256 AS sha, i.outcome, i.stored_at,
-           i.other_content_possible AS other, c.verdict, c.proof, c.requested_at, c.transaction_uid
+           i.other_content_possible AS other, c.proof, c.requested_at, c.transaction_uid,
+           CASE WHEN c.verdict = 'CONFIRMED' AND c.requested_at < b.opened_at THEN NULL ELSE c.verdict END AS verdict
     FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[])) w (destination, uid)
     JOIN exam_batch_instances i ON i.destination_id = w.destination AND i.sop_instance_uid = w.uid
     LEFT JOIN instance_confirmations c ON c.instance_id = i.id
+    LEFT JOIN batch_confirmations b ON b.batch_id = i.batch_id
     ORDER BY i.id
 """)
 
@@ -185,9 +195,13 @@ def claim(tx: Connection, limit: int) -> list[Due]:
     return [Due(row.batch_id, row.let_go_at) for row in tx.execute(_CLAIM, {"claim": CLAIM, "limit": limit})]
 
 
-def look(tx: Connection, *, after: int, limit: int) -> list[Due]:
-    """Return batches whose sources are to be looked at, from an id on, without a claim."""
-    return [Due(row.batch_id, row.let_go_at) for row in tx.execute(_LOOK, {"after": after, "limit": limit})]
+def look(tx: Connection, *, after: int, limit: int, ids: Sequence[int] | None = None) -> list[Due]:
+    """Return batches whose sources are to be looked at, from an id on, without a claim. ``ids``: these, whether it is time or not."""
+    if ids is None:
+        rows = tx.execute(_LOOK, {"after": after, "limit": limit})
+    else:
+        rows = tx.execute(_NAMED, {"ids": list(ids), "after": after, "limit": limit})
+    return [Due(row.batch_id, row.let_go_at) for row in rows]
 
 
 def finish(tx: Connection, batch: Due, *, again: float | None) -> None:

@@ -90,7 +90,8 @@ def send_again(
     key = (place.study_instance_uid, place.destination_id)
     home = batches.open_pending(tx, [key])[key]
     known = late.Resending()
-    late.resend(tx, [home.batch_id], gone, known, without=there)
+    # What a policy holds back stays so, unless a person asks for the study.
+    late.resend(tx, [home.batch_id], gone, known, without=there, releases=rule is Rule.OPERATOR)
     row = tx.execute(_UNSENT, {"batch": home.batch_id}).one()
     left = known.left_out.get(home.batch_id)
     missing = left.instances if left else 0

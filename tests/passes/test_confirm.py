@@ -6,6 +6,7 @@ import csv
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from examsend.config.settings import Settings
 from examsend.db import engine, probe
 from examsend.demo import samples
 from examsend.errors import Refused, UsageError
-from examsend.states import Confirm
+from examsend.states import Confirm, SpoolMode
 from tests.helpers import add, deliver, execute, one, rows
 from tests.peers.archiving import Archive, archiving
 from tests.services.process import listening
@@ -345,3 +346,42 @@ def test_no_setting_makes_it_ask_more_than_40_times_a_day(settings: Settings, tm
         asked.append(at)
         at += pause(destination, len(asked))
     assert max(sum(begin <= t < begin + day for t in asked) for begin in asked) <= 40
+
+
+# --- sources ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_which_sources_of_selected_batches_would_go(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    with archiving() as archive:
+        _sent(settings, archive, tmp_path / "drop")
+        assert confirm.run(settings).confirmed == 1
+        execute(database, "UPDATE storage_backend_configs SET after = 'remove'")
+        assert confirm.run(settings, dry_run=True).sources.would == ()
+        found = confirm.run(settings, Selection(batch_ids=[1]), dry_run=True)
+        assert len(found.sources.would) == 3
+        assert len(list((tmp_path / "drop").iterdir())) == 3
+        # What was confirmed before somebody asked again proves nothing any more.
+        archive.status = 0x0110
+        confirm.run(settings, Selection(batch_ids=[1]))
+        assert confirm.run(settings, Selection(batch_ids=[1]), dry_run=True).sources.would == ()
+        archive.status = 0
+        found = confirm.run(settings, Selection(batch_ids=[1]))
+        assert (found.confirmed, found.sources.removed) == (1, 3)
+        assert list((tmp_path / "drop").iterdir()) == []
+
+
+def test_a_file_in_a_spool_that_this_host_does_not_know_of_stays(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    spooling = replace(settings, spool=SpoolMode.LINK, spool_directory=tmp_path / "spool")
+    with archiving() as archive:
+        samples.ct_study(tmp_path / "drop", 2, size=16)
+        add(settings, archive.address, confirm="commitment", after="remove", **NOW)
+        deliver(spooling, tmp_path / "drop")
+        execute(database, "INSERT INTO ingested_directories (path) VALUES (:p)", p=str(tmp_path))
+        # The spool's setting is missing here.
+        confirm.run(settings)
+        confirm.run(settings)
+        assert len(list((tmp_path / "spool").rglob("*.dcm"))) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from examsend.commands import send
+from examsend.commands import ingest, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
@@ -15,6 +15,7 @@ from examsend.queue import commitment, confirmation, disputes, sent_again
 from examsend.queue.destination import get_destination
 from examsend.queue.disputes import Dispute
 from examsend.queue.files import is_gone
+from examsend.states import Confirm
 from tests.helpers import add, deliver, execute, one, prepare, rows
 
 NOW = {"confirm_after_seconds": 0.0, "confirm_backoff_seconds": 0.2, "confirm_backoff_max_seconds": 0.5}
@@ -299,3 +300,28 @@ def test_what_was_given_up_stays_for_a_person_until_it_is_confirmed(sent: Sent) 
     assert tuple(row) == ("UNCONFIRMED", True, None)
     sent.report("1.2.3", sent.uids)
     assert tuple(rows(sent.database, "SELECT state, gave_up_at FROM batch_confirmations")[0]) == ("CONFIRMED", None)
+
+
+def test_a_dispute_does_not_release_what_a_policy_holds_back(sent: Sent, tmp_path: Path) -> None:
+    execute(sent.database, "UPDATE storage_backend_configs SET late_policy = 'never'")
+    drop = tmp_path / "drop"
+    study = one(sent.database, "SELECT study_instance_uid FROM exam_batches")
+    late = dcmread(next(drop.rglob("*.dcm")))
+    late.SOPInstanceUID = late.file_meta.MediaStorageSOPInstanceUID = samples.new_uid()
+    late.save_as(drop / "late.dcm")
+    ingest.run(sent.settings, [drop])
+    assert one(sent.database, "SELECT outcome FROM exam_batch_instances WHERE batch_id = 2") == "NOT_SENT"
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids[1:], {sent.uids[0]: 0x0112})
+    dispute = sent.tell()
+    assert dispute is not None
+    assert (dispute.resent, dispute.resent_batch_id) == (1, 2)
+    outcomes = rows(sent.database, "SELECT outcome FROM exam_batch_instances WHERE batch_id = 2 ORDER BY id")
+    assert [row[0] for row in outcomes] == ["NOT_SENT", "WAITING"], study
+
+
+def test_a_way_to_ask_that_an_operator_named_counts_once(sent: Sent) -> None:
+    sent.database.run(lambda tx: confirmation.ask_again(tx, [1], Confirm.QUERY))
+    assert one(sent.database, "SELECT method FROM batch_confirmations") == "query"
+    sent.database.run(lambda tx: confirmation.ask_again(tx, [1], None))
+    assert one(sent.database, "SELECT method FROM batch_confirmations") is None
