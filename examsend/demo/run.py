@@ -47,6 +47,8 @@ class Study:
     associations: int
     total_bytes: int
     seconds: float
+    confirmation: str | None
+    """How far the archive has confirmed it (states.Confirmation); None: it was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def rendered(result: DemoResult) -> list[Any]:
     rows = [
         (
             s.study_instance_uid,
-            s.status,
+            s.status if s.confirmation is None else f"{s.status}, {s.confirmation.lower()}",
             s.rule,
             f"{s.stored}/{s.instances}",
             s.associations,
@@ -303,6 +305,7 @@ class _Passes:
             delivered.associations if delivered else 0,
             batch.total_bytes,
             delivered.association_seconds if delivered else 0.0,
+            batch.confirmation,
         )
 
     # --- the commands ---

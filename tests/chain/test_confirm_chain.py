@@ -81,3 +81,17 @@ def _confirmed(confirm: Callable[[], str], database: engine.Database, number: in
         assert time.monotonic() < over, found
         confirm()
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("how", ["commitment", "query"])
+def test_the_demo_with_orthanc_shows_sent_then_confirmed(
+    orthanc_server: Callable[..., orthanc.Orthanc], how: str
+) -> None:
+    port = free_port()
+    archive = orthanc_server(**orthanc.knows(port))
+    words = ("--confirm", "commitment", "--listen-port", port) if how == "commitment" else ()
+    completed = cli("demo", "--to", archive.address, *map(str, words))
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("SENT, confirmed") == 4, completed.stdout
+    assert f"102 ({'COMMITTED' if how == 'commitment' else 'LISTED'})" in completed.stdout
+    assert len(archive.get("/instances")) == 102
