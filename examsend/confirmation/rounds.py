@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,24 @@ def pause(destination: Destination, tries: int) -> float:
     jitter = random.random()  # noqa: S311 (not a secret: it spreads the questions)
     found = back_off(destination.confirm_backoff_seconds, destination.confirm_backoff_max_seconds, tries, jitter)
     return max(found, SELDOM) if tries >= OFTEN else found
+
+
+class _Kept:
+    """Claims that are renewed while a slow archive answers."""
+
+    def __init__(self, database: Database, claims: Sequence[Claimed], lease: float) -> None:
+        self._database = database
+        self._claims = claims
+        self._lease = lease
+        self._ids = {c.batch_id for c in claims}
+        self._renewed = time.monotonic()
+
+    def has(self, batch_id: int) -> bool:
+        """Return whether a batch is claimed still. Nobody else asks about it then. Raises DatabaseUnavailable."""
+        if time.monotonic() - self._renewed > self._lease / 3:
+            self._renewed = time.monotonic()
+            self._ids = self._database.run(lambda tx: confirmation.renew(tx, self._claims, self._lease))
+        return batch_id in self._ids
 
 
 @dataclass(slots=True)
@@ -183,8 +202,11 @@ class Round:
         mine = self._database.run(mark)
         held = {c.batch_id for c in mine}
         try:
+            kept = _Kept(self._database, mine, self._lease)
             for request in requests:
-                if request.batch_id in held:
+                if self._over():
+                    break
+                if request.batch_id in held and kept.has(request.batch_id):
                     asking.ask(request, to_ask[request.batch_id])
             self.found.problem = asking.problem
         finally:
@@ -231,9 +253,12 @@ class Round:
         mine, at = self._database.run(mark)
         said: dict[int, StudyFound] = {}
         try:
+            kept = _Kept(self._database, mine, self._lease)
             for claimed in mine:
                 if self._over():
                     break
+                if not kept.has(claimed.batch_id):
+                    continue
                 found = queries.find(claimed.study_instance_uid)
                 if not queries.is_open:
                     raise _lost()

@@ -234,6 +234,13 @@ _MARK = text(f"""
     WHERE c.batch_id = w.batch
 """)
 
+_RENEW = text("""
+    UPDATE batch_confirmations c SET due_at = greatest(c.due_at, clock_timestamp() + make_interval(secs => :lease))
+    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim)
+    WHERE c.batch_id = w.batch AND c.claim_id = w.claim
+    RETURNING c.batch_id
+""")
+
 # A batch that was asked about is due when its pause is over. One of which something is absent that nobody was told of is due now.
 _HAND_BACK = text(f"""
     UPDATE batch_confirmations c
@@ -295,6 +302,12 @@ def mark_asked(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float
     at = now(tx)
     tx.execute(_MARK, {"batches": [c.batch_id for c in claims], "pauses": list(pauses), "at": at})
     return at
+
+
+def renew(tx: Connection, claims: Sequence[Claimed], lease: float) -> set[int]:
+    """Let claims last ``lease`` seconds more; return the ids of the batches that are still claimed."""
+    held(tx, claims)
+    return set(tx.scalars(_RENEW, {**_arrays(claims), "lease": lease}))
 
 
 def hand_back(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float], *, asked: bool) -> None:

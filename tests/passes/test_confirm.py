@@ -385,3 +385,20 @@ def test_a_file_in_a_spool_that_this_host_does_not_know_of_stays(
         confirm.run(settings)
         confirm.run(settings)
         assert len(list((tmp_path / "spool").rglob("*.dcm"))) == 2
+
+
+def test_a_claim_is_renewed_while_a_slow_archive_answers(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    with archiving() as archive:
+        _sent(settings, archive, tmp_path / "drop", 6, confirm_instances=1, confirm_backoff_seconds=0.05)
+        archive.look = lambda _transaction: time.sleep(0.4)
+        short = replace(settings, lease=1.0)
+        passes = [threading.Thread(target=confirm.run, args=(short,)) for _ in range(2)]
+        for n, one_pass in enumerate(passes):
+            time.sleep(1.2 * n)
+            one_pass.start()
+        for one_pass in passes:
+            one_pass.join(60)
+        assert len(archive.asked) == 6
+        assert _states(database) == ["CONFIRMED"]
