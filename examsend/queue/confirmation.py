@@ -146,7 +146,7 @@ _CLAIM = text(f"""
          storage_backend_configs d, exam_batches b
     WHERE c.batch_id = n.batch_id AND d.id = c.destination_id AND b.id = c.batch_id
     RETURNING c.batch_id, b.study_instance_uid, c.tries, coalesce(c.method, d.confirm) AS method,
-              c.tries > 0 AND c.opened_at + make_interval(secs => d.confirm_timeout_seconds) <= clock_timestamp() AS is_over
+              coalesce(c.asked_at >= c.opened_at + make_interval(secs => d.confirm_timeout_seconds), false) AS is_over
 """)
 
 
@@ -161,7 +161,7 @@ class Claimed:
     tries: int
     """How often it was asked about so far."""
     is_over: bool
-    """The time for it is over, and the archive was asked in it."""
+    """The time for it is over, and the archive was asked once more since then: one that was away is asked when it is back."""
 
 
 def now(tx: Connection) -> datetime:

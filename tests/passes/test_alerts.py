@@ -219,7 +219,7 @@ def test_an_archive_that_does_not_confirm_in_time(
     _confirmed_by(settings, database, tmp_path / "drop")
     execute(database, "UPDATE batch_confirmations SET opened_at = now() - interval '13 h'")
     assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES | {("ExamsendConfirmationTooOld", "pacs")}
-    execute(database, "UPDATE batch_confirmations SET opened_at = now() - interval '25 h'")
+    execute(database, "UPDATE batch_confirmations SET opened_at = now() - interval '25 h', asked_at = now()")
     confirm.run(settings)
     assert firing(_now(settings), tmp_path=tmp_path) == NO_PASSES | {("ExamsendUnconfirmedForGood", "pacs")}
 
