@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, text
 
 from examsend.db import due
+from examsend.queue.verdicts import UNTOLD
 from examsend.states import BatchState, Confirm, Confirmation, Outcome, Verdict
 
 OFTEN = 16
@@ -129,8 +130,7 @@ _DUE_DESTINATIONS = text(f"""
 
 _NOW = text("SELECT clock_timestamp()")
 
-_UNTOLD = f"""EXISTS (SELECT 1 FROM instance_confirmations k WHERE k.batch_id = c.batch_id AND k.verdict = '{Verdict.ABSENT}'
-                  AND k.resent_at IS NULL)"""
+_UNTOLD = f"EXISTS (SELECT 1 FROM instance_confirmations k WHERE k.batch_id = c.batch_id AND k.requested_at >= c.opened_at AND {UNTOLD})"
 """An instance is absent, and nobody was told."""
 
 # A pass asks about each batch once, however short the pauses are.

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, text
 from examsend.queue import events, sent_again, verdicts
 from examsend.queue.destination import Destination
 from examsend.queue.sent_again import Place
-from examsend.states import UNSENT, Act, OnDisputed, Outcome, Rule, Verdict, sql_list
+from examsend.queue.verdicts import UNTOLD
+from examsend.states import UNSENT, Act, OnDisputed, Outcome, Rule, sql_list
 
 # ``before``: it was sent again once, in this batch or an earlier one. ``under_way``: it, or a newer version of it, waits in
 # another batch, or was stored since.
@@ -24,7 +25,8 @@ _ABSENT = text(f"""
               AND (e.outcome IN ({sql_list(UNSENT)}) AND b.status IN ('PENDING', 'READY', 'SENDING')
                    OR e.outcome = '{Outcome.STORED}' AND e.stored_at > k.requested_at)) AS under_way
     FROM instance_confirmations k JOIN exam_batch_instances i ON i.id = k.instance_id
-    WHERE k.batch_id = :batch AND k.verdict = '{Verdict.ABSENT}' AND k.resent_at IS NULL
+    JOIN batch_confirmations c ON c.batch_id = k.batch_id AND k.requested_at >= c.opened_at
+    WHERE k.batch_id = :batch AND {UNTOLD}
     ORDER BY i.id
 """)
 

@@ -49,6 +49,9 @@ class Answered:
     reason: str | None = None
 
 
+UNTOLD = f"k.verdict = '{Verdict.ABSENT}' AND (k.resent_at IS NULL OR k.resent_at < k.requested_at)"
+"""An instance is absent, and nothing was done about it since the question was asked. Somebody who asks again is told again."""
+
 # An answer to an older question comes too late. The same question may be answered twice, and in parts.
 _WRITE = text(f"""
     INSERT INTO instance_confirmations AS k (instance_id, batch_id, verdict, proof, requested_at, confirmed_at, failure_reason,
@@ -95,7 +98,7 @@ _COUNT = text(f"""
            count(*) FILTER (WHERE k.verdict = '{Verdict.SENT_AGAIN}') AS again,
            count(*) FILTER (WHERE k.proof = '{Proof.COUNTED}') AS counted,
            count(*) FILTER (WHERE k.verdict = '{Verdict.ABSENT}') AS absent,
-           count(*) FILTER (WHERE k.verdict = '{Verdict.ABSENT}' AND k.resent_at IS NULL) AS untold,
+           count(*) FILTER (WHERE {UNTOLD}) AS untold,
            count(*) FILTER (WHERE k.verdict = '{Verdict.CONFLICT}') AS conflict,
            count(*) FILTER (WHERE k.verdict = '{Verdict.UNCONFIRMABLE}') AS unconfirmable,
            count(*) FILTER (WHERE k.verdict = '{Verdict.LATER}') AS later,

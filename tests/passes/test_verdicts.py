@@ -299,3 +299,19 @@ def test_what_was_given_up_stays_for_a_person_until_it_is_confirmed(sent: Sent) 
     assert tuple(row) == ("UNCONFIRMED", True, None)
     sent.report("1.2.3", sent.uids)
     assert tuple(rows(sent.database, "SELECT state, gave_up_at FROM batch_confirmations")[0]) == ("CONFIRMED", None)
+
+
+def test_who_asks_again_about_what_is_still_absent_is_told_again(sent: Sent) -> None:
+    execute(sent.database, "UPDATE storage_backend_configs SET on_disputed = 'report'")
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids[1:], {sent.uids[0]: 0x0112})
+    assert sent.tell() is not None
+    execute(sent.database, "UPDATE storage_backend_configs SET on_disputed = 'resend'")
+    sent.database.run(lambda tx: confirmation.ask_again(tx, [1], None))
+    sent.ask("1.2.4")
+    sent.report("1.2.4", sent.uids[1:], {sent.uids[0]: 0x0112})
+    dispute = sent.tell()
+    assert dispute is not None
+    assert (dispute.absent, dispute.resent, dispute.for_person) == (1, 0, 1)
+    assert one(sent.database, "SELECT gave_up_at IS NOT NULL AND due_at IS NULL FROM batch_confirmations")
+    assert sent.tell() is None
