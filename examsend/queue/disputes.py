@@ -35,6 +35,12 @@ _UIDS = text("""
     WHERE b.study_instance_uid = :study AND b.destination_id = :destination
 """)
 
+# The PENDING batch of the study may have had instances of its own.
+_GOES = text(f"""
+    SELECT count(DISTINCT sop_instance_uid) FROM exam_batch_instances
+    WHERE batch_id = :batch AND outcome = '{Outcome.WAITING}' AND sop_instance_uid = ANY(CAST(:uids AS text[]))
+""")
+
 _TOLD = text("""
     UPDATE instance_confirmations SET resent_at = clock_timestamp() WHERE instance_id = ANY(CAST(:ids AS bigint[]))
 """)
@@ -83,8 +89,9 @@ def tell(
             tx, place, there=there, gone=gone, by=events.BY_ITSELF, reason=reason, rule=Rule.DISPUTED
         )
     on_its_way = [row.under_way for row in absent if row.under_way is not None]
-    resent = 0 if again is None else again.instances
     batch = None if again is None else again.batch_id
+    resent = 0 if batch is None else int(tx.execute(_GOES, {"batch": batch, "uids": sorted(wanted)}).scalar_one())
+    batch = batch if resent else None
     tx.execute(_TOLD, {"ids": [row.id for row in absent]})
     for_person = len(absent) - resent - len(on_its_way)
     goes_in = batch if batch is not None else max(on_its_way, default=None)

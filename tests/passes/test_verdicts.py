@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from examsend.commands import send
+from examsend.commands import ingest, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
@@ -315,3 +315,21 @@ def test_who_asks_again_about_what_is_still_absent_is_told_again(sent: Sent) -> 
     assert (dispute.absent, dispute.resent, dispute.for_person) == (1, 0, 1)
     assert one(sent.database, "SELECT gave_up_at IS NOT NULL AND due_at IS NULL FROM batch_confirmations")
     assert sent.tell() is None
+
+
+def test_what_cannot_go_again_is_for_a_person_although_its_study_has_a_batch_that_waits(
+    sent: Sent, tmp_path: Path
+) -> None:
+    found = one(sent.database, "SELECT processed_filepath FROM exam_batch_instances WHERE id = :id", id=sent.ids[0])
+    data = dcmread(found)
+    Path(found).unlink()
+    for n in range(3):
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{n}"
+        data.save_as(tmp_path / "drop" / f"late{n}.dcm")
+    ingest.run(sent.settings, [tmp_path / "drop"])
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids[1:], {sent.uids[0]: 0x0112})
+    dispute = sent.tell()
+    assert dispute is not None
+    assert (dispute.absent, dispute.resent, dispute.resent_batch_id, dispute.for_person) == (1, 0, None, 1)
+    assert one(sent.database, "SELECT gave_up_at IS NOT NULL FROM batch_confirmations")
