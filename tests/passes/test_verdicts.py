@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from sqlalchemy import text
 
 from examsend.commands import ingest, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
-from examsend.queue import commitment, confirmation, disputes, sent_again
+from examsend.queue import commitment, confirmation, disputes, sent_again, verdicts
 from examsend.queue.destination import get_destination
 from examsend.queue.disputes import Dispute
 from examsend.queue.files import is_gone
@@ -333,3 +336,29 @@ def test_what_cannot_go_again_is_for_a_person_although_its_study_has_a_batch_tha
     assert dispute is not None
     assert (dispute.absent, dispute.resent, dispute.resent_batch_id, dispute.for_person) == (1, 0, None, 1)
     assert one(sent.database, "SELECT gave_up_at IS NOT NULL FROM batch_confirmations")
+
+
+def test_two_that_answer_about_an_earlier_and_a_later_batch_do_not_wait_for_each_other(sent: Sent) -> None:
+    sent.ask("1.2.3")
+    sent.report("1.2.3", [], dict.fromkeys(sent.uids, 0x0112))
+    assert sent.tell() is not None
+    send.run(sent.settings)
+    sent.ask("1.2.4", batch=2)
+
+    def later() -> None:
+        sent.report("1.2.4", sent.uids)
+
+    def earlier(tx: engine.Connection) -> None:
+        verdicts.lock(tx, [1])
+        if not other.is_alive():
+            other.start()
+        time.sleep(0.5)
+        tx.execute(text("SET LOCAL lock_timeout = '300ms'"))
+        # As a report about the earlier batch, which is late.
+        tx.execute(text("SELECT 1 FROM instance_confirmations WHERE batch_id = 1 FOR NO KEY UPDATE"))
+
+    other = threading.Thread(target=later)
+    sent.database.run(earlier)
+    other.join(30)
+    assert sent.verdicts == ["SENT_AGAIN"] * 4
+    assert sent.state == "CONFIRMED"
