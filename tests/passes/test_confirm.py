@@ -345,3 +345,28 @@ def test_no_setting_makes_it_ask_more_than_40_times_a_day(settings: Settings, tm
         asked.append(at)
         at += pause(destination, len(asked))
     assert max(sum(begin <= t < begin + day for t in asked) for begin in asked) <= 40
+
+
+def test_a_study_that_ends_each_association_keeps_no_other_from_being_asked_about(
+    settings: Settings, database: engine.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Archive.on_find
+    first: list[str] = []
+
+    def on_find(self: Archive, event: Any) -> Any:
+        if event.identifier.StudyInstanceUID in first:
+            event.assoc.abort()
+            return
+        yield from answer(self, event)
+
+    monkeypatch.setattr(Archive, "on_find", on_find)
+    with archiving() as archive:
+        for n in range(3):
+            samples.ct_study(tmp_path / "drop" / str(n), 1, size=16)
+        add(settings, archive.address, confirm="query", **NOW)
+        deliver(settings, tmp_path / "drop")
+        first.append(one(database, "SELECT study_instance_uid FROM exam_batches WHERE id = 1"))
+        for _ in range(3):
+            time.sleep(0.2)
+            confirm.run(settings)
+        assert _states(database) == ["ASKED", "CONFIRMED", "CONFIRMED"]
