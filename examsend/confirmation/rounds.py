@@ -185,6 +185,8 @@ class Round:
         held = {c.batch_id for c in mine}
         try:
             for request in requests:
+                if self._over():
+                    break  # what is on record and was not sent is asked about again after its pause
                 if request.batch_id in held:
                     asking.ask(request, to_ask[request.batch_id])
             self.found.problem = asking.problem

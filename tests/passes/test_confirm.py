@@ -370,3 +370,15 @@ def test_a_study_that_ends_each_association_keeps_no_other_from_being_asked_abou
             time.sleep(0.2)
             confirm.run(settings)
         assert _states(database) == ["ASKED", "CONFIRMED", "CONFIRMED"]
+
+
+def test_a_pass_that_is_to_end_sends_no_more_requests(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    with archiving() as archive:
+        _sent(settings, archive, tmp_path / "drop", 10, confirm_instances=1)
+        archive.look = lambda _transaction: time.sleep(0.3)
+        assert confirm.run(settings, max_runtime=1.0).stopped
+        assert len(archive.asked) < 10
+        archive.look = lambda _transaction: None
+        _confirm_until(settings, database, ["CONFIRMED"])
