@@ -113,6 +113,15 @@ TO_LET_GO = (
 )
 """A destination has a batch of which ``examsend confirm`` looks whether its sources may go."""
 
+ABANDONED = 600
+"""Seconds after which what is on record of a source that may go, and has not ended, belongs to a pass that died."""
+
+TO_RECOVER = (
+    "EXISTS (SELECT 1 FROM source_removals r WHERE r.removed_at IS NULL AND r.kept_at IS NULL"
+    f" AND r.decided_at < {NOW} - interval '{ABANDONED} s')"
+)
+"""``examsend confirm`` looks what has become of such a source."""
+
 TOLD_EVERY = 3600
 """Seconds between two lines about a destination that stays down."""
 
