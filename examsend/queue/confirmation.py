@@ -53,7 +53,7 @@ _ASK_AGAIN = text(f"""
     INSERT INTO batch_confirmations AS c (batch_id, destination_id, due_at, method)
     SELECT b.id, b.destination_id, clock_timestamp(), :method
     FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = '{BatchState.SENT}' AND {_STORED}
-    ORDER BY b.id DESC
+    ORDER BY b.id DESC FOR KEY SHARE OF b
     ON CONFLICT (batch_id) DO UPDATE
     SET opened_at = clock_timestamp(), due_at = clock_timestamp(), method = coalesce(:method, c.method), tries = 0, claim_id = NULL,
         claimed_by = NULL, state = '{Confirmation.UNCONFIRMED}', confirmed_at = NULL, disputed_at = NULL, gave_up_at = NULL,

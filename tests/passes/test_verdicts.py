@@ -14,7 +14,7 @@ from examsend.commands import ingest, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
-from examsend.queue import commitment, confirmation, disputes, sent_again, verdicts
+from examsend.queue import commitment, confirmation, disputes, retention, sent_again, verdicts
 from examsend.queue.destination import get_destination
 from examsend.queue.disputes import Dispute
 from examsend.queue.files import is_gone
@@ -362,3 +362,37 @@ def test_two_that_answer_about_an_earlier_and_a_later_batch_do_not_wait_for_each
     other.join(30)
     assert sent.verdicts == ["SENT_AGAIN"] * 4
     assert sent.state == "CONFIRMED"
+
+
+def test_a_batch_that_somebody_asks_about_meanwhile_is_not_pruned(sent: Sent) -> None:
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids)
+    found = sent.database.run(
+        lambda tx: retention.find(tx, age=0.0, cancelled=False, after=retention.Place(), limit=10)
+    )
+    assert found.ids == (1,)
+    sent.database.run(lambda tx: confirmation.ask_again(tx, [1], None))
+    sent.database.run(lambda tx: retention.delete(tx, (1,), age=0.0, cancelled=False))
+    assert one(sent.database, "SELECT count(*) FROM exam_batches") == 1
+    sent.ask("1.2.4")
+    sent.report("1.2.4", sent.uids)
+    # Nor is one whose answer is being written.
+    with sent.database.engine.begin() as tx:
+        verdicts.lock(tx, [1])
+        sent.database.run(lambda other: retention.delete(other, (1,), age=0.0, cancelled=False))
+    assert one(sent.database, "SELECT count(*) FROM exam_batches") == 1
+    sent.database.run(lambda tx: retention.delete(tx, (1,), age=0.0, cancelled=False))
+    assert one(sent.database, "SELECT count(*) FROM exam_batches") == 0
+
+
+def test_a_report_of_what_is_pruned_meanwhile_is_of_no_known_transaction(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids)
+
+    def lock(_tx: engine.Connection, _ids: object) -> None:
+        sent.database.run(lambda tx: retention.delete(tx, (1,), age=0.0, cancelled=False))
+
+    monkeypatch.setattr(verdicts, "lock", lock)
+    assert not sent.report("1.2.3", sent.uids).known
