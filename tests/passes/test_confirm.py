@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from examsend.commands import confirm, send
 from examsend.commands.confirm import Selection
 from examsend.config.settings import Settings
+from examsend.confirmation import csv_list
 from examsend.db import engine, probe
 from examsend.demo import samples
 from examsend.errors import Refused, UsageError
@@ -382,3 +384,26 @@ def test_a_pass_that_is_to_end_sends_no_more_requests(
         assert len(archive.asked) < 10
         archive.look = lambda _transaction: None
         _confirm_until(settings, database, ["CONFIRMED"])
+
+
+@pytest.mark.parametrize("name", ["directory", "pipe", "link", "no/list.csv", "x" * 254])
+def test_a_report_replaces_nothing_but_a_file(
+    settings: Settings, database: engine.Database, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="cannot be written"):
+        csv_list.write(database, tmp_path / name, [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["directory", "link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(UsageError, match="not a regular file"):
+        csv_list.write(database, Path("/"), [])
+    (tmp_path / "old.csv").write_text("old")
+    csv_list.write(database, tmp_path / "old.csv", [])
+    assert (tmp_path / "old.csv").read_text().startswith("batch,")
+
+
+def test_by_none_is_no_way_to_ask(settings: Settings, database: engine.Database) -> None:
+    with pytest.raises(UsageError, match="commitment or query"):
+        confirm.run(settings, Selection(batch_ids=[1]), method=Confirm.NONE)
