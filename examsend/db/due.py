@@ -104,8 +104,12 @@ TO_CONFIRM = (
 )
 """A destination has a SENT batch that ``examsend confirm`` asks its archive about."""
 
-UNSETTLED = "(c.due_at IS NOT NULL OR c.state = 'DISPUTED' AND c.gave_up_at IS NOT NULL)"
-"""The archive is to be asked about a SENT batch, or a person has to decide about what it does not have: its files are needed."""
+UNSETTLED = (
+    "((c.due_at IS NOT NULL OR c.state = 'DISPUTED' AND c.gave_up_at IS NOT NULL)"
+    " AND EXISTS (SELECT 1 FROM storage_backend_configs u WHERE u.id = c.destination_id AND u.removed_at IS NULL))"
+)
+"""The archive is to be asked about a SENT batch, or a person has to decide about what it does not have: its files are needed.
+Nobody asks for a destination that was removed."""
 
 TO_LET_GO = (
     "d.after <> 'keep' AND EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.destination_id = d.id"

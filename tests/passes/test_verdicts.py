@@ -15,7 +15,7 @@ from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
 from examsend.queue import commitment, confirmation, disputes, retention, sent_again, verdicts
-from examsend.queue.destination import get_destination
+from examsend.queue.destination import get_destination, remove_destination
 from examsend.queue.disputes import Dispute
 from examsend.queue.files import is_gone
 from tests.helpers import add, deliver, execute, one, prepare, rows
@@ -396,3 +396,14 @@ def test_a_report_of_what_is_pruned_meanwhile_is_of_no_known_transaction(
 
     monkeypatch.setattr(verdicts, "lock", lock)
     assert not sent.report("1.2.3", sent.uids).known
+
+
+def test_what_a_removed_destination_has_not_confirmed_is_pruned(sent: Sent) -> None:
+    sent.ask("1.2.3")
+
+    def find(tx: engine.Connection) -> tuple[int, ...]:
+        return retention.find(tx, age=0.0, cancelled=False, after=retention.Place(), limit=10).ids
+
+    assert sent.database.run(find) == ()
+    sent.database.run(lambda tx: remove_destination(tx, "pacs"))
+    assert sent.database.run(find) == (1,)
