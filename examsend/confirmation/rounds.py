@@ -149,7 +149,18 @@ class Round:
         mine = confirmation.held(tx, claims)
         told = [d for c in mine if (d := disputes.tell(tx, c.batch_id, c.study_instance_uid, destination, is_gone))]
         over = confirmation.give_up(tx, [c for c in mine if c.is_over])
-        left = [c for c in mine if not c.is_over]
+        # What is absent makes a batch due before its pause is over. The rest of it is not asked about for that.
+        disputed = {d.id for d in told}
+        early = {}
+        for c in mine:
+            seconds = pause(destination, c.tries) if c.batch_id in disputed and not c.is_over and c.tries else 0.0
+            if c.asked_ago is not None and c.asked_ago < seconds:
+                early[c.batch_id] = seconds
+        resting = [c for c in mine if c.batch_id in early]
+        open_now = confirmation.to_ask(tx, resting)
+        resting = [c for c in resting if c.batch_id in open_now]
+        confirmation.hand_back(tx, resting, [early[c.batch_id] for c in resting], asked=True)
+        left = [c for c in mine if not c.is_over and c not in resting]
         to_ask = confirmation.to_ask(tx, left)
         # Nothing is left to ask about: the state says the rest.
         verdicts.settle(tx, [c.batch_id for c in left if c.batch_id not in to_ask])

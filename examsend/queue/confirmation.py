@@ -146,6 +146,7 @@ _CLAIM = text(f"""
          storage_backend_configs d, exam_batches b
     WHERE c.batch_id = n.batch_id AND d.id = c.destination_id AND b.id = c.batch_id
     RETURNING c.batch_id, b.study_instance_uid, c.tries, coalesce(c.method, d.confirm) AS method,
+              CASE WHEN c.tries > 0 THEN extract(epoch FROM clock_timestamp() - c.asked_at)::float END AS asked_ago,
               c.tries > 0 AND c.opened_at + make_interval(secs => d.confirm_timeout_seconds) <= clock_timestamp() AS is_over
 """)
 
@@ -162,6 +163,8 @@ class Claimed:
     """How often it was asked about so far."""
     is_over: bool
     """The time for it is over, and the archive was asked in it."""
+    asked_ago: float | None = None
+    """Seconds since it was asked about; None: it was not, so far."""
 
 
 def now(tx: Connection) -> datetime:
@@ -201,7 +204,7 @@ def claim(
         },
     )
     found = [
-        Claimed(row.batch_id, claim_id, row.study_instance_uid, Confirm(row.method), row.tries, row.is_over)
+        Claimed(row.batch_id, claim_id, row.study_instance_uid, Confirm(row.method), row.tries, row.is_over, row.asked_ago)
         for row in rows
     ]
     return sorted(found, key=lambda c: c.batch_id)

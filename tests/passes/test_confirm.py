@@ -407,3 +407,17 @@ def test_a_report_replaces_nothing_but_a_file(
 def test_by_none_is_no_way_to_ask(settings: Settings, database: engine.Database) -> None:
     with pytest.raises(UsageError, match="commitment or query"):
         confirm.run(settings, Selection(batch_ids=[1]), method=Confirm.NONE)
+
+
+def test_what_is_absent_makes_the_rest_of_its_batch_no_sooner_asked_about(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    with archiving() as archive:
+        _sent(settings, archive, tmp_path / "drop", confirm_backoff_seconds=60.0, confirm_backoff_max_seconds=60.0)
+        first, second, _ = sorted(archive.has)
+        archive.lose(first)
+        archive.leave_out = lambda uid: uid == second
+        assert confirm.run(settings).disputes[0].resent == 1
+        confirm.run(settings)
+        assert [second in a.uids for a in archive.asked] == [True]
+        assert one(database, "SELECT due_at > clock_timestamp() + interval '20 s' FROM batch_confirmations")
