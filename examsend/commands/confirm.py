@@ -139,6 +139,8 @@ def run(
     """
     if (method or report or wait is not None) and not selection.is_any:
         raise UsageError("--by, --report and --wait are about selected batches: add --batch, --study or --since")
+    if method is Confirm.NONE:
+        raise UsageError("--by is commitment or query")
     began = time.monotonic()
 
     def over() -> bool:

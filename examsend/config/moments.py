@@ -17,9 +17,9 @@ def option(name: str, text: str, *, is_end: bool = False) -> datetime:
     except ValueError:
         pass
     else:
-        if is_end and len(wanted) <= 10:
-            found += timedelta(days=1)
         try:
+            if is_end and len(wanted) <= 10:
+                found += timedelta(days=1)
             return found.astimezone()
         except (OverflowError, ValueError, OSError):
             raise UsageError(f"{name} is out of range: {text!r}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,9 @@ _GROUP = 200
 def write(database: Database, path: Path, batch_ids: Sequence[int]) -> int:
     """Write the list to a file, which is replaced as a whole; return the number of instances. Raises UsageError where the file
     cannot be written, DatabaseUnavailable."""
+    # A device or a pipe would be replaced by a file as well.
+    if os.path.lexists(path) and not path.is_file():
+        raise UsageError(f"{path} cannot be written: it is not a regular file")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     rows = 0
     try:
@@ -36,7 +40,8 @@ def write(database: Database, path: Path, batch_ids: Sequence[int]) -> int:
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return rows
 
 

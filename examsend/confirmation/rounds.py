@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 from examsend.confirmation import by_query
 from examsend.confirmation.by_commitment import Committing
@@ -167,7 +168,18 @@ class Round:
         mine = confirmation.held(tx, claims)
         told = [d for c in mine if (d := disputes.tell(tx, c.batch_id, c.study_instance_uid, destination, is_gone))]
         over = confirmation.give_up(tx, [c for c in mine if c.is_over])
-        left = [c for c in mine if not c.is_over]
+        # What is absent makes a batch due before its pause is over. The rest of it is not asked about for that.
+        disputed = {d.id for d in told}
+        early = {}
+        for c in mine:
+            seconds = pause(destination, c.tries) if c.batch_id in disputed and not c.is_over and c.tries else 0.0
+            if c.asked_ago is not None and c.asked_ago < seconds:
+                early[c.batch_id] = seconds
+        resting = [c for c in mine if c.batch_id in early]
+        open_now = confirmation.to_ask(tx, resting)
+        resting = [c for c in resting if c.batch_id in open_now]
+        confirmation.hand_back(tx, resting, [early[c.batch_id] for c in resting], asked=True)
+        left = [c for c in mine if not c.is_over and c not in resting]
         to_ask = confirmation.to_ask(tx, left)
         # Nothing is left to ask about: the state says the rest.
         verdicts.settle(tx, [c.batch_id for c in left if c.batch_id not in to_ask])
@@ -205,7 +217,7 @@ class Round:
             kept = _Kept(self._database, mine, self._lease)
             for request in requests:
                 if self._over():
-                    break
+                    break  # what is on record and was not sent is asked about again after its pause
                 if request.batch_id in held and kept.has(request.batch_id):
                     asking.ask(request, to_ask[request.batch_id])
             self.found.problem = asking.problem
@@ -243,57 +255,52 @@ class Round:
             self._archives.queries = made
             made.open()
         queries = self._archives.queries
-        pauses = {c.batch_id: pause(destination, c.tries + 1) for c in claims}
-
-        def mark(tx: Connection) -> tuple[list[Claimed], datetime | None]:
-            mine = confirmation.held(tx, claims)
-            lease = [max(pauses[c.batch_id], self._lease) for c in mine]
-            return mine, confirmation.mark_asked(tx, mine, lease) if mine else None
-
-        mine, at = self._database.run(mark)
-        said: dict[int, StudyFound] = {}
-        try:
-            kept = _Kept(self._database, mine, self._lease)
-            for claimed in mine:
-                if self._over():
-                    break
-                if not kept.has(claimed.batch_id):
-                    continue
+        # One batch a transaction: whoever has locked two batches could wait for one that has locked a batch between them. What was
+        # asked about less often comes first, so that a study that ends each association keeps no other from being asked about.
+        for claimed in sorted(claims, key=lambda c: (c.tries, c.batch_id)):
+            if self._over():
+                break
+            seconds = pause(destination, claimed.tries + 1)
+            at = self._database.run(lambda tx, c=claimed, s=seconds: self._mark(tx, c, s))  # type: ignore[misc]
+            if at is None:
+                continue
+            self._count([claimed], to_ask)
+            found: StudyFound | None = None
+            try:
                 found = queries.find(claimed.study_instance_uid)
                 if not queries.is_open:
+                    found = None
                     raise _lost()
-                said[claimed.batch_id] = found
-        finally:
-            self._count([c for c in mine if c.batch_id in said], to_ask)
-            if at is not None:
-                asked_at = at
-                self._database.run(
-                    lambda tx: self._answer(tx, destination, mine, pauses, to_ask, said, asked_at), idempotent=True
-                )
+            finally:
+                answer = partial(self._answer, destination, claimed, seconds, to_ask[claimed.batch_id], found, at)
+                self._database.run(answer, idempotent=True)
+        # Of what was not asked about, the claims end here.
+        self._database.run(lambda tx: self._leave(tx, destination, claims))
+
+    def _mark(self, tx: Connection, claimed: Claimed, seconds: float) -> datetime | None:
+        mine = confirmation.held(tx, [claimed])
+        return confirmation.mark_asked(tx, mine, [max(seconds, self._lease)]) if mine else None
 
     def _answer(
         self,
-        tx: Connection,
         destination: Destination,
-        mine: Sequence[Claimed],
-        pauses: Mapping[int, float],
-        to_ask: Mapping[int, Sequence[Stored]],
-        said: Mapping[int, StudyFound],
+        claimed: Claimed,
+        seconds: float,
+        asked: Sequence[Stored],
+        found: StudyFound | None,
         at: datetime,
+        tx: Connection,
     ) -> None:
-        held = confirmation.held(tx, mine)
-        confirmation.hand_back(tx, held, [pauses[c.batch_id] for c in held], asked=True)
-        for claimed in sorted(held, key=lambda c: c.batch_id, reverse=True):
-            found = said.get(claimed.batch_id)
-            if found is None:
-                continue
-            if found.count is None:
-                confirmation.note_of(tx, claimed.batch_id, found.sentence)
-                self.found.refused[claimed.batch_id] = found.sentence
-                continue
-            stored = confirmation.stored_counts(tx, claimed.study_instance_uid, destination.id)
-            answers = by_query.answers(found, to_ask[claimed.batch_id], stored)
-            verdicts.write(tx, claimed.batch_id, answers, requested_at=at)
+        held = confirmation.held(tx, [claimed])
+        confirmation.hand_back(tx, held, [seconds] * len(held), asked=True)
+        if not held or found is None:
+            return
+        if found.count is None:
+            confirmation.note_of(tx, claimed.batch_id, found.sentence)
+            self.found.refused[claimed.batch_id] = found.sentence
+            return
+        stored = confirmation.stored_counts(tx, claimed.study_instance_uid, destination.id)
+        verdicts.write(tx, claimed.batch_id, by_query.answers(found, asked, stored), requested_at=at)
 
     # --- both ---
 

@@ -104,14 +104,27 @@ TO_CONFIRM = (
 )
 """A destination has a SENT batch that ``examsend confirm`` asks its archive about."""
 
-UNSETTLED = "(c.due_at IS NOT NULL OR c.state = 'DISPUTED' AND c.gave_up_at IS NOT NULL)"
-"""The archive is to be asked about a SENT batch, or a person has to decide about what it does not have: its files are needed."""
+UNSETTLED = (
+    "((c.due_at IS NOT NULL OR c.state = 'DISPUTED' AND c.gave_up_at IS NOT NULL)"
+    " AND EXISTS (SELECT 1 FROM storage_backend_configs u WHERE u.id = c.destination_id AND u.removed_at IS NULL))"
+)
+"""The archive is to be asked about a SENT batch, or a person has to decide about what it does not have: its files are needed.
+Nobody asks for a destination that was removed."""
 
 TO_LET_GO = (
     "d.after <> 'keep' AND EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.destination_id = d.id"
     f" AND c.let_go_at <= {NOW} ORDER BY c.let_go_at LIMIT 1)"
 )
 """A destination has a batch of which ``examsend confirm`` looks whether its sources may go."""
+
+ABANDONED = 600
+"""Seconds after which what is on record of a source that may go, and has not ended, belongs to a pass that died."""
+
+TO_RECOVER = (
+    "EXISTS (SELECT 1 FROM source_removals r WHERE r.removed_at IS NULL AND r.kept_at IS NULL"
+    f" AND r.decided_at < {NOW} - interval '{ABANDONED} s')"
+)
+"""``examsend confirm`` looks what has become of such a source."""
 
 TOLD_EVERY = 3600
 """Seconds between two lines about a destination that stays down."""

@@ -36,8 +36,9 @@ def nothing_to_send(url: str, ending: Ending | None = None) -> bool:
 
 def nothing_to_confirm(url: str, ending: Ending | None = None) -> bool:
     """Given a server's URL, return True if it answers, has the current schema, and ``examsend confirm`` has nothing to do: no archive
-    is to be asked about a SENT batch, and no source to be looked at that may go. Else as ``nothing_to_send``."""
-    return _nothing(url, f"{due.TO_CONFIRM} OR {due.TO_LET_GO}", ending)
+    is to be asked about a SENT batch, no source to be looked at that may go, and no pass that died has left one. Else as
+    ``nothing_to_send``."""
+    return _nothing(url, f"{due.TO_CONFIRM} OR {due.TO_LET_GO} OR {due.TO_RECOVER}", ending)
 
 
 def _nothing(url: str, condition: str, ending: Ending | None) -> bool:

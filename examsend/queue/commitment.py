@@ -105,7 +105,9 @@ def take_report(
     if found.archive_aet != calling_aet:
         return Taken(known=True, right_aet=False, batch_id=found.batch_id)
     verdicts.lock(tx, [found.batch_id])
-    request = tx.execute(_TAKE, {"transaction": transaction_uid}).one()
+    request = tx.execute(_TAKE, {"transaction": transaction_uid}).one_or_none()
+    if request is None:  # prune has deleted it meanwhile
+        return Taken(known=False)
     answers = []
     for row in tx.execute(_INSTANCES, {"ids": request.instance_ids}):
         uid = row.sop_instance_uid

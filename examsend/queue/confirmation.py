@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, text
 
 from examsend.db import due
+from examsend.queue.verdicts import UNTOLD
 from examsend.states import BatchState, Confirm, Confirmation, Outcome, Verdict
 
 OFTEN = 16
@@ -52,7 +53,7 @@ _ASK_AGAIN = text(f"""
     INSERT INTO batch_confirmations AS c (batch_id, destination_id, due_at, method)
     SELECT b.id, b.destination_id, clock_timestamp(), :method
     FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = '{BatchState.SENT}' AND {_STORED}
-    ORDER BY b.id DESC
+    ORDER BY b.id DESC FOR KEY SHARE OF b
     ON CONFLICT (batch_id) DO UPDATE
     SET opened_at = clock_timestamp(), due_at = clock_timestamp(), method = excluded.method, tries = 0, claim_id = NULL,
         claimed_by = NULL, state = '{Confirmation.UNCONFIRMED}', confirmed_at = NULL, disputed_at = NULL, gave_up_at = NULL,
@@ -129,8 +130,7 @@ _DUE_DESTINATIONS = text(f"""
 
 _NOW = text("SELECT clock_timestamp()")
 
-_UNTOLD = f"""EXISTS (SELECT 1 FROM instance_confirmations k WHERE k.batch_id = c.batch_id AND k.verdict = '{Verdict.ABSENT}'
-                  AND k.resent_at IS NULL)"""
+_UNTOLD = f"EXISTS (SELECT 1 FROM instance_confirmations k WHERE k.batch_id = c.batch_id AND k.requested_at >= c.opened_at AND {UNTOLD})"
 """An instance is absent, and nobody was told."""
 
 # A pass asks about each batch once, however short the pauses are.
@@ -146,6 +146,7 @@ _CLAIM = text(f"""
          storage_backend_configs d, exam_batches b
     WHERE c.batch_id = n.batch_id AND d.id = c.destination_id AND b.id = c.batch_id
     RETURNING c.batch_id, b.study_instance_uid, c.tries, coalesce(c.method, d.confirm) AS method,
+              CASE WHEN c.tries > 0 THEN extract(epoch FROM clock_timestamp() - c.asked_at)::float END AS asked_ago,
               coalesce(c.asked_at >= c.opened_at + make_interval(secs => d.confirm_timeout_seconds), false) AS is_over
 """)
 
@@ -162,6 +163,8 @@ class Claimed:
     """How often it was asked about so far."""
     is_over: bool
     """The time for it is over, and the archive was asked once more since then: one that was away is asked when it is back."""
+    asked_ago: float | None = None
+    """Seconds since it was asked about; None: it was not, so far."""
 
 
 def now(tx: Connection) -> datetime:
@@ -201,7 +204,9 @@ def claim(
         },
     )
     found = [
-        Claimed(row.batch_id, claim_id, row.study_instance_uid, Confirm(row.method), row.tries, row.is_over)
+        Claimed(
+            row.batch_id, claim_id, row.study_instance_uid, Confirm(row.method), row.tries, row.is_over, row.asked_ago
+        )
         for row in rows
     ]
     return sorted(found, key=lambda c: c.batch_id)

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, text
 from examsend.queue import events, sent_again, verdicts
 from examsend.queue.destination import Destination
 from examsend.queue.sent_again import Place
-from examsend.states import UNSENT, Act, OnDisputed, Outcome, Rule, Verdict, sql_list
+from examsend.queue.verdicts import UNTOLD
+from examsend.states import UNSENT, Act, OnDisputed, Outcome, Rule, sql_list
 
 # ``before``: it was sent again once, in this batch or an earlier one. ``under_way``: it, or a newer version of it, waits in
 # another batch, or was stored since.
@@ -24,13 +25,20 @@ _ABSENT = text(f"""
               AND (e.outcome IN ({sql_list(UNSENT)}) AND b.status IN ('PENDING', 'READY', 'SENDING')
                    OR e.outcome = '{Outcome.STORED}' AND e.stored_at > k.requested_at)) AS under_way
     FROM instance_confirmations k JOIN exam_batch_instances i ON i.id = k.instance_id
-    WHERE k.batch_id = :batch AND k.verdict = '{Verdict.ABSENT}' AND k.resent_at IS NULL
+    JOIN batch_confirmations c ON c.batch_id = k.batch_id AND k.requested_at >= c.opened_at
+    WHERE k.batch_id = :batch AND {UNTOLD}
     ORDER BY i.id
 """)
 
 _UIDS = text("""
     SELECT DISTINCT i.sop_instance_uid FROM exam_batches b JOIN exam_batch_instances i ON i.batch_id = b.id
     WHERE b.study_instance_uid = :study AND b.destination_id = :destination
+""")
+
+# The PENDING batch of the study may have had instances of its own.
+_GOES = text(f"""
+    SELECT count(DISTINCT sop_instance_uid) FROM exam_batch_instances
+    WHERE batch_id = :batch AND outcome = '{Outcome.WAITING}' AND sop_instance_uid = ANY(CAST(:uids AS text[]))
 """)
 
 _TOLD = text("""
@@ -81,8 +89,9 @@ def tell(
             tx, place, there=there, gone=gone, by=events.BY_ITSELF, reason=reason, rule=Rule.DISPUTED
         )
     on_its_way = [row.under_way for row in absent if row.under_way is not None]
-    resent = 0 if again is None else again.instances
     batch = None if again is None else again.batch_id
+    resent = 0 if batch is None else int(tx.execute(_GOES, {"batch": batch, "uids": sorted(wanted)}).scalar_one())
+    batch = batch if resent else None
     tx.execute(_TOLD, {"ids": [row.id for row in absent]})
     for_person = len(absent) - resent - len(on_its_way)
     goes_in = batch if batch is not None else max(on_its_way, default=None)

@@ -124,11 +124,13 @@ _FINISH = text("""
 
 _SOON = text("""
     UPDATE batch_confirmations c SET let_go_at = least(c.let_go_at, clock_timestamp())
-    WHERE c.batch_id IN (
-        SELECT i.batch_id FROM exam_batch_instances i WHERE i.processed_filepath = :path
-        UNION ALL
-        SELECT i.batch_id FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
-        WHERE a.file_path = :path)
+    FROM (SELECT o.batch_id FROM batch_confirmations o WHERE o.batch_id IN (
+              SELECT i.batch_id FROM exam_batch_instances i WHERE i.processed_filepath = :path
+              UNION ALL
+              SELECT i.batch_id FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
+              WHERE a.file_path = :path)
+          ORDER BY o.batch_id DESC FOR NO KEY UPDATE) n
+    WHERE c.batch_id = n.batch_id
 """)
 
 _PATHS = text("""

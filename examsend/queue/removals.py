@@ -14,11 +14,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, text
 
-from examsend.db.due import NOW
+from examsend.db.due import ABANDONED, NOW
 from examsend.queue.files import from_text, signed, to_text
-
-ABANDONED = 600.0
-"""Seconds after which a row that has not ended belongs to a pass that died."""
 
 _LOCK = 0x65786D73_676F6E65
 """Key of the advisory lock ("exms", "gone")."""

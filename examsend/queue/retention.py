@@ -53,9 +53,16 @@ _PATHS = text("""
     JOIN exam_batch_instance_aliases a ON a.instance_id = i.id WHERE i.batch_id = ANY(CAST(:ids AS bigint[]))
 """)
 
-# A batch that something has happened to meanwhile is left to the next pass.
+# A batch that something has happened to meanwhile is left to the next pass. Nobody is waited for: whoever holds a row of these may
+# be waiting for another.
+_LOCK_CONFIRMATIONS = text("""
+    SELECT c.batch_id FROM batch_confirmations c WHERE c.batch_id = ANY(CAST(:ids AS bigint[])) FOR UPDATE SKIP LOCKED
+""")
+
 _LOCK = text(f"""
     SELECT b.id FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) AND {_old("b")} AND {_finished("b")}
+      AND NOT EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.batch_id = b.id
+                      AND ({UNSETTLED} OR c.batch_id <> ALL(CAST(:locked AS bigint[]))))
     ORDER BY b.id FOR UPDATE SKIP LOCKED
 """)
 
@@ -156,7 +163,9 @@ def count(tx: Connection, batch_ids: tuple[int, ...]) -> Deleted:
 
 def delete(tx: Connection, batch_ids: tuple[int, ...], *, age: float, cancelled: bool) -> Deleted:
     """Delete finished batches with their instances and associations, and what is known of their studies alone."""
-    ids = list(tx.scalars(_LOCK, {"ids": list(batch_ids), "age": age, "cancelled": cancelled}))
+    locked = list(tx.scalars(_LOCK_CONFIRMATIONS, {"ids": list(batch_ids)}))
+    values = {"ids": list(batch_ids), "age": age, "cancelled": cancelled, "locked": locked}
+    ids = list(tx.scalars(_LOCK, values))
     if not ids:
         return Deleted()
     counted = count(tx, tuple(ids))

@@ -49,6 +49,9 @@ class Answered:
     reason: str | None = None
 
 
+UNTOLD = f"k.verdict = '{Verdict.ABSENT}' AND (k.resent_at IS NULL OR k.resent_at < k.requested_at)"
+"""An instance is absent, and nothing was done about it since the question was asked. Somebody who asks again is told again."""
+
 # An answer to an older question comes too late. The same question may be answered twice, and in parts.
 _WRITE = text(f"""
     INSERT INTO instance_confirmations AS k (instance_id, batch_id, verdict, proof, requested_at, confirmed_at, failure_reason,
@@ -72,19 +75,25 @@ _WRITE = text(f"""
     RETURNING k.verdict
 """)
 
+_ABSENT_EARLIER = f"""
+    FROM instance_confirmations c
+    JOIN exam_batch_instances i ON i.id = c.instance_id
+    JOIN exam_batch_instances e ON e.destination_id = i.destination_id AND e.sop_instance_uid = i.sop_instance_uid
+         AND e.batch_id < i.batch_id
+    JOIN instance_confirmations k ON k.instance_id = e.id AND k.verdict = '{Verdict.ABSENT}' AND k.requested_at < c.requested_at
+    WHERE c.batch_id = :batch AND c.verdict = '{Verdict.CONFIRMED}' AND c.instance_id = ANY(CAST(:ids AS bigint[]))
+"""
+
+_EARLIER = text(f"SELECT DISTINCT e.batch_id {_ABSENT_EARLIER}")
+
 # What was absent, and was sent again in a later batch, is there now.
 _SETTLE_EARLIER = text(f"""
     UPDATE instance_confirmations k
     SET verdict = '{Verdict.SENT_AGAIN}', requested_at = n.requested_at, answered_at = clock_timestamp(),
         confirm_reason = 'sent again, and confirmed, in batch ' || :batch
-    FROM (SELECT e.id, c.requested_at
-          FROM instance_confirmations c
-          JOIN exam_batch_instances i ON i.id = c.instance_id
-          JOIN exam_batch_instances e ON e.destination_id = i.destination_id AND e.sop_instance_uid = i.sop_instance_uid
-               AND e.batch_id < i.batch_id
-          WHERE c.batch_id = :batch AND c.verdict = '{Verdict.CONFIRMED}' AND c.instance_id = ANY(CAST(:ids AS bigint[]))) n
-    WHERE k.instance_id = n.id AND k.verdict = '{Verdict.ABSENT}' AND k.requested_at < n.requested_at
-    RETURNING k.batch_id
+    FROM (SELECT e.id, c.requested_at {_ABSENT_EARLIER}) n
+    WHERE k.instance_id = n.id AND k.batch_id = ANY(CAST(:earlier AS bigint[])) AND k.verdict = '{Verdict.ABSENT}'
+      AND k.requested_at < n.requested_at
 """)
 
 _LOCK = text("SELECT 1 FROM batch_confirmations WHERE batch_id = :batch FOR NO KEY UPDATE")
@@ -95,7 +104,7 @@ _COUNT = text(f"""
            count(*) FILTER (WHERE k.verdict = '{Verdict.SENT_AGAIN}') AS again,
            count(*) FILTER (WHERE k.proof = '{Proof.COUNTED}') AS counted,
            count(*) FILTER (WHERE k.verdict = '{Verdict.ABSENT}') AS absent,
-           count(*) FILTER (WHERE k.verdict = '{Verdict.ABSENT}' AND k.resent_at IS NULL) AS untold,
+           count(*) FILTER (WHERE {UNTOLD}) AS untold,
            count(*) FILTER (WHERE k.verdict = '{Verdict.CONFLICT}') AS conflict,
            count(*) FILTER (WHERE k.verdict = '{Verdict.UNCONFIRMABLE}') AS unconfirmable,
            count(*) FILTER (WHERE k.verdict = '{Verdict.LATER}') AS later,
@@ -157,10 +166,12 @@ def write(
     settle(tx, [batch_id])
     confirmed = [a.instance_id for a in answers if a.verdict is Verdict.CONFIRMED]
     if confirmed:
-        earlier = set(tx.scalars(_SETTLE_EARLIER, {"batch": batch_id, "ids": confirmed}))
-        for other in sorted(earlier, reverse=True):
-            tx.execute(_LOCK, {"batch": other})
-        settle(tx, earlier)
+        values = {"batch": batch_id, "ids": confirmed}
+        # Whoever writes answers locks the row of the batch first: otherwise two that write answers would wait for each other.
+        if earlier := set(tx.scalars(_EARLIER, values)):
+            lock(tx, earlier)
+            tx.execute(_SETTLE_EARLIER, {**values, "earlier": sorted(earlier)})
+            settle(tx, earlier)
 
 
 def settle(tx: Connection, batch_ids: Iterable[int]) -> None:

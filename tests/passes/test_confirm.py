@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from examsend.commands import confirm, send
 from examsend.commands.confirm import Selection
 from examsend.config.settings import Settings
+from examsend.confirmation import csv_list
 from examsend.db import engine, probe
 from examsend.demo import samples
 from examsend.errors import Refused, UsageError
@@ -402,3 +404,77 @@ def test_a_claim_is_renewed_while_a_slow_archive_answers(
             one_pass.join(60)
         assert len(archive.asked) == 6
         assert _states(database) == ["CONFIRMED"]
+
+
+def test_a_study_that_ends_each_association_keeps_no_other_from_being_asked_about(
+    settings: Settings, database: engine.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Archive.on_find
+    first: list[str] = []
+
+    def on_find(self: Archive, event: Any) -> Any:
+        if event.identifier.StudyInstanceUID in first:
+            event.assoc.abort()
+            return
+        yield from answer(self, event)
+
+    monkeypatch.setattr(Archive, "on_find", on_find)
+    with archiving() as archive:
+        for n in range(3):
+            samples.ct_study(tmp_path / "drop" / str(n), 1, size=16)
+        add(settings, archive.address, confirm="query", **NOW)
+        deliver(settings, tmp_path / "drop")
+        first.append(one(database, "SELECT study_instance_uid FROM exam_batches WHERE id = 1"))
+        for _ in range(3):
+            time.sleep(0.2)
+            confirm.run(settings)
+        assert _states(database) == ["ASKED", "CONFIRMED", "CONFIRMED"]
+
+
+def test_a_pass_that_is_to_end_sends_no_more_requests(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    with archiving() as archive:
+        _sent(settings, archive, tmp_path / "drop", 10, confirm_instances=1)
+        archive.look = lambda _transaction: time.sleep(0.3)
+        assert confirm.run(settings, max_runtime=1.0).stopped
+        assert len(archive.asked) < 10
+        archive.look = lambda _transaction: None
+        _confirm_until(settings, database, ["CONFIRMED"])
+
+
+@pytest.mark.parametrize("name", ["directory", "pipe", "link", "no/list.csv", "x" * 254])
+def test_a_report_replaces_nothing_but_a_file(
+    settings: Settings, database: engine.Database, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="cannot be written"):
+        csv_list.write(database, tmp_path / name, [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["directory", "link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(UsageError, match="not a regular file"):
+        csv_list.write(database, Path("/"), [])
+    (tmp_path / "old.csv").write_text("old")
+    csv_list.write(database, tmp_path / "old.csv", [])
+    assert (tmp_path / "old.csv").read_text().startswith("batch,")
+
+
+def test_by_none_is_no_way_to_ask(settings: Settings, database: engine.Database) -> None:
+    with pytest.raises(UsageError, match="commitment or query"):
+        confirm.run(settings, Selection(batch_ids=[1]), method=Confirm.NONE)
+
+
+def test_what_is_absent_makes_the_rest_of_its_batch_no_sooner_asked_about(
+    settings: Settings, database: engine.Database, tmp_path: Path
+) -> None:
+    with archiving() as archive:
+        _sent(settings, archive, tmp_path / "drop", confirm_backoff_seconds=60.0, confirm_backoff_max_seconds=60.0)
+        first, second, _ = sorted(archive.has)
+        archive.lose(first)
+        archive.leave_out = lambda uid: uid == second
+        assert confirm.run(settings).disputes[0].resent == 1
+        confirm.run(settings)
+        assert [second in a.uids for a in archive.asked] == [True]
+        assert one(database, "SELECT due_at > clock_timestamp() + interval '20 s' FROM batch_confirmations")

@@ -20,6 +20,7 @@ from examsend.commands import ingest, prune
 from examsend.config.settings import Settings
 from examsend.confirmation import letting_go, moving, originals, removing
 from examsend.confirmation.letting_go import LetGo
+from examsend.db import probe
 from examsend.db.engine import Database
 from examsend.demo import samples
 from examsend.dicom import identity
@@ -765,6 +766,23 @@ def test_a_later_pass_finishes_what_one_that_died_has_begun(
     place.go()
     assert names(place.drop) == []
     assert one(place.database, "SELECT count(*) FROM source_removals WHERE removed_at IS NULL AND kept_at IS NULL") == 0
+
+
+def test_what_a_pass_that_died_has_left_is_something_to_do(
+    place: Place, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.proven()
+    _interrupted(place, monkeypatch, "unlink")
+    # A pass that comes before it is taken for dead finds no file at its path, and looks at the batch no more.
+    place.due()
+    assert place.go().removed == 0
+    assert place.again() == [None]
+    assert probe.nothing_to_confirm(database_url)
+    place.abandoned()
+    assert not probe.nothing_to_confirm(database_url)
+    place.go()
+    assert names(place.drop) == []
+    assert probe.nothing_to_confirm(database_url)
 
 
 @pytest.mark.parametrize("where", ["same", "other"])

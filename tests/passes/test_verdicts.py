@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from sqlalchemy import text
 
 from examsend.commands import ingest, send
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import receiver, samples
-from examsend.queue import commitment, confirmation, disputes, sent_again
-from examsend.queue.destination import get_destination
+from examsend.queue import commitment, confirmation, disputes, retention, sent_again, verdicts
+from examsend.queue.destination import get_destination, remove_destination
 from examsend.queue.disputes import Dispute
 from examsend.queue.files import is_gone
 from examsend.states import Confirm
@@ -325,3 +328,108 @@ def test_a_way_to_ask_that_an_operator_named_counts_once(sent: Sent) -> None:
     assert one(sent.database, "SELECT method FROM batch_confirmations") == "query"
     sent.database.run(lambda tx: confirmation.ask_again(tx, [1], None))
     assert one(sent.database, "SELECT method FROM batch_confirmations") is None
+
+
+def test_who_asks_again_about_what_is_still_absent_is_told_again(sent: Sent) -> None:
+    execute(sent.database, "UPDATE storage_backend_configs SET on_disputed = 'report'")
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids[1:], {sent.uids[0]: 0x0112})
+    assert sent.tell() is not None
+    execute(sent.database, "UPDATE storage_backend_configs SET on_disputed = 'resend'")
+    sent.database.run(lambda tx: confirmation.ask_again(tx, [1], None))
+    sent.ask("1.2.4")
+    sent.report("1.2.4", sent.uids[1:], {sent.uids[0]: 0x0112})
+    dispute = sent.tell()
+    assert dispute is not None
+    assert (dispute.absent, dispute.resent, dispute.for_person) == (1, 0, 1)
+    assert one(sent.database, "SELECT gave_up_at IS NOT NULL AND due_at IS NULL FROM batch_confirmations")
+    assert sent.tell() is None
+
+
+def test_what_cannot_go_again_is_for_a_person_although_its_study_has_a_batch_that_waits(
+    sent: Sent, tmp_path: Path
+) -> None:
+    found = one(sent.database, "SELECT processed_filepath FROM exam_batch_instances WHERE id = :id", id=sent.ids[0])
+    data = dcmread(found)
+    Path(found).unlink()
+    for n in range(3):
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{n}"
+        data.save_as(tmp_path / "drop" / f"late{n}.dcm")
+    ingest.run(sent.settings, [tmp_path / "drop"])
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids[1:], {sent.uids[0]: 0x0112})
+    dispute = sent.tell()
+    assert dispute is not None
+    assert (dispute.absent, dispute.resent, dispute.resent_batch_id, dispute.for_person) == (1, 0, None, 1)
+    assert one(sent.database, "SELECT gave_up_at IS NOT NULL FROM batch_confirmations")
+
+
+def test_two_that_answer_about_an_earlier_and_a_later_batch_do_not_wait_for_each_other(sent: Sent) -> None:
+    sent.ask("1.2.3")
+    sent.report("1.2.3", [], dict.fromkeys(sent.uids, 0x0112))
+    assert sent.tell() is not None
+    send.run(sent.settings)
+    sent.ask("1.2.4", batch=2)
+
+    def later() -> None:
+        sent.report("1.2.4", sent.uids)
+
+    def earlier(tx: engine.Connection) -> None:
+        verdicts.lock(tx, [1])
+        if not other.is_alive():
+            other.start()
+        time.sleep(0.5)
+        tx.execute(text("SET LOCAL lock_timeout = '300ms'"))
+        # As a report about the earlier batch, which is late.
+        tx.execute(text("SELECT 1 FROM instance_confirmations WHERE batch_id = 1 FOR NO KEY UPDATE"))
+
+    other = threading.Thread(target=later)
+    sent.database.run(earlier)
+    other.join(30)
+    assert sent.verdicts == ["SENT_AGAIN"] * 4
+    assert sent.state == "CONFIRMED"
+
+
+def test_a_batch_that_somebody_asks_about_meanwhile_is_not_pruned(sent: Sent) -> None:
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids)
+    found = sent.database.run(
+        lambda tx: retention.find(tx, age=0.0, cancelled=False, after=retention.Place(), limit=10)
+    )
+    assert found.ids == (1,)
+    sent.database.run(lambda tx: confirmation.ask_again(tx, [1], None))
+    sent.database.run(lambda tx: retention.delete(tx, (1,), age=0.0, cancelled=False))
+    assert one(sent.database, "SELECT count(*) FROM exam_batches") == 1
+    sent.ask("1.2.4")
+    sent.report("1.2.4", sent.uids)
+    # Nor is one whose answer is being written.
+    with sent.database.engine.begin() as tx:
+        verdicts.lock(tx, [1])
+        sent.database.run(lambda other: retention.delete(other, (1,), age=0.0, cancelled=False))
+    assert one(sent.database, "SELECT count(*) FROM exam_batches") == 1
+    sent.database.run(lambda tx: retention.delete(tx, (1,), age=0.0, cancelled=False))
+    assert one(sent.database, "SELECT count(*) FROM exam_batches") == 0
+
+
+def test_a_report_of_what_is_pruned_meanwhile_is_of_no_known_transaction(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent.ask("1.2.3")
+    sent.report("1.2.3", sent.uids)
+
+    def lock(_tx: engine.Connection, _ids: object) -> None:
+        sent.database.run(lambda tx: retention.delete(tx, (1,), age=0.0, cancelled=False))
+
+    monkeypatch.setattr(verdicts, "lock", lock)
+    assert not sent.report("1.2.3", sent.uids).known
+
+
+def test_what_a_removed_destination_has_not_confirmed_is_pruned(sent: Sent) -> None:
+    sent.ask("1.2.3")
+
+    def find(tx: engine.Connection) -> tuple[int, ...]:
+        return retention.find(tx, age=0.0, cancelled=False, after=retention.Place(), limit=10).ids
+
+    assert sent.database.run(find) == ()
+    sent.database.run(lambda tx: remove_destination(tx, "pacs"))
+    assert sent.database.run(find) == (1,)
