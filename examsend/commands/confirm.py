@@ -27,7 +27,7 @@ from examsend.states import Act, BatchState, Confirm, Confirmation
 
 log = logging.getLogger("examsend.confirm")
 
-_AT_ONCE = 4
+_AT_ONCE = 16
 """Archives that are asked side by side."""
 
 _LOOK_SECONDS = 1.0
@@ -141,6 +141,8 @@ def run(
         raise UsageError("--by, --report and --wait are about selected batches: add --batch, --study or --since")
     if method is Confirm.NONE:
         raise UsageError("--by is commitment or query")
+    if report is not None:
+        csv_list.check(report)
     began = time.monotonic()
 
     def over() -> bool:

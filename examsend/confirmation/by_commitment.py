@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from examsend.confirmation import reports
 from examsend.db.engine import Connection, Database
@@ -11,7 +11,7 @@ from examsend.dimse.commitment import Commitment
 from examsend.dimse.inbound import SUCCESS, Reply, Request
 from examsend.dimse.transaction import Reference
 from examsend.queue import commitment
-from examsend.queue.confirmation import Claimed, Stored
+from examsend.queue.confirmation import Stored
 from examsend.transfer import Peer
 
 REPORT_SECONDS = 1.0
@@ -54,18 +54,13 @@ class Committing:
         self._association.open()
 
     @staticmethod
-    def requests(
-        claims: Sequence[Claimed], to_ask: Mapping[int, Sequence[Stored]], most: int
-    ) -> list[commitment.Request]:
-        """Return the requests about batches, each with at most ``most`` instances of one batch, and a new Transaction UID."""
-        made = []
-        for claimed in claims:
-            ids = [one.id for one in to_ask[claimed.batch_id] if one.sop_class_uid is not None]
-            made += [
-                commitment.Request(f"2.25.{uuid.uuid4().int}", claimed.batch_id, tuple(ids[at : at + most]))
-                for at in range(0, len(ids), most)
-            ]
-        return made
+    def requests(batch_id: int, stored: Sequence[Stored], most: int) -> list[commitment.Request]:
+        """Return the requests about a batch, each with at most ``most`` instances, and a new Transaction UID."""
+        ids = [one.id for one in stored if one.sop_class_uid is not None]
+        return [
+            commitment.Request(f"2.25.{uuid.uuid4().int}", batch_id, tuple(ids[at : at + most]))
+            for at in range(0, len(ids), most)
+        ]
 
     def ask(self, request: commitment.Request, stored: Sequence[Stored]) -> None:
         """Send a request that is on record. Raises Ended, DatabaseUnavailable."""

@@ -13,16 +13,23 @@ from examsend.db.engine import Database
 from examsend.errors import UsageError
 from examsend.queue import at_archive
 
-_GROUP = 200
+_GROUP = 20
 """Batches that are read in one transaction."""
+
+
+def check(path: Path) -> None:
+    """Raise UsageError where a file cannot be written, before anybody is asked for what it is to hold."""
+    # A device or a pipe would be replaced by a file as well.
+    if os.path.lexists(path) and not path.is_file():
+        raise UsageError(f"{path} cannot be written: it is not a regular file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: its directory is not there, or this user may not write in it")
 
 
 def write(database: Database, path: Path, batch_ids: Sequence[int]) -> int:
     """Write the list to a file, which is replaced as a whole; return the number of instances. Raises UsageError where the file
     cannot be written, DatabaseUnavailable."""
-    # A device or a pipe would be replaced by a file as well.
-    if os.path.lexists(path) and not path.is_file():
-        raise UsageError(f"{path} cannot be written: it is not a regular file")
+    check(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     rows = 0
     try:

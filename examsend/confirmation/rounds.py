@@ -62,21 +62,21 @@ def pause(destination: Destination, tries: int) -> float:
 
 
 class _Kept:
-    """Claims that are renewed while a slow archive answers."""
+    """A claim that is renewed while a slow archive answers."""
 
-    def __init__(self, database: Database, claims: Sequence[Claimed], lease: float) -> None:
+    def __init__(self, database: Database, claimed: Claimed, lease: float) -> None:
         self._database = database
-        self._claims = claims
+        self._claimed = claimed
         self._lease = lease
-        self._ids = {c.batch_id for c in claims}
+        self._holds = True
         self._renewed = time.monotonic()
 
-    def has(self, batch_id: int) -> bool:
-        """Return whether a batch is claimed still. Nobody else asks about it then. Raises DatabaseUnavailable."""
+    def holds(self) -> bool:
+        """Return whether the batch is claimed still. Nobody else asks about it then. Raises DatabaseUnavailable."""
         if time.monotonic() - self._renewed > self._lease / 3:
             self._renewed = time.monotonic()
-            self._ids = self._database.run(lambda tx: confirmation.renew(tx, self._claims, self._lease))
-        return batch_id in self._ids
+            self._holds = self._database.run(lambda tx: confirmation.renew(tx, self._claimed, self._lease))
+        return self._holds
 
 
 @dataclass(slots=True)
@@ -198,52 +198,40 @@ class Round:
             made.open()
             self._archives.committing = made
         asking = self._archives.committing
-        pauses = {c.batch_id: pause(destination, c.tries + 1) for c in claims}
-        requests = asking.requests(claims, to_ask, destination.confirm_instances)
-
-        def mark(tx: Connection) -> list[Claimed]:
-            mine = confirmation.held(tx, claims)
-            if mine:
-                at = confirmation.mark_asked(tx, mine, [max(pauses[c.batch_id], self._lease) for c in mine])
-                held = {c.batch_id for c in mine}
-                commitment.add(tx, [r for r in requests if r.batch_id in held], peer.called_aet, at)
-                for claimed in mine:
-                    verdicts.write(tx, claimed.batch_id, _unknown(to_ask[claimed.batch_id]), requested_at=at)
-            return mine
-
-        mine = self._database.run(mark)
-        held = {c.batch_id for c in mine}
-        try:
-            kept = _Kept(self._database, mine, self._lease)
-            for request in requests:
-                if self._over():
-                    break  # what is on record and was not sent is asked about again after its pause
-                if request.batch_id in held and kept.has(request.batch_id):
-                    asking.ask(request, to_ask[request.batch_id])
-            self.found.problem = asking.problem
-        finally:
-            refused = dict(asking.refused)
-            statuses = asking.take_statuses()
-            self._count(mine, to_ask)
-            self._database.run(lambda tx: self._end(tx, mine, pauses, refused, statuses), idempotent=True)
-        if self.found.problem:
-            self._hold(destination, self.found.problem)
-        self.found.refused |= refused
+        for claimed in self._in_turn(claims):
+            if self._over():
+                break
+            seconds = pause(destination, claimed.tries + 1)
+            stored = to_ask[claimed.batch_id]
+            requests = asking.requests(claimed.batch_id, stored, destination.confirm_instances)
+            mark = partial(self._mark, claimed, seconds, requests=requests, aet=peer.called_aet, stored=stored)
+            if self._database.run(mark) is None:
+                continue
+            self._count([claimed], to_ask)
+            kept = _Kept(self._database, claimed, self._lease)
+            try:
+                for request in requests:
+                    if self._over() or not kept.holds():
+                        break  # what is on record and was not sent is asked about again after its pause
+                    asking.ask(request, stored)
+            finally:
+                end = partial(self._end, claimed, seconds, asking.refused.get(claimed.batch_id), asking.take_statuses())
+                self._database.run(end, idempotent=True)
+            if asking.problem:
+                self._hold(destination, asking.problem)
+                break
+        self.found.refused |= asking.refused
+        # Of what was not asked about, the claims end here.
+        self._database.run(lambda tx: self._leave(tx, destination, claims))
 
     def _end(
-        self,
-        tx: Connection,
-        mine: Sequence[Claimed],
-        pauses: Mapping[int, float],
-        refused: Mapping[int, str],
-        statuses: Mapping[str, int],
+        self, claimed: Claimed, seconds: float, refused: str | None, statuses: Mapping[str, int], tx: Connection
     ) -> None:
         commitment.answered(tx, statuses)
-        held = confirmation.held(tx, mine)
-        for claimed in held:
-            if claimed.batch_id in refused:
-                confirmation.note_of(tx, claimed.batch_id, refused[claimed.batch_id])
-        confirmation.hand_back(tx, held, [pauses[c.batch_id] for c in held], asked=True)
+        held = confirmation.held(tx, [claimed])
+        if held and refused is not None:
+            confirmation.note_of(tx, claimed.batch_id, refused)
+        confirmation.hand_back(tx, held, [seconds] * len(held), asked=True)
 
     # --- C-FIND ---
 
@@ -255,13 +243,11 @@ class Round:
             self._archives.queries = made
             made.open()
         queries = self._archives.queries
-        # One batch a transaction: whoever has locked two batches could wait for one that has locked a batch between them. What was
-        # asked about less often comes first, so that a study that ends each association keeps no other from being asked about.
-        for claimed in sorted(claims, key=lambda c: (c.tries, c.batch_id)):
+        for claimed in self._in_turn(claims):
             if self._over():
                 break
             seconds = pause(destination, claimed.tries + 1)
-            at = self._database.run(lambda tx, c=claimed, s=seconds: self._mark(tx, c, s))  # type: ignore[misc]
+            at = self._database.run(partial(self._mark, claimed, seconds))
             if at is None:
                 continue
             self._count([claimed], to_ask)
@@ -276,10 +262,6 @@ class Round:
                 self._database.run(answer, idempotent=True)
         # Of what was not asked about, the claims end here.
         self._database.run(lambda tx: self._leave(tx, destination, claims))
-
-    def _mark(self, tx: Connection, claimed: Claimed, seconds: float) -> datetime | None:
-        mine = confirmation.held(tx, [claimed])
-        return confirmation.mark_asked(tx, mine, [max(seconds, self._lease)]) if mine else None
 
     def _answer(
         self,
@@ -303,6 +285,32 @@ class Round:
         verdicts.write(tx, claimed.batch_id, by_query.answers(found, asked, stored), requested_at=at)
 
     # --- both ---
+
+    @staticmethod
+    def _in_turn(claims: Sequence[Claimed]) -> list[Claimed]:
+        """Return claims in the order in which they are asked about, each in transactions of its own: whoever has locked two batches
+        could wait for one that has locked a batch between them. What was asked about less often comes first, so that a batch that
+        ends each association keeps no other from being asked about."""
+        return sorted(claims, key=lambda c: (c.tries, c.batch_id))
+
+    def _mark(
+        self,
+        claimed: Claimed,
+        seconds: float,
+        tx: Connection,
+        *,
+        requests: Sequence[commitment.Request] = (),
+        aet: str = "",
+        stored: Sequence[Stored] = (),
+    ) -> datetime | None:
+        """Record that a batch is asked about now, and by which requests; None: its claim is lost."""
+        mine = confirmation.held(tx, [claimed])
+        if not mine:
+            return None
+        at = confirmation.mark_asked(tx, mine, [max(seconds, self._lease)])
+        commitment.add(tx, requests, aet, at)
+        verdicts.write(tx, claimed.batch_id, _unknown(stored), requested_at=at)
+        return at
 
     def _count(self, claims: Sequence[Claimed], to_ask: Mapping[int, Sequence[Stored]]) -> None:
         self.found.batches += [c.batch_id for c in claims]

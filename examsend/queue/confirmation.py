@@ -240,10 +240,8 @@ _MARK = text(f"""
 """)
 
 _RENEW = text("""
-    UPDATE batch_confirmations c SET due_at = greatest(c.due_at, clock_timestamp() + make_interval(secs => :lease))
-    FROM unnest(CAST(:batches AS bigint[]), CAST(:claims AS uuid[])) w (batch, claim)
-    WHERE c.batch_id = w.batch AND c.claim_id = w.claim
-    RETURNING c.batch_id
+    UPDATE batch_confirmations SET due_at = greatest(due_at, clock_timestamp() + make_interval(secs => :lease))
+    WHERE batch_id = :batch AND claim_id = :claim
 """)
 
 # A batch that was asked about is due when its pause is over. One of which something is absent that nobody was told of is due now.
@@ -309,10 +307,10 @@ def mark_asked(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float
     return at
 
 
-def renew(tx: Connection, claims: Sequence[Claimed], lease: float) -> set[int]:
-    """Let claims last ``lease`` seconds more; return the ids of the batches that are still claimed."""
-    held(tx, claims)
-    return set(tx.scalars(_RENEW, {**_arrays(claims), "lease": lease}))
+def renew(tx: Connection, claimed: Claimed, lease: float) -> bool:
+    """Let a claim last ``lease`` seconds more; return whether it is not lost."""
+    values = {"batch": claimed.batch_id, "claim": claimed.claim_id, "lease": lease}
+    return tx.execute(_RENEW, values).rowcount == 1
 
 
 def hand_back(tx: Connection, claims: Sequence[Claimed], pauses: Sequence[float], *, asked: bool) -> None:

@@ -478,3 +478,31 @@ def test_what_is_absent_makes_the_rest_of_its_batch_no_sooner_asked_about(
         confirm.run(settings)
         assert [second in a.uids for a in archive.asked] == [True]
         assert one(database, "SELECT due_at > clock_timestamp() + interval '20 s' FROM batch_confirmations")
+
+
+def test_a_batch_that_ends_each_association_keeps_no_other_from_being_asked_about(
+    settings: Settings, database: engine.Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Archive.on_action
+    first: list[str] = []
+
+    def on_action(self: Archive, event: Any) -> Any:
+        asked = {str(i.ReferencedSOPInstanceUID) for i in event.action_information.ReferencedSOPSequence}
+        if asked & set(first):
+            event.assoc.abort()
+        return answer(self, event)
+
+    monkeypatch.setattr(Archive, "on_action", on_action)
+    with archiving(report="never") as archive:
+        for n in range(3):
+            samples.ct_study(tmp_path / "drop" / str(n), 1, size=16)
+        add(settings, archive.address, confirm="commitment", **NOW)
+        deliver(settings, tmp_path / "drop")
+        first.append(one(database, "SELECT sop_instance_uid FROM exam_batch_instances WHERE batch_id = 1"))
+        for _ in range(3):
+            time.sleep(0.2)
+            confirm.run(settings)
+        asked = rows(database, "SELECT count(*) FROM commitment_requests WHERE batch_id > 1 AND status = 0")
+        assert asked[0][0] >= 2
+        tries = [row[0] for row in rows(database, "SELECT tries FROM batch_confirmations ORDER BY batch_id")]
+        assert min(tries) >= 1, tries
