@@ -113,10 +113,12 @@ def main() -> None:
                 "database_milliseconds_a_batch": 1000 * busy / asked.batches,
             }
             if how == "commitment":
-                for command in ("finalize", "send", "confirm"):
-                    common.examsend(command, "-q", url=url)
-                    took = [common.timed(command, "-q", url=url)[0] for _ in range(asked.repeat)]
-                    idle[command] = statistics.median(took)
+                commands = ("finalize", "send", "confirm")
+                took: dict[str, list[float]] = {command: [] for command in commands}
+                for _ in range(asked.repeat):
+                    for command in commands:
+                        took[command].append(common.timed(command, "-q", url=url)[0])
+                idle = {command: statistics.median(found) for command, found in took.items()}
     common.show(
         f"{asked.batches} batches of {asked.instances} instances",
         ("by", "seconds>", "batches/s>", "instances/s>", "database s>", "database ms/batch>"),

@@ -166,7 +166,13 @@ class Round:
     def _begin(self, tx: Connection, destination: Destination, claims: list[Claimed]) -> dict[int, list[Stored]]:
         """Tell of what is absent, and give up what is over; return what is to be asked about of the others."""
         mine = confirmation.held(tx, claims)
-        told = [d for c in mine if (d := disputes.tell(tx, c.batch_id, c.study_instance_uid, destination, is_gone))]
+        absent = disputes.untold(tx, [c.batch_id for c in mine])
+        told = [
+            d
+            for c in mine
+            if c.batch_id in absent
+            and (d := disputes.tell(tx, c.batch_id, c.study_instance_uid, destination, is_gone)) is not None
+        ]
         over = confirmation.give_up(tx, [c for c in mine if c.is_over])
         # What is absent makes a batch due before its pause is over. The rest of it is not asked about for that.
         disputed = {d.id for d in told}

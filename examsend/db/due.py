@@ -99,8 +99,8 @@ MAY_CONFIRM = f"d.enabled AND (d.confirm_held_until IS NULL OR d.confirm_held_un
 """The archive of a destination may be asked to confirm what was SENT."""
 
 TO_CONFIRM = (
-    f"{MAY_CONFIRM} AND EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.destination_id = d.id AND c.due_at <= {NOW}"
-    " AND (c.method IS NOT NULL OR d.confirm <> 'none') ORDER BY c.due_at LIMIT 1)"
+    f"{MAY_CONFIRM} AND (SELECT c.due_at FROM batch_confirmations c WHERE c.destination_id = d.id AND c.due_at <= {NOW}"
+    f" AND (c.method IS NOT NULL OR d.confirm <> 'none') ORDER BY c.due_at LIMIT 1) <= {NOW}"
 )
 """A destination has a SENT batch that ``examsend confirm`` asks its archive about."""
 
@@ -112,8 +112,8 @@ UNSETTLED = (
 Nobody asks for a destination that was removed."""
 
 TO_LET_GO = (
-    "d.after <> 'keep' AND EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.destination_id = d.id"
-    f" AND c.let_go_at <= {NOW} ORDER BY c.let_go_at LIMIT 1)"
+    "d.after <> 'keep' AND (SELECT c.let_go_at FROM batch_confirmations c WHERE c.destination_id = d.id"
+    f" AND c.let_go_at <= {NOW} ORDER BY c.let_go_at LIMIT 1) <= {NOW}"
 )
 """A destination has a batch of which ``examsend confirm`` looks whether its sources may go."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -68,6 +68,17 @@ class Dispute:
     for_person: int
     """Those that nothing is done about by itself."""
     sentence: str
+
+
+_UNTOLD = text(f"""
+    SELECT DISTINCT k.batch_id FROM instance_confirmations k
+    WHERE k.batch_id = ANY(CAST(:ids AS bigint[])) AND {UNTOLD}
+""")
+
+
+def untold(tx: Connection, batch_ids: Collection[int]) -> set[int]:
+    """Return those of the batches of which an instance is absent that nobody was told of."""
+    return set(tx.scalars(_UNTOLD, {"ids": list(batch_ids)}))
 
 
 def tell(
