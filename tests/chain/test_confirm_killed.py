@@ -88,6 +88,7 @@ def test_kills_of_confirm_and_listen(
                         "UPDATE batch_confirmations SET state = 'UNCONFIRMED', opened_at = clock_timestamp(), tries = 0,"
                         " confirmed_at = NULL, disputed_at = NULL, gave_up_at = NULL, due_at = clock_timestamp() + interval '1 s'",
                     )
+            print(f"killed: {killed}, {len(archive.asked)} requests received")
             assert killed["confirm"] >= KILLS // 3, killed
             # Left alone, all of it comes to its end.
             archive.leave_out, archive.choose = (lambda _uid: False), (lambda: "same")

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from examsend.commands import confirm, send
 from examsend.commands.confirm import Selection
 from examsend.config.settings import Settings
 from examsend.db import engine
 from examsend.demo import samples
+from examsend.queue.proven import Code
 from examsend.states import Confirm
-from tests.helpers import add, deliver, one, rows
+from tests.helpers import add, deliver, execute, one, rows
 from tests.peers import orthanc
 from tests.peers.dcmtk import free_port
 from tests.services.process import listening
@@ -107,3 +109,33 @@ def test_what_was_sent_before_confirm_was_turned_on_is_listed(
         listed = {row["sop_instance_uid"]: (row["answer"], row["proof"]) for row in csv.DictReader(stream)}
     assert listed.pop(lost) == ("ABSENT", "")
     assert set(listed.values()) == {("CONFIRMED", "LISTED")}
+
+
+def test_a_commitment_to_a_uid_of_which_orthanc_kept_the_older_version_lets_no_source_go(
+    settings: Settings,
+    database: engine.Database,
+    database_url: str,
+    orthanc_server: Callable[..., orthanc.Orthanc],
+    tmp_path: Path,
+) -> None:
+    drop = tmp_path / "drop"
+    [file] = samples.ct_study(drop, 1, size=16)
+    port = free_port()
+    archive = orthanc_server(**orthanc.knows(port), OverwriteInstances=False)
+    with listening(tmp_path / "listen", database_url, "--port", str(port), "--bind", "127.0.0.1") as listen:
+        listen.wait_for("listening as")
+        add(settings, archive.address, confirm="commitment", **NOW)
+        deliver(settings, drop)
+        corrected = dcmread(file)
+        corrected.PatientComments = "corrected"
+        corrected.save_as(drop / "corrected.dcm")
+        execute(database, "UPDATE storage_backend_configs SET after = 'remove'")
+        deliver(settings, drop)
+        _until(settings, database, ["CONFIRMED", "CONFIRMED"])
+        # It answered success, and committed itself to the UID: of the version that it had.
+        [kept] = archive.files().values()
+        assert b"corrected" not in kept
+        found = confirm.run(settings, Selection(batch_ids=[1, 2]), wait=20)
+        assert (found.confirmed, found.sources.removed) == (2, 0)
+        assert {k.code for k in found.sources.kept} == {Code.OTHER_CONTENT}
+        assert sorted(p.name for p in drop.iterdir()) == sorted([file.name, "corrected.dcm"])
