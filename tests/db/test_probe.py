@@ -97,7 +97,7 @@ def test_the_idle_check_agrees_with_the_passes(
         assert bool(finalize.run(settings).ready) == finalizes
 
 
-@pytest.mark.parametrize("question", [probe.nothing_to_finalize, probe.nothing_to_send])
+@pytest.mark.parametrize("question", [probe.nothing_to_finalize, probe.nothing_to_send, probe.nothing_to_confirm])
 def test_a_database_without_the_schema_or_out_of_reach_is_not_idle(
     empty_database_url: str, question: Callable[[str], bool]
 ) -> None:
@@ -106,7 +106,7 @@ def test_a_database_without_the_schema_or_out_of_reach_is_not_idle(
     assert not question("nonsense")
 
 
-@pytest.mark.parametrize("question", [probe.nothing_to_finalize, probe.nothing_to_send])
+@pytest.mark.parametrize("question", [probe.nothing_to_finalize, probe.nothing_to_send, probe.nothing_to_confirm])
 def test_another_schema_is_not_idle(
     database_url: str, database: engine.Database, question: Callable[[str], bool]
 ) -> None:
@@ -137,7 +137,8 @@ def _imported(url: str, *command: str) -> str:
 def test_an_idle_pass_imports_no_large_package_and_prints_nothing(
     settings: Settings, database_url: str, database: engine.Database, many: int
 ) -> None:
-    """There is a destination with a PENDING study, a held one with READY batches, and a removed one."""
+    """There is a destination with a PENDING study, a held one with READY batches, a removed one, and one that has confirmed some
+    batches and is to be asked about one later."""
     _destination(database, quiet_seconds="9999")
     _batch(database, "PENDING", f"now(), now(), {_FUTURE}")
     execute(
@@ -151,7 +152,20 @@ def test_an_idle_pass_imports_no_large_package_and_prints_nothing(
         f" SELECT '1.2.' || n, 2, 'READY', now(), now() FROM generate_series(1, {many}) n",
     )
     _destination(database, name="'gone'", removed_at="now()", enabled="false")
-    for command in ("send", "finalize"):
+    _destination(database, name="'archive'", confirm="'query'", after="'remove'")
+    execute(
+        database,
+        "INSERT INTO exam_batches (study_instance_uid, destination_id, status, ready_at, finished_at)"
+        f" SELECT '1.3.' || n, 4, 'SENT', now(), now() FROM generate_series(0, {many}) n",
+    )
+    execute(
+        database,
+        "INSERT INTO batch_confirmations (batch_id, destination_id, state, confirmed_at, due_at)"
+        " SELECT id, 4, CASE WHEN n = 1 THEN 'ASKED' ELSE 'CONFIRMED' END, CASE WHEN n > 1 THEN now() END,"
+        f" CASE WHEN n = 1 THEN {_FUTURE} END"
+        " FROM (SELECT id, row_number() OVER (ORDER BY id) AS n FROM exam_batches WHERE destination_id = 4) b",
+    )
+    for command in ("send", "finalize", "confirm"):
         assert _imported(database_url, command, "-q") == "0 []\n"
         completed = subprocess.run(
             [INSTALLED, command, "-q"],
@@ -171,6 +185,8 @@ def test_a_selection_json_or_missing_q_skips_the_idle_check(database_url: str, d
         ("send", "-q", "--destination", "d"),
         ("send", "--json", "-q"),
         ("finalize", "-q", "--dry-run"),
+        ("confirm", "-q", "--dry-run"),
+        ("confirm", "-q", "--destination", "d"),
         ("send",),
     ):
         assert "sqlalchemy" in _imported(database_url, *words)
