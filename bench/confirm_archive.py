@@ -30,14 +30,6 @@ def _value(tag: int, text: str, pad: bytes = b"\0") -> bytes:
     return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
 
 
-def _data(context_id: int, data: bytes) -> list[bytes]:
-    encode = messages.value_encoder(context_id, _ROOM)
-    view, pieces = memoryview(data), list[bytes]()
-    for at in range(0, len(view), _ROOM):
-        pieces += map(bytes, encode(view[at : at + _ROOM], at + _ROOM >= len(view)))
-    return pieces
-
-
 def _is_response(body: bytes) -> bool:
     """Whether a P-DATA-TF is the answer to a report: one value, all of a command set."""
     _, control, value = next(messages.each_value(body))
@@ -95,9 +87,7 @@ class _Association:
         )
         # What was asked for, said again, is the report of success (PS3.4 Tables J.3-1 and J.3-2).
         self._send(answer)
-        self._send(
-            messages.command_pieces(command, request.context_id, _ROOM) + _data(request.context_id, request.data or b"")
-        )
+        self._send(messages.message_pieces(command, request.data or b"", request.context_id, _ROOM))
 
     def _find(self, request: inbound.Request) -> None:
         source = MemorySource(request.data or b"")
@@ -119,19 +109,21 @@ class _Association:
                 _value(0x00080018, f"{series}.{k}") + _value(0x0020000D, study) + _value(0x0020000E, series)
                 for k in range(self._instances)
             ]
-        pieces = []
+        pieces: list[bytes] = []
         for match in matches:
-            pieces += self._find_response(request, 0xFF00) + _data(request.context_id, match)
-        self._send(pieces + self._find_response(request, 0))
+            pieces += messages.message_pieces(_find_response(request, 0xFF00), match, request.context_id, _ROOM)
+        last = messages.command_pieces(_find_response(request, 0), request.context_id, _ROOM)
+        self._send(pieces + last)
 
-    def _find_response(self, request: inbound.Request, status: int) -> list[bytes]:
-        command = messages.command_set(
-            element_of(0x0100, b"\x20\x80"),
-            element_of(0x0120, struct.pack("<H", request.message_id)),
-            element_of(0x0800, b"\x01\x00" if status else b"\x01\x01"),
-            element_of(0x0900, struct.pack("<H", status)),
-        )
-        return messages.command_pieces(command, request.context_id, _ROOM)
+
+def _find_response(request: inbound.Request, status: int) -> bytes:
+    """Return the command set of a C-FIND-RSP."""
+    return messages.command_set(
+        element_of(0x0100, b"\x20\x80"),
+        element_of(0x0120, struct.pack("<H", request.message_id)),
+        element_of(0x0800, b"\x01\x00" if status else b"\x01\x01"),
+        element_of(0x0900, struct.pack("<H", status)),
+    )
 
 
 def main() -> None:

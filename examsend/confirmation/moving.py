@@ -12,6 +12,7 @@ from pathlib import Path
 
 from examsend.config.checks import MOVE
 from examsend.confirmation.originals import Staying, digest_of, directory_of, is_there
+from examsend.queue.files import sync_directory
 from examsend.queue.proven import Code, Stays
 
 _READ = 1 << 20
@@ -62,7 +63,7 @@ def put(directory: int, name: str, target: str, relative: str) -> str:
     may have put it there. Raises Staying, OSError."""
     with suppress(FileExistsError):
         Path(target).mkdir(0o750)
-        _sync(str(Path(target).parent))
+        sync_directory(Path(target).parent)
     expected = os.stat(name, dir_fd=directory, follow_symlinks=False)
     wanted = Path(relative).name
     with directory_of(target, relative, make=True) as there:
@@ -146,11 +147,3 @@ def _copy(directory: int, name: str, expected: os.stat_result, there: int, part:
         os.close(source)
     if digest_of(there, part, 0, written) != digest_of(directory, name, 0, expected):
         raise Staying(Stays(Code.TARGET, "its copy is not what was copied", passing=True))
-
-
-def _sync(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -48,8 +48,6 @@ class Found:
     disputes: list[Dispute] = field(default_factory=list)
     gave_up: list[int] = field(default_factory=list)
     """Ids of batches of which the time is over."""
-    refused: dict[int, str] = field(default_factory=dict)
-    """Why the archive did not take the question about batches."""
     problem: str = ""
     """Why the archive could not be asked."""
 
@@ -226,7 +224,6 @@ class Round:
             if asking.problem:
                 self._hold(destination, asking.problem)
                 break
-        self.found.refused |= asking.refused
         # Of what was not asked about, the claims end here.
         self._database.run(lambda tx: self._leave(tx, destination, claims))
 
@@ -285,7 +282,6 @@ class Round:
             return
         if found.count is None:
             confirmation.note_of(tx, claimed.batch_id, found.sentence)
-            self.found.refused[claimed.batch_id] = found.sentence
             return
         stored = confirmation.stored_counts(tx, claimed.study_instance_uid, destination.id)
         verdicts.write(tx, claimed.batch_id, by_query.answers(found, asked, stored), requested_at=at)

@@ -93,11 +93,7 @@ def _ask(peer: Peer, command: int, step: str, data: bytes) -> None:
         requestor.open([Proposal(1, MODALITY_PERFORMED_PROCEDURE_STEP, EXPLICIT_VR_LITTLE_ENDIAN)])
         if not requestor.accepted.contexts:
             raise Ended(End.NO_CONTEXT, "MPPS is not accepted", abort=True)
-        pieces = messages.command_pieces(_request(command, step), 1, _ROOM)
-        encode = messages.value_encoder(1, _ROOM)
-        for at in range(0, len(data), _ROOM):
-            pieces += map(bytes, encode(memoryview(data)[at : at + _ROOM], at + _ROOM >= len(data)))
-        requestor.send(pieces)
+        requestor.send(messages.message_pieces(_request(command, step), data, 1, _ROOM))
         status = _status(requestor, command | 0x8000)
         last_pdu = messages.ABORT if requestor.release() else b""
     except Ended as ended:

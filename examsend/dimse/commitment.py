@@ -224,11 +224,7 @@ class Commitment:
         command = messages.action_request(
             self._message_id, STORAGE_COMMITMENT_PUSH_MODEL, STORAGE_COMMITMENT_INSTANCE, REQUEST_COMMITMENT
         )
-        pieces = messages.command_pieces(command, self._context_id, self._room)
-        encode = messages.value_encoder(self._context_id, self._room)
-        view = memoryview(data)
-        for at in range(0, len(view), self._room):
-            pieces += map(bytes, encode(view[at : at + self._room], at + self._room >= len(view)))
+        pieces = messages.message_pieces(command, data, self._context_id, self._room)
         self._send("N-ACTION-RQ", pieces, self._peer.stall_timeout + len(data) / _SLOWEST)
 
     def _send(self, what: str, pieces: list[bytes], seconds: float) -> None:

@@ -123,6 +123,16 @@ def command_pieces(command: bytes, context_id: int, room: int) -> list[bytes]:
     return pieces
 
 
+def message_pieces(command: bytes, data: bytes, context_id: int, room: int) -> list[bytes]:
+    """Given a command set and the data set that goes with it, return them as P-DATA-TFs; see ``command_pieces``."""
+    pieces = command_pieces(command, context_id, room)
+    encode = value_encoder(context_id, room)
+    view = memoryview(data)
+    for at in range(0, len(view), room):
+        pieces += map(bytes, encode(view[at : at + room], at + room >= len(view)))
+    return pieces
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A command set of the peer, with the fields that every response has (PS3.7 9.3)."""

@@ -255,12 +255,8 @@ class _Asking:
     def _send(self, level: str, keys: dict[int, str]) -> None:
         room = (min(self._requestor.accepted.max_length or _ROOM, _ROOM) - 6) & ~1
         command = messages.find_request(self._message_id, STUDY_ROOT_FIND)
-        pieces = messages.command_pieces(command, self._context_id, room)
-        encode = messages.value_encoder(self._context_id, room)
-        data = memoryview(self._encoded({_LEVEL: level, **keys}))
-        for at in range(0, len(data), room):
-            pieces += map(bytes, encode(data[at : at + room], at + room >= len(data)))
-        self._requestor.send(pieces)
+        data = self._encoded({_LEVEL: level, **keys})
+        self._requestor.send(messages.message_pieces(command, data, self._context_id, room))
 
     def _encoded(self, keys: dict[int, str]) -> bytes:
         """Return an identifier."""

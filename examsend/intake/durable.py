@@ -147,11 +147,3 @@ def remove(path: str, file: DicomFile) -> None:
     with suppress(FileExistsError):
         os.link(aside, path)
         os.unlink(aside)  # noqa: PTH108
-
-
-def sync_directory(directory: str | Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,6 +29,7 @@ from examsend.errors import ConfigError, UsageError
 from examsend.intake import durable
 from examsend.intake.directory import Mounts
 from examsend.queue import spool_lock
+from examsend.queue.files import sync_directory
 from examsend.queue.versions import Arrival
 from examsend.states import SpoolMode
 
@@ -145,8 +146,8 @@ class Spool:
                     taken.changed += 1
         try:
             for directory in {os.path.dirname(a.path) for a in taken.arrivals}:  # noqa: PTH120
-                durable.sync_directory(directory)
-            durable.sync_directory(self._directory)
+                sync_directory(directory)
+            sync_directory(self._directory)
         except OSError as error:
             taken.trouble = error.strerror or str(error)
             taken.not_taken += len(taken.arrivals)
@@ -214,7 +215,7 @@ class Spool:
             stream.writelines(f"{name}\n" for name in names)
             stream.flush()
             os.fsync(stream.fileno())
-        durable.sync_directory(self._incoming)
+        sync_directory(self._incoming)
 
     def _put(self, arrival: Arrival, name: str, suffix: str) -> str | durable.Changed | _Unwritable | None:
         """Put one file aside; return where it is, or why it is not. None: there is no room for it."""

@@ -8,16 +8,16 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
+from examsend.queue.verdicts import ANSWER
 from examsend.states import BatchState, Confirmation, Outcome, Verdict, sql_list
 
 SETTLED = (Verdict.CONFIRMED, Verdict.SENT_AGAIN)
 
-# An answer from before somebody asked again does not count any more.
 OF_INSTANCES = f"""
     SELECT count(*) AS stored,
            count(*) FILTER (WHERE k.verdict IN ({sql_list(SETTLED)})) AS confirmed,
            count(*) FILTER (WHERE k.verdict IN ('{Verdict.ABSENT}', '{Verdict.CONFLICT}')) AS disputed
-    FROM exam_batch_instances i LEFT JOIN instance_confirmations k ON k.instance_id = i.id AND k.requested_at >= c.opened_at
+    FROM exam_batch_instances i {ANSWER}
     WHERE i.batch_id = c.batch_id AND i.outcome = '{Outcome.STORED}'
 """
 
@@ -99,7 +99,7 @@ _LIST = text(f"""
     JOIN storage_backend_configs d ON d.id = b.destination_id
     JOIN exam_batch_instances i ON i.batch_id = b.id AND i.outcome = '{Outcome.STORED}'
     LEFT JOIN batch_confirmations c ON c.batch_id = b.id
-    LEFT JOIN instance_confirmations k ON k.instance_id = i.id AND k.requested_at >= c.opened_at
+    {ANSWER}
     WHERE b.id = ANY(CAST(:ids AS bigint[])) AND b.status = '{BatchState.SENT}'
     ORDER BY b.finished_at, b.id, i.id
 """)

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
+from examsend.queue.verdicts import ANSWER
 from examsend.states import Confirm, Outcome, Verdict
 
 SHOWN = 5
@@ -20,13 +21,12 @@ _ROW = text(f"""
     FROM batch_confirmations c JOIN storage_backend_configs d ON d.id = c.destination_id WHERE c.batch_id = :batch
 """)
 
-# An answer from before somebody asked again does not count any more.
 _ANSWERS = text(f"""
     SELECT k.verdict, k.proof, k.failure_reason, k.confirm_reason, count(*) AS n, max(k.answered_at) AS answered_at,
            (array_agg(i.sop_instance_uid ORDER BY i.id))[1:{SHOWN}] AS uids
     FROM batch_confirmations c
     JOIN exam_batch_instances i ON i.batch_id = c.batch_id AND i.outcome = '{Outcome.STORED}'
-    LEFT JOIN instance_confirmations k ON k.instance_id = i.id AND k.requested_at >= c.opened_at
+    {ANSWER}
     WHERE c.batch_id = :batch
     GROUP BY k.verdict, k.proof, k.failure_reason, k.confirm_reason ORDER BY n DESC, k.verdict, k.failure_reason
 """)

@@ -39,11 +39,6 @@ _INSTANCES = text("""
     SELECT id, sop_instance_uid, sop_class_uid FROM exam_batch_instances WHERE id = ANY(CAST(:ids AS bigint[]))
 """)
 
-_REPORTED = text("""
-    SELECT transaction_uid FROM commitment_requests
-    WHERE transaction_uid = ANY(CAST(:transactions AS text[])) AND reported_at IS NOT NULL
-""")
-
 
 def add(tx: Connection, requests: Sequence[Request], archive_aet: str, at: object) -> None:
     """Record requests that are to be sent to ``archive_aet`` once the transaction is committed. ``at``: when the batches were
@@ -68,11 +63,6 @@ def answered(tx: Connection, statuses: Mapping[str, int]) -> None:
     """Record the statuses of N-ACTION responses, by Transaction UID."""
     if statuses:
         tx.execute(_ANSWERED, [{"transaction": uid, "status": status} for uid, status in statuses.items()])
-
-
-def reported(tx: Connection, transaction_uids: Sequence[str]) -> set[str]:
-    """Return those of the transactions that a report was received of."""
-    return set(tx.scalars(_REPORTED, {"transactions": list(transaction_uids)}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, text
 
 from examsend.db import due
-from examsend.queue.verdicts import UNTOLD
+from examsend.queue.verdicts import ANSWER, UNTOLD
 from examsend.states import BatchState, Confirm, Confirmation, Outcome, Verdict
 
 OFTEN = 16
@@ -225,7 +225,7 @@ _TO_ASK = text(f"""
     SELECT i.batch_id, i.id, i.sop_class_uid, i.sop_instance_uid, i.series_instance_uid
     FROM batch_confirmations c
     JOIN exam_batch_instances i ON i.batch_id = c.batch_id AND i.outcome = '{Outcome.STORED}'
-    LEFT JOIN instance_confirmations k ON k.instance_id = i.id AND k.requested_at >= c.opened_at
+    {ANSWER}
     WHERE c.batch_id = ANY(CAST(:batches AS bigint[])) AND (k.instance_id IS NULL OR k.verdict = '{Verdict.LATER}')
     ORDER BY i.batch_id, i.id
 """)

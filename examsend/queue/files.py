@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -86,3 +87,12 @@ def unmounted(mount: str | None) -> bool:
 def is_gone(path: str, mount: str | None = None) -> bool:
     """Return whether there is no file at a path. One whose mount point is not mounted may be there."""
     return not os.path.lexists(path) and not unmounted(mount)
+
+
+def sync_directory(directory: str | Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

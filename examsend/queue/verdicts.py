@@ -49,6 +49,9 @@ class Answered:
     reason: str | None = None
 
 
+ANSWER = "LEFT JOIN instance_confirmations k ON k.instance_id = i.id AND k.requested_at >= c.opened_at"
+"""The answer about an instance ``i``, since somebody asked about its batch ``c`` last: one from before does not count any more."""
+
 UNTOLD = f"k.verdict = '{Verdict.ABSENT}' AND (k.resent_at IS NULL OR k.resent_at < k.requested_at)"
 """An instance is absent, and nothing was done about it since the question was asked. Somebody who asks again is told again."""
 
@@ -72,7 +75,6 @@ _WRITE = text(f"""
         transaction_uid = excluded.transaction_uid
     WHERE k.requested_at < excluded.requested_at
        OR k.requested_at = excluded.requested_at AND k.verdict <> excluded.verdict AND k.verdict <> '{Verdict.SENT_AGAIN}'
-    RETURNING k.verdict
 """)
 
 _ABSENT_EARLIER = f"""
@@ -112,7 +114,7 @@ _COUNT = text(f"""
              ({sql_list((Verdict.CONFIRMED, Verdict.SENT_AGAIN))})))[1] AS example
     FROM batch_confirmations c
     JOIN exam_batch_instances i ON i.batch_id = c.batch_id AND i.outcome = '{Outcome.STORED}'
-    LEFT JOIN instance_confirmations k ON k.instance_id = i.id AND k.requested_at >= c.opened_at
+    {ANSWER}
     WHERE c.batch_id = :batch
 """)
 
@@ -134,7 +136,6 @@ _SETTLE = text(f"""
                          THEN clock_timestamp() ELSE c.let_go_at END
     FROM storage_backend_configs d
     WHERE c.batch_id = :batch AND d.id = c.destination_id
-    RETURNING c.state
 """)
 
 

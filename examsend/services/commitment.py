@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 from examsend.confirmation import reports
 from examsend.confirmation.reports import Take
 from examsend.dicom.uids import STORAGE_COMMITMENT_PUSH_MODEL
 from examsend.dimse.inbound import SUCCESS, Reply, Request
 from examsend.dimse.proposed import ProposedContext
-from examsend.dimse.refusal import RESOURCE_LIMITATION
+from examsend.services.large import OneLarge
 from examsend.services.mpps import Storage
 from examsend.services.service import UNCOMPRESSED
 
 log = logging.getLogger("examsend.listen")
 
-_LARGE = 1 << 20
-"""Bytes of a data set that is read and stored alone, as with MPPS: it names some 8,000 instances or more."""
-
-_LARGE_SECONDS = 20.0
-"""How long such a report waits for others, at most."""
-
 _LARGE_STORE_SECONDS = 30.0
-"""How long the database may take for it."""
+"""How long the database may take for a large report: it names some 8,000 instances or more."""
 
 
 class CommitmentReports:
@@ -37,7 +30,7 @@ class CommitmentReports:
         """``take`` stores a report in the database."""
         self._storage = storage
         self._take = take
-        self._large = threading.Lock()
+        self._large = OneLarge()
 
     def takes(self, context: ProposedContext) -> bool:  # noqa: ARG002
         """See ``Service``. The archive is the SCP, but some propose both roles, and some none."""
@@ -49,14 +42,11 @@ class CommitmentReports:
 
     def handle(self, request: Request, calling_aet: str) -> Reply:
         """See ``Service``."""
-        if len(request.data or b"") <= _LARGE:
-            return self._answer(request, calling_aet, None)
-        if not self._large.acquire(timeout=_LARGE_SECONDS):
-            return Reply(RESOURCE_LIMITATION, error_comment="too many large messages, try again later")
-        try:
-            return self._answer(request, calling_aet, _LARGE_STORE_SECONDS)
-        finally:
-            self._large.release()
+        return self._large.answer(
+            request,
+            lambda: self._answer(request, calling_aet, None),
+            lambda: self._answer(request, calling_aet, _LARGE_STORE_SECONDS),
+        )
 
     def _answer(self, request: Request, calling_aet: str, wait: float | None) -> Reply:
         reply = reports.answer(lambda work: self._storage.run(work, wait=wait), self._take, request, calling_aet)

@@ -10,7 +10,6 @@ first message is refused often sends no second one.
 from __future__ import annotations
 
 import logging
-import threading
 import uuid
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -32,6 +31,7 @@ from examsend.dimse.refusal import (
 from examsend.errors import ConfigError, DatabaseUnavailable
 from examsend.queue import announcements
 from examsend.services import step
+from examsend.services.large import OneLarge
 from examsend.services.service import N_CREATE_RQ, N_SET_RQ, UNCOMPRESSED, peer_may_request
 from examsend.services.step import Told
 from examsend.states import ExpectationState
@@ -45,13 +45,6 @@ NO_LONGER_UPDATED = 0xA710
 """Error ID of an N-SET on a step that is in a final state (PS3.4 F.7.2.2.4)."""
 
 _OPEN = ExpectationState.IN_PROGRESS
-
-_LARGE = 1 << 20
-"""Bytes of a data set that is read and stored alone: one of 8 MiB may name 350,000 instances, which take 200 MB meanwhile. Side
-by side they would also slow each other down until none is stored in time."""
-
-_LARGE_SECONDS = 20.0
-"""How long such a message waits for others, at most."""
 
 _MANY = 10_000
 """A list of more UIDs is given more time than other messages have."""
@@ -82,7 +75,7 @@ class PerformedSteps:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._large = threading.Lock()
+        self._large = OneLarge()
 
     def takes(self, context: ProposedContext) -> bool:
         """See ``Service``."""
@@ -99,14 +92,7 @@ class PerformedSteps:
         # A missing class is that of the presentation context: nothing else can be meant.
         if request.sop_class_uid not in {None, MODALITY_PERFORMED_PROCEDURE_STEP}:
             return of_another_class()
-        if len(request.data or b"") <= _LARGE:
-            return self._answer(act, request)
-        if not self._large.acquire(timeout=_LARGE_SECONDS):
-            return Reply(RESOURCE_LIMITATION, error_comment="too many large messages, try again later")
-        try:
-            return self._answer(act, request)
-        finally:
-            self._large.release()
+        return self._large.answer(request, lambda: self._answer(act, request), lambda: self._answer(act, request))
 
     def _answer(self, act: Callable[[Request], Reply], request: Request) -> Reply:
         try:

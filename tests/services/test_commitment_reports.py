@@ -25,7 +25,7 @@ from examsend.dimse.inbound import Reply, Request
 from examsend.dimse.proposed import Proposed, ProposedContext
 from examsend.dimse.transaction import Reference
 from examsend.errors import ConfigError, DatabaseUnavailable
-from examsend.services import commitment
+from examsend.services import large as large_messages
 from examsend.services.admission import Admission, Titles
 from examsend.services.commitment import CommitmentReports
 from examsend.services.lasting import LastingDatabase
@@ -236,7 +236,7 @@ def _large(instances: int = 9000) -> bytes:
 
 
 def test_large_reports_are_read_one_at_a_time_and_have_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commitment, "_LARGE_SECONDS", 0.3)
+    monkeypatch.setattr(large_messages, "SECONDS", 0.3)
     stored = Stored()
     entered, leave = threading.Event(), threading.Event()
 

@@ -15,6 +15,7 @@ from examsend.db import engine
 from examsend.dimse.inbound import Request
 from examsend.dimse.refusal import Wrong
 from examsend.errors import DatabaseUnavailable
+from examsend.services import large as large_messages
 from examsend.services import lasting, mpps, step
 from examsend.services.lasting import LastingDatabase
 from examsend.services.mpps import PerformedSteps
@@ -96,7 +97,7 @@ class _Slow:
 
 
 def test_large_data_sets_are_read_one_at_a_time_and_small_ones_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpps, "_LARGE_SECONDS", 0.5)
+    monkeypatch.setattr(large_messages, "SECONDS", 0.5)
     slow = _Slow()
     steps = PerformedSteps(slow)
     large = _request(N_SET_RQ, _list(20_000))
