@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 _LOCK = 0x6578616D73656E64
 """Key of the advisory lock that serialises concurrent upgrades: "examsend" in ASCII."""
+
+_TABLES_SECONDS = 15.0
+"""How long the tables are tried to be locked all at once."""
+
+_LOCK_NOT_AVAILABLE = "55P03"
+"""SQLSTATE."""
 
 
 def directory() -> Path:
@@ -67,12 +75,35 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
         if before is None:
             adopt.check_there(connection, Base.metadata.tables)
         try:
+            if before not in {None, HEAD}:
+                _take_tables(connection, Base.metadata.tables)
             command.upgrade(_config(connection), revision)
         except exc.DBAPIError as error:
             # Something in the database is in the way: a view on a table, a row that breaks a rule, a name that is taken.
             translate(error)
             raise ConfigError(f"the schema cannot be upgraded, and nothing was changed: {first_line(error)}") from None
         return before, current(connection)
+
+
+def _take_tables(connection: Connection, names: Iterable[str]) -> None:
+    """Lock the tables that are there, all at once: a migration that locks one after the other, and a pass that has locked another
+    one, could wait for each other, and PostgreSQL would end either. Where somebody keeps a table for long, go on without."""
+    there = connection.scalars(
+        text("SELECT relname FROM pg_class WHERE relkind = 'r' AND relname = ANY(:names) AND pg_table_is_visible(oid)"),
+        {"names": list(names)},
+    )
+    statement = text(f"LOCK TABLE {', '.join(sorted(there))} IN ACCESS EXCLUSIVE MODE NOWAIT")
+    over = time.monotonic() + _TABLES_SECONDS
+    while time.monotonic() < over:
+        try:
+            with connection.begin_nested():
+                connection.execute(statement)
+        except exc.DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def downgrade(database: Database, revision: str) -> None:
