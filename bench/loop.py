@@ -1,6 +1,6 @@
 """Compares the native sender with a minimal loop, which only reads, frames and sends the same files.
 
-    python -m bench.loop [INSTANCES] [REPEATS]
+    python -m bench.loop
 
 The minimal loop computes no digest and reports no results. Both send to the same receiver, a process that parses only the
 PDU headers, discards the data sets and answers each C-STORE.
@@ -14,12 +14,10 @@ import os
 import socket
 import statistics
 import struct
-import sys
-import tempfile
 import threading
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
+from typing import Any
 
 from bench import common
 from examsend.config.settings import Settings
@@ -95,6 +93,18 @@ class Silent:
         return None
 
 
+def _answer(wire: socket.socket) -> bytes:
+    """Read one PDU, each part of which is acknowledged at once; return it."""
+    got = b""
+    while len(got) < 6 or len(got) < 6 + int.from_bytes(got[2:6], "big"):
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        part = wire.recv(65536)
+        if not part:
+            raise EOFError
+        got += part
+    return got
+
+
 def minimal(port: int, items: list[Item]) -> float:
     """Send items by a minimal loop, which waits for the answer to each before it sends the next; return the seconds."""
     peer = Peer("127.0.0.1", port, "SINK", "LOOP")
@@ -102,8 +112,10 @@ def minimal(port: int, items: list[Item]) -> float:
     with socket.create_connection(("127.0.0.1", port)) as wire:
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire.sendall(negotiation.request(peer, contexts.propose(items)))
-        wire.recv(65536)
-        room = 131072 - 6
+        accepted = _answer(wire)
+        # The Maximum Length item (PS3.8 D.1): how much of a data set goes in one PDU.
+        at = accepted.index(b"\x51\0\0\4") + 4
+        room = min(int.from_bytes(accepted[at : at + 4], "big") or 131072, 131072) - 6
         full = messages.header(room, 1, command=False, last=False)
         buffer = memoryview(bytearray(4 << 20))
         for number, item in enumerate(items, 1):
@@ -121,24 +133,42 @@ def minimal(port: int, items: list[Item]) -> float:
             taken = wire.sendmsg(pieces)  # type: ignore[arg-type]
             if taken < rest:
                 wire.sendall(b"".join(pieces)[taken:])  # type: ignore[arg-type]
-            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            wire.recv(65536)
+            _answer(wire)
         wire.sendall(messages.RELEASE_RQ)
-        wire.recv(65536)
+        _answer(wire)
     return time.perf_counter() - began
 
 
-def main() -> None:
-    """Run the benchmark."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 7
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=sink, args=(there,), daemon=True)
-    process.start()
-    port = here.recv()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        items = items_of(samples.ct_study(Path(name) / "ct", count))
+def together(ports: list[int], groups: list[list[list[Item]]]) -> float:
+    """Run the minimal loop in one process for each group, all at once. A group is a list of associations, each a list of items;
+    the n-th group sends to the n-th port. Return the seconds from the start to the end of the last one."""
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(len(groups) + 1)
+
+    def run(port: int, associations: list[list[Item]]) -> None:
+        start.wait()
+        for items in associations:
+            minimal(port, items)
+
+    processes = [context.Process(target=run, args=one) for one in zip(ports, groups, strict=True)]
+    for process in processes:
+        process.start()
+    start.wait()
+    began = time.perf_counter()
+    for process in processes:
+        process.join()
+    took = time.perf_counter() - began
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    return took
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Measure both loops in turn."""
+    from bench.receivers import discarding
+
+    count, repeats = (50, 3) if quick else (500, 9)
+    with common.scratch() as place, discarding() as port:
+        items = items_of(samples.ct_study(place / "ct", count))
         least, whole = [], []
         for _ in range(repeats):
             least.append(minimal(port, items))
@@ -146,21 +176,16 @@ def main() -> None:
             end = NativeSender(Settings()).send(Peer("127.0.0.1", port, "SINK", "LOOP"), items, watch)
             assert (end.end, watch.count) == (End.RELEASED, count), end
             whole.append(end.seconds)
-    process.terminate()
-    megabytes = sum(i.file_size for i in items) / 1e6
     a, b = statistics.median(least), statistics.median(whole)
-    common.show(
-        f"{count} CT of 0.5 MB to a receiver that discards, median of {repeats}",
-        ("loop", "seconds>", "MB/s>", "of the least>"),
-        [
-            ("frames and sends only", f"{a:.3f}", f"{megabytes / a:.0f}", "100 %"),
-            ("native, digest on", f"{b:.3f}", f"{megabytes / b:.0f}", f"{a / b:.0%}"),
-        ],
-    )
-    common.keep(
-        "loop", {"instances": count, "repeats": repeats, "minimal_seconds": a, "native_seconds": b, "ratio": a / b}
-    )
+    return {
+        "instances": count,
+        "repeats": repeats,
+        "bytes": sum(i.file_size for i in items),
+        "minimal_seconds": a,
+        "native_seconds": b,
+        "ratio": a / b,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    common.alone("loop", measure)
