@@ -30,8 +30,8 @@ def measure(quick: bool) -> dict[str, Any]:
         for n in range(sends + 1):
             samples.ct_study(place / str(n), 2, size=64)
             name = common.deliver(url, place / str(n), f"{aet}@127.0.0.1:{port}")
-            command = [sys.executable, "-m", "examsend", "send", "-q", "--destination", name]
-            whole, peak = common.watched(command, url)
+            words = [sys.executable, "-m", "examsend", "send", "-q", "--destination", name]
+            whole, peak = common.watched(words, url)
             if n:
                 association = common.sent(url, name)[0]
                 runs.append((association, whole, whole - association, peak))

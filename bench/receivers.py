@@ -18,16 +18,6 @@ from bench import loop
 from tests.peers import dcmtk, orthanc
 from tests.peers.scripted import Script, scripted
 
-RECEIVERS = {
-    "storescp": "storescp",
-    "nodelay": "storescp, TCP_NODELAY",
-    "fork": "storescp --fork",
-    "orthanc": "Orthanc",
-    "dcm4che": "dcm4che's storescp",
-    "window": "grants a window, discards",
-    "sink": "discards",
-}
-
 _QUIET = """<configuration><appender name="E" class="ch.qos.logback.core.ConsoleAppender"><encoder><pattern>%m%n</pattern></encoder>
 </appender><root level="WARN"><appender-ref ref="E"/></root></configuration>"""
 
@@ -49,7 +39,7 @@ def here(name: str) -> bool:
 
 @contextmanager
 def receiver(name: str, place: Path) -> Iterator[tuple[str, int]]:
-    """Run a receiver of RECEIVERS, which stores below a new directory in ``place``; yield its AE title and port."""
+    """Run a receiver named as in bench.names, which stores below a new directory in ``place``; yield its AE title and port."""
     with ExitStack() as stack:
         stored = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stored-", dir=place)))
         if name == "orthanc":

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import common
+from bench.names import SENDERS
 from bench.receivers import delayed, here, program, receiver
 from examsend.demo import samples
 
@@ -36,14 +37,6 @@ _QUICK = {
     "mr": ("20 MR of 128 kB", samples.MR, 20, 256, 256),
     "cr": ("2 CR of 20 MB", samples.CR, 2, 3200, 3200),
     "big": ("one object of 100 MB", samples.CT, 1, 8192, 6400),
-}
-SENDERS = {
-    "native": "examsend",
-    "pynetdicom": "examsend, sender `pynetdicom`",
-    "dcmsend": "dcmsend",
-    "storescu": "DCMTK's storescu",
-    "pynetdicom-storescu": "pynetdicom's storescu",
-    "dcm4che-storescu": "dcm4che's storescu",
 }
 _OURS = ("native", "pynetdicom")
 
@@ -79,9 +72,7 @@ def made(name: str, place: Path, *, quick: bool) -> Iterator[Path]:
     _, sop_class, count, rows, columns = (_QUICK if quick else STUDIES)[name]
     drop = place / name
     study, series = samples.new_uid(), samples.new_uid()
-    samples.write_series(
-        drop, (samples.Image(sop_class, study, series, 1, n + 1, rows, columns) for n in range(count))
-    )
+    samples.write_series(drop, (samples.Image(sop_class, study, series, 1, n + 1, rows, columns) for n in range(count)))
     try:
         yield drop
     finally:
