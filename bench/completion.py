@@ -138,7 +138,7 @@ _PENDING = """
     INSERT INTO exam_batches (study_instance_uid, destination_id, check_at)
     SELECT '1.2.' || n, 1, clock_timestamp() + make_interval(secs => 3600 + n) FROM generate_series(1, %(count)s) n;
     INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
-        transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_sha256)
+        transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_digest)
     SELECT b.id, 1, b.study_instance_uid || '.' || k, b.study_instance_uid || '.0', '1.2', '1.3', '/f', 1, 1, 0, sha256('x')
     FROM exam_batches b, generate_series(1, 4) k;
     INSERT INTO study_series (destination_id, study_instance_uid, series_instance_uid)

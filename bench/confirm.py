@@ -28,7 +28,7 @@ _BATCHES = """
 _INSTANCES = """
     INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
         transfer_syntax_uid, series_number, instance_number, processed_filepath, file_size, file_mtime_ns, file_inode, file_ctime_ns,
-        dataset_offset, content_sha256, outcome, dimse_status, attempts, stored_at)
+        dataset_offset, content_digest, outcome, dimse_status, attempts, stored_at)
     SELECT b.id, b.destination_id, b.study_instance_uid || '.0.' || k, b.study_instance_uid || '.0',
            '1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.1.2.1', 0, k, '/srv/drop/' || b.id || '/' || k || '.dcm', 526000, 1, k, 1, 300,
            sha256((b.id || '.' || k)::bytea), 'STORED', 0, 1, now()

@@ -13,7 +13,6 @@ from typing import Any
 from bench import common, loop
 from bench.receivers import receiver
 from examsend.demo import samples
-from tests.senders.harness import items_of
 
 _IMAGES = 2
 _SIZE = 64
@@ -32,7 +31,7 @@ def _send(place: Path, url: str, drops: list[Path], parallel: int) -> tuple[floa
 
 def _bare(place: Path, drops: list[Path], parallel: int) -> float:
     """Send the same studies by minimal loops; return the seconds."""
-    studies = [items_of(sorted(drop.iterdir())) for drop in drops]
+    studies = [loop.items_of(sorted(drop.iterdir())) for drop in drops]
     with receiver("fork", place) as (_, port):
         return loop.together([port] * parallel, [studies[n::parallel] for n in range(parallel)])
 

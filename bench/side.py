@@ -15,7 +15,6 @@ from typing import Any
 from bench import common, loop
 from bench.receivers import receiver
 from examsend.demo import samples
-from tests.senders.harness import items_of
 
 _WIDE = 4
 
@@ -48,7 +47,7 @@ def measure(quick: bool) -> dict[str, Any]:
     bare: dict[str, list[float]] = {"destinations": [], "studies": [], "discarding": []}
     with common.scratch() as place, common.database() as url:
         drops = [place / f"study{n}" for n in range(_WIDE)]
-        studies = [items_of(samples.ct_study(drop, count)) for drop in drops]
+        studies = [loop.items_of(samples.ct_study(drop, count)) for drop in drops]
         data = sum(item.file_size for item in studies[0]) * _WIDE
         for _ in range(repeats):
             with ExitStack() as stack:

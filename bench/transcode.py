@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from bench import common
+from bench.loop import items_of
 from examsend import senders
 from examsend.config.settings import Settings
 from examsend.demo import samples
@@ -27,7 +28,6 @@ from examsend.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, JPEG_2000_LOSSLESS, J
 from examsend.states import SenderName, Transcode
 from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
 from tests.peers import dcmtk
-from tests.senders.harness import items_of
 
 SIDE, FRAMES = 512, 40
 

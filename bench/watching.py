@@ -24,7 +24,7 @@ _HELD = f"""
     SELECT '{filling.ROOT}.9.' || n, 5, 'READY', now() - interval '1 hour', now() - interval '1 hour', now() - interval '50 min', 'QUIET',
            now() - interval '50 min' FROM generate_series(1, %(number)s) n;
     INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
-        transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_sha256)
+        transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_digest)
     SELECT b.id, 5, b.study_instance_uid || '.1', b.study_instance_uid || '.2', '1.2', '1.2', '/srv/held/' || b.id, 526000, 1, 300,
            sha256(b.id::text::bytea) FROM exam_batches b WHERE b.destination_id = 5;
     UPDATE storage_backend_configs SET held_until = now() + interval '1 day', down_since = now() - interval '4 hours',

@@ -54,7 +54,7 @@ _ROWS = """
          LATERAL (SELECT CASE WHEN n > 285 THEN (300 - n) * interval '3 min' WHEN n > 260 THEN (286 - n) * interval '9 min'
                          WHEN n > 250 THEN interval '50 s' ELSE n * interval '5 min' END AS age) t;
     INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
-        transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_sha256, outcome, dimse_status,
+        transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_digest, outcome, dimse_status,
         stored_at)
     SELECT b.id, b.destination_id, b.study_instance_uid || '.1.' || k, b.study_instance_uid || '.1', '1.2.840.10008.5.1.4.1.1.2',
            '1.2.840.10008.1.2.1', '/srv/drop/' || b.id || '/' || k, 526000, 1, 300, sha256((b.id || '.' || k)::bytea),

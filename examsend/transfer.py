@@ -78,8 +78,8 @@ class Item:
     file_mtime_ns: int
     dataset_offset: int
     """Where the data set begins in the file, after preamble and file meta information (PS3.10 7.1)."""
-    content_sha256: bytes
-    """SHA-256 (32 bytes) of the file from ``dataset_offset`` to its end, which is what a C-STORE sends."""
+    content_digest: bytes
+    """BLAKE3 digest (32 bytes) of the file from ``dataset_offset`` to its end, which is what a C-STORE sends."""
 
 
 class Problem(StrEnum):

@@ -70,7 +70,7 @@ def digests(database: engine.Database) -> dict[str, str]:
     return dict(
         rows(
             database,
-            "SELECT sop_instance_uid, encode(content_sha256, 'hex') FROM exam_batch_instances WHERE outcome <> 'SUPERSEDED'",
+            "SELECT sop_instance_uid, encode(content_digest, 'hex') FROM exam_batch_instances WHERE outcome <> 'SUPERSEDED'",
         )
     )
 

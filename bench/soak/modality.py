@@ -176,7 +176,7 @@ class Modality:
     def _note(self, file: Path, path: Path) -> None:
         if path.name not in self.written.spoilt:
             found = identity.inspect(str(file))
-            self.written.files[path.name] = (path.parents[1].name, found.sop_instance_uid, found.content_sha256)
+            self.written.files[path.name] = (path.parents[1].name, found.sop_instance_uid, found.content_digest)
 
     def _write(self, path: Path, data: bytes, *, slowly: bool = False) -> None:
         """Write a file under its name while others may look, or rename it once it is whole."""

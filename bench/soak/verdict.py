@@ -78,7 +78,7 @@ class Verdict:
         """1. Every file is an instance for each of its destinations, or is rejected."""
         known: dict[str, set[bytes]] = defaultdict(set)
         for name, sha in self.rows(
-            "SELECT d.name, i.content_sha256 FROM exam_batch_instances i JOIN storage_backend_configs d ON d.id = i.destination_id"
+            "SELECT d.name, i.content_digest FROM exam_batch_instances i JOIN storage_backend_configs d ON d.id = i.destination_id"
         ):
             known[name].add(bytes(sha))
         for file, (drop, uid, sha) in self._written.files.items():
@@ -103,7 +103,7 @@ class Verdict:
         ):
             yield f"batch {batch} for {name} is SENT, and {uid} is {outcome}"
         for batch, name, uid, sha, path, last in self.rows(
-            "SELECT i.batch_id, d.name, i.sop_instance_uid, i.content_sha256, i.processed_filepath,"
+            "SELECT i.batch_id, d.name, i.sop_instance_uid, i.content_digest, i.processed_filepath,"
             "       i.stored_at = max(i.stored_at) OVER (PARTITION BY i.destination_id, i.sop_instance_uid)"
             " FROM exam_batch_instances i JOIN storage_backend_configs d ON d.id = i.destination_id WHERE i.outcome = 'STORED'"
         ):
@@ -145,7 +145,7 @@ class Store:
         self.copies: Counter[bytes] = Counter()
         for path in directory.iterdir():
             try:
-                self.copies[identity.inspect(str(path)).content_sha256] += 1
+                self.copies[identity.inspect(str(path)).content_digest] += 1
             except Exception:  # noqa: BLE001 (it was killed while it wrote the file)
                 continue
 

@@ -224,7 +224,7 @@ class _Pass:
             taken.add(move_to)
         return Leaving(
             source.path,
-            source.sha256,
+            source.digest,
             source.size,
             source.inode,
             source.study_instance_uid,

@@ -5,13 +5,13 @@ Every step names a file by its directory's descriptor, so that no directory can 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from examsend.dicom.digest import Digest
 from examsend.dicom.identity import stamp
 from examsend.queue.files import aside, signed, unmounted
 from examsend.queue.proven import Code, Source, Stays
@@ -77,18 +77,18 @@ def compare(directory: int, name: str, source: Source) -> os.stat_result:
         # A hard link, or other rights, are enough. The next ingest reads it and puts its time on record.
         raise Staying(Stays(Code.CHANGED, "something of it was changed since it was registered", passing=True))
     digest = digest_of(directory, name, source.dataset_offset, found)
-    if digest != source.sha256:
+    if digest != source.digest:
         raise Staying(Stays(Code.CHANGED, "its content is not what was stored, although its size and times are"))
     return found
 
 
 def digest_of(directory: int, name: str, offset: int, expected: os.stat_result) -> bytes:
-    """Return the SHA-256 of a file's data set. Raises Staying if it is not the expected one, before it is read or after; OSError."""
+    """Return the digest of a file's data set. Raises Staying if it is not the expected file, before it is read or after; OSError."""
     descriptor = os.open(name, _FILE, dir_fd=directory)
     try:
         if not unchanged(os.fstat(descriptor), expected):
             raise Staying(Stays(Code.CHANGED, "it was replaced while it was looked at", passing=True))
-        digest = hashlib.sha256()
+        digest = Digest()
         buffer = memoryview(bytearray(_READ))
         at = offset
         while length := os.preadv(descriptor, [buffer], at):

@@ -217,7 +217,7 @@ class Removing:
             now = os.stat(aside(removal.id), dir_fd=directory, follow_symlinks=False)
             # The renaming has changed the time of its last change, and nothing else.
             expected = replace(source, ctime_ns=originals.changed_at(now))
-            if source.sha256 != removal.leaving.sha256:
+            if source.digest != removal.leaving.digest:
                 raise Staying(Stays(Code.CHANGED, "other content is registered at its path now"))
             stat = originals.compare(directory, aside(removal.id), expected)
         return Decided(removal.id, source, root, relative, stat)

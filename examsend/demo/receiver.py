@@ -1,12 +1,11 @@
 """A Storage SCP on loopback, which also commits itself to what it has (PS3.4 annex J). It runs in a child process, which ends
 when its parent ends for any reason.
 
-Every data set is stored as it was received. Its SHA-256 and its association are recorded.
+Every data set is stored as it was received. Its digest and its association are recorded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from examsend.dicom import uids
+from examsend.dicom.digest import Digest
 
 AET = "EXAMSEND-DEMO"
 _RECORD = "received.jsonl"
@@ -27,7 +27,7 @@ class Stored:
     """One data set as it was received."""
 
     sop_instance_uid: str
-    sha256: str
+    digest: str
     size: int
     """Bytes of the data set."""
     transfer_syntax_uid: str
@@ -109,7 +109,7 @@ def _serve(directory: Path, *, keep: bool) -> None:
             data = event.request.DataSet.getvalue()
             uid = str(event.request.AffectedSOPInstanceUID)
             syntax = str(event.context.transfer_syntax)
-            entry = Stored(uid, hashlib.sha256(data).hexdigest(), len(data), syntax, numbers[event.assoc])
+            entry = Stored(uid, Digest(data).hexdigest(), len(data), syntax, numbers[event.assoc])
             if keep:
                 (directory / f"{uid}.dcm").write_bytes(event.encoded_dataset())
             record.write(json.dumps({"stored": {n: getattr(entry, n) for n in Stored.__slots__}}) + "\n")

@@ -63,7 +63,7 @@ class DemoResult:
     one_per_file: int
     """Associations that a sender with one association per file would have used."""
     verified: int | None
-    """Instances whose data set at the receiver has the SHA-256 found at ingest; None: another receiver is used."""
+    """Instances whose data set at the receiver has the digest found at ingest; None: another receiver is used."""
     verified_bytes: int
     differing: int
     confirmed: int
@@ -384,5 +384,5 @@ def _verify(settings: Settings, receiving: receiver.Receiver | None) -> tuple[in
     with access.opened(settings) as database:
         wanted = database.run(views.stored_digests)
     got = {entry.sop_instance_uid: entry for entry in receiving.stored()}
-    alike = {uid for uid, digest in wanted.items() if uid in got and got[uid].sha256 == digest}
+    alike = {uid for uid, digest in wanted.items() if uid in got and got[uid].digest == digest}
     return len(alike), sum(got[uid].size for uid in alike), len(wanted) - len(alike)

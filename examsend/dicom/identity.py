@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import functools
-import hashlib
 import os
 import re
 import stat
 import struct
 from dataclasses import dataclass, field
 
+from examsend.dicom.digest import Digest
 from examsend.dicom.elements import PIXEL_DATA, VALUE, name, walk
 from examsend.dicom.source import FileSource, InflatedSource, Source
 from examsend.dicom.start import HEAD, Start, find_start
@@ -92,8 +92,8 @@ class DicomFile:
     mtime_ns: int
     inode: int
     ctime_ns: int
-    content_sha256: bytes
-    """SHA-256 of the file from ``dataset_offset`` on: the bytes a C-STORE carries."""
+    content_digest: bytes
+    """BLAKE3 digest of the file from ``dataset_offset`` on: the bytes a C-STORE carries."""
     study_related_instances: int | None
     """Number of Study Related Instances (0020,1208), None where the file does not say it. Not reliable."""
     modality: str | None
@@ -324,7 +324,7 @@ def _line(raw: bytes) -> str | None:
 
 
 def _digest(fd: int, size: int, head: bytes, offset: int) -> bytes:
-    digest = hashlib.sha256(memoryview(head)[offset:])
+    digest = Digest(memoryview(head)[offset:])
     done = len(head)
     if done < size:
         buffer = bytearray(HEAD)

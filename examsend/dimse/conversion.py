@@ -305,7 +305,7 @@ class _Worker:
 
     def convert(self, job: Job) -> int:
         """Convert, and return the length of the result in bytes. Raises Unusable."""
-        item = {**asdict(job.item), "content_sha256": job.item.content_sha256.hex()}
+        item = {**asdict(job.item), "content_digest": job.item.content_digest.hex()}
         message = json.dumps({"item": item, "target": job.target, "directory": job.directory}).encode()
         self._await_start()
         began = time.monotonic()

@@ -7,11 +7,11 @@ the process is killed (SIGBUS).
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from types import TracebackType
 from typing import Self
 
+from examsend.dicom.digest import Digest
 from examsend.dicom.uids import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN
 from examsend.errors import FileProblem
 from examsend.transfer import Item, Problem
@@ -59,7 +59,7 @@ class Payload(OpenFile):
     def __init__(self, item: Item, target: str) -> None:
         super().__init__(_open(item))
         self._item = item
-        self._digest = hashlib.sha256()
+        self._digest = Digest()
         self._pos = item.dataset_offset
         self._recoded: bytes | None = None
         self._recoded_pos = 0
@@ -122,7 +122,7 @@ class Payload(OpenFile):
 
     def verify(self) -> None:
         """Once all bytes are read and in the digest: raise Unusable (CHANGED) unless it is the digest of the ingested file."""
-        if self._recoded is None and self._digest.digest() != self._item.content_sha256:
+        if self._recoded is None and self._digest.digest() != self._item.content_digest:
             raise _changed()
 
     def _recode(self, target: str) -> None:

@@ -69,7 +69,7 @@ def _end_with(parent: int) -> None:
 
 def _result(job: dict[str, Any], output: io.FileIO) -> dict[str, Any]:
     """Return the length of the converted data set in bytes, or the problem and a sentence."""
-    item = Item(**{**job["item"], "content_sha256": bytes.fromhex(job["item"]["content_sha256"])})
+    item = Item(**{**job["item"], "content_digest": bytes.fromhex(job["item"]["content_digest"])})
     target = job["target"]
     try:
         return {"length": _convert(item, target, output)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from examsend.dicom.digest import Digest
 from examsend.dicom.identity import DicomFile, stamp
 
 _READ = 1 << 20
@@ -24,8 +24,8 @@ class _Name:
     def __init__(self, offset: int) -> None:
         """Given where the data set begins."""
         self._left = offset
-        self._head = hashlib.sha256()
-        self._data_set = hashlib.sha256()
+        self._head = Digest()
+        self._data_set = Digest()
 
     def add(self, data: memoryview) -> None:
         head = data[: self._left]
@@ -46,14 +46,14 @@ NAME = r"[0-9a-f]{64}-[0-9a-f]{16}"
 
 
 def name_of(path: str, file: DicomFile) -> str:
-    """Return the name of a file that was read: the SHA-256 of its data set, and part of that of what comes before, which says in
+    """Return the name of a file that was read: the BLAKE3 digest of its data set, and part of that of what comes before, which says in
     which transfer syntax the data set is. Raises Changed if the file cannot be read."""
     try:
         with open(path, "rb", buffering=0, opener=_at_once) as stream:
             head = stream.read(file.dataset_offset)
     except OSError:
         raise Changed from None
-    return _name(file.content_sha256, hashlib.sha256(head or b"").digest())
+    return _name(file.content_digest, Digest(head or b"").digest())
 
 
 def holds(place: Path, name: str, file: DicomFile) -> bool:

@@ -15,8 +15,8 @@ from examsend.transfer import End
 _OTHERS = f"""
     FROM exam_batch_instances i
     JOIN exam_batch_instances o ON o.destination_id = i.destination_id AND o.sop_instance_uid = i.sop_instance_uid
-     AND o.batch_id <> i.batch_id AND o.content_sha256 IS DISTINCT FROM i.content_sha256
-    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)}) AND i.content_sha256 IS NOT NULL
+     AND o.batch_id <> i.batch_id AND o.content_digest IS DISTINCT FROM i.content_digest
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)}) AND i.content_digest IS NOT NULL
 """
 """Unsent instances ``i`` of a batch with the rows ``o`` of other batches for the same UID and another content. Versions in
 the same batch were never sent: an attempt ends the exchange of versions in a batch."""

@@ -16,7 +16,7 @@ from examsend.transfer import Item
 
 _TO_SEND = text(f"""
     SELECT i.id, i.processed_filepath, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
-           i.dataset_offset, i.content_sha256, i.attempts, i.lost_in_flight, i.strikes, i.mount_point, i.other_content_possible
+           i.dataset_offset, i.content_digest, i.attempts, i.lost_in_flight, i.strikes, i.mount_point, i.other_content_possible
     FROM exam_batch_instances i
     WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
     ORDER BY i.strikes, i.lost_in_flight, i.attempts, i.series_number NULLS LAST, i.series_instance_uid,
@@ -104,7 +104,7 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
         )
     for row in tx.execute(_TO_SEND, {"batch": batch_id}):
         path = from_text(row.processed_filepath)
-        if row.content_sha256 is None:
+        if row.content_digest is None:
             unread.append(Unread(row.id, path, row.sop_instance_uid, row.attempts))
             continue
         item = Item(
@@ -116,7 +116,7 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
             row.file_size,
             row.file_mtime_ns,
             row.dataset_offset,
-            bytes(row.content_sha256),
+            bytes(row.content_digest),
         )
         mount_point = None if row.mount_point is None else from_text(row.mount_point)
         others = tuple(elsewhere.get(row.id, ()))

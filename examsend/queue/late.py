@@ -73,7 +73,7 @@ _STAND_INS = text("""
     SELECT g.id, p.instance, p.alias, p.path, p.mount
     FROM exam_batch_instances g
     JOIN exam_batch_instances i ON i.destination_id = g.destination_id AND i.sop_instance_uid = g.sop_instance_uid
-     AND i.content_sha256 = g.content_sha256
+     AND i.content_digest = g.content_digest
     CROSS JOIN LATERAL (
         SELECT i.id AS instance, NULL::bigint AS alias, i.processed_filepath AS path, i.mount_point AS mount
         WHERE coalesce(i.file_ctime_ns, 0) <> :overwritten
@@ -92,10 +92,10 @@ _COPY = text(f"""
         JOIN exam_batch_instances i ON i.id = w.id),
     put AS (
         INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
-            series_number, instance_number, content_sha256, created_at, another_version, outcome, processed_filepath,
+            series_number, instance_number, content_digest, created_at, another_version, outcome, processed_filepath,
             mount_point, file_size, file_mtime_ns, file_inode, file_ctime_ns, dataset_offset, transfer_syntax_uid)
         SELECT w.batch, i.destination_id, i.sop_instance_uid, i.series_instance_uid, i.sop_class_uid, i.series_number,
-            i.instance_number, i.content_sha256, i.created_at, i.another_version, '{Outcome.WAITING}',
+            i.instance_number, i.content_digest, i.created_at, i.another_version, '{Outcome.WAITING}',
             coalesce(a.file_path, p.processed_filepath), CASE WHEN a.id IS NULL THEN p.mount_point ELSE a.mount_point END,
             coalesce(a.file_size, p.file_size), coalesce(a.file_mtime_ns, p.file_mtime_ns),
             CASE WHEN a.id IS NULL THEN p.file_inode ELSE a.file_inode END,

@@ -76,7 +76,7 @@ class Source:
     path: str
     study_instance_uid: str
     sop_instance_uid: str
-    sha256: bytes
+    digest: bytes
     size: int
     mtime_ns: int
     inode: int
@@ -142,7 +142,7 @@ _PATHS = text("""
     ORDER BY path
 """)
 
-_WHAT = "i.id, i.batch_id, i.destination_id, i.sop_instance_uid AS uid, i.content_sha256 AS sha, i.outcome"
+_WHAT = "i.id, i.batch_id, i.destination_id, i.sop_instance_uid AS uid, i.content_digest AS digest, i.outcome"
 
 # A path that holds other content now is not where its former content lies. OFFSET 0: one index look-up for each path.
 _PLACES = text(f"""
@@ -165,7 +165,7 @@ _PLACES = text(f"""
 
 # What was confirmed before somebody asked again proves nothing any more.
 _VERSIONS = text("""
-    SELECT i.id, i.destination_id, i.sop_instance_uid AS uid, i.content_sha256 AS sha, i.outcome, i.stored_at,
+    SELECT i.id, i.destination_id, i.sop_instance_uid AS uid, i.content_digest AS digest, i.outcome, i.stored_at,
            i.other_content_possible AS other, c.proof, c.requested_at, c.transaction_uid,
            CASE WHEN c.verdict = 'CONFIRMED' AND c.requested_at < b.opened_at THEN NULL ELSE c.verdict END AS verdict
     FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[])) w (destination, uid)
@@ -281,14 +281,14 @@ def _judged(path: str, rows: _Rows, versions: dict[tuple[int, str], _Rows]) -> S
                 Code.NOT_STORED,
                 f"{row.name} has not stored it: it is {row.outcome} in batch {row.batch_id} ({row.status})",
             )
-        if None in {row.sha, row.size, row.mtime, row.inode, row.ctime, row.off}:
+        if None in {row.digest, row.size, row.mtime, row.inode, row.ctime, row.off}:
             return Stays(Code.OLD_RECORD, "what would tell whether it is the same file is not on record")
     for row in rows:
         if row.after == KEEP or row.after != rows[0].after:
             other = "" if row.after == KEEP else f", and {rows[0].name} says {rows[0].after}"
             return Stays(Code.OTHER_AFTER, f"its destination {row.name} says {row.after}{other}")
     first = rows[0]
-    if len({(row.uid, bytes(row.sha), row.off, row.size, row.mtime, row.inode, row.ctime) for row in rows}) > 1:
+    if len({(row.uid, bytes(row.digest), row.off, row.size, row.mtime, row.inode, row.ctime) for row in rows}) > 1:
         return Stays(Code.CHANGED, "it was registered more than once, and not as the same file")
     proofs: dict[int, str] = {}
     for row in rows:
@@ -301,7 +301,7 @@ def _judged(path: str, rows: _Rows, versions: dict[tuple[int, str], _Rows]) -> S
         path,
         first.study,
         first.uid,
-        bytes(first.sha),
+        bytes(first.digest),
         first.size,
         first.mtime,
         first.inode,
@@ -315,8 +315,8 @@ def _judged(path: str, rows: _Rows, versions: dict[tuple[int, str], _Rows]) -> S
 
 def _proof(place: Any, named: _Rows) -> str | Stays:
     """Return on what proof a destination needs a file no more. ``named``: all that it has under the file's SOP Instance UID."""
-    name, sha = place.name, bytes(place.sha)
-    if any(row.sha is None or bytes(row.sha) != sha or row.other for row in named):
+    name, digest = place.name, bytes(place.digest)
+    if any(row.digest is None or bytes(row.digest) != digest or row.other for row in named):
         return Stays(
             Code.OTHER_CONTENT,
             f"{name} was, or may have been, sent other content under its SOP Instance UID, and an archive commits to a UID and not"

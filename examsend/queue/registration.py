@@ -54,17 +54,17 @@ class Registered:
 _INSERT = text("""
     INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,
         transfer_syntax_uid, series_number, instance_number, processed_filepath, mount_point, file_size, file_mtime_ns,
-        file_inode, file_ctime_ns, dataset_offset, content_sha256, outcome, another_version)
+        file_inode, file_ctime_ns, dataset_offset, content_digest, outcome, another_version)
     SELECT batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, inode, ctime, off,
-        decode(sha, 'hex'), outcome, another
+        decode(digest, 'hex'), outcome, another
     FROM unnest(CAST(:batches AS bigint[]), CAST(:destinations AS bigint[]), CAST(:uids AS text[]), CAST(:series AS text[]),
                 CAST(:classes AS text[]), CAST(:syntaxes AS text[]), CAST(:series_numbers AS bigint[]),
                 CAST(:numbers AS bigint[]), CAST(:paths AS text[]),
                 CAST(:mounts AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:inodes AS bigint[]),
-                CAST(:ctimes AS bigint[]), CAST(:offsets AS bigint[]), CAST(:shas AS text[]), CAST(:outcomes AS text[]),
+                CAST(:ctimes AS bigint[]), CAST(:offsets AS bigint[]), CAST(:digests AS text[]), CAST(:outcomes AS text[]),
                 CAST(:another AS boolean[]))
          WITH ORDINALITY
-         w (batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, inode, ctime, off, sha,
+         w (batch, destination, uid, series, class, syntax, series_number, number, path, mount, size, mtime, inode, ctime, off, digest,
             outcome, another, n)
     ORDER BY n
     ON CONFLICT DO NOTHING
@@ -74,8 +74,8 @@ _IDENTIFY = text("""
     UPDATE exam_batch_instances
     SET series_instance_uid = :series, sop_class_uid = :class, transfer_syntax_uid = :syntax, series_number = :series_number,
         instance_number = :number, processed_filepath = :path, mount_point = :mount, file_size = :size,
-        file_mtime_ns = :mtime, file_inode = :inode, file_ctime_ns = :ctime, dataset_offset = :off, content_sha256 = :sha
-    WHERE id = :id AND content_sha256 IS NULL
+        file_mtime_ns = :mtime, file_inode = :inode, file_ctime_ns = :ctime, dataset_offset = :off, content_digest = :digest
+    WHERE id = :id AND content_digest IS NULL
 """)
 
 
@@ -151,17 +151,17 @@ class _Registration:
         replaced = (to_text(arrival.found_at), arrival.file.sop_instance_uid) in self._replaced
         now = versions.current(known)
         if versions.written_again(known, same, arrival, replaced=replaced, gone=self._gone):
-            if now is not None and now.sha256 == same.sha256:
+            if now is not None and now.digest == same.digest:
                 mine = _age(arrival)
                 self._during.written_again[key] = max(mine, self._during.written_again.get(key, mine))
             elif now is not None and not self._is_older(arrival, key, now):
                 return False
         delivered = versions.to_deliver(known)
-        wanted = delivered is not None and delivered.sha256 == same.sha256
+        wanted = delivered is not None and delivered.digest == same.digest
         moved = self._places.note(same, key, arrival, current=same is now or same is delivered)
         for twin in known:
             # A study that is sent again as a whole has its instances in several batches.
-            if wanted and twin is not same and twin.sha256 == same.sha256 and twin.outcome in FILE_LOST:
+            if wanted and twin is not same and twin.digest == same.digest and twin.outcome in FILE_LOST:
                 self._places.note(twin, key, arrival, current=True)
         self._results.append(Registered(arrival, destination, Kind.MOVED if moved else Kind.KNOWN, same.batch_id))
         return True
@@ -170,11 +170,13 @@ class _Registration:
         """Whether an arrival is the file of a row taken over from an older database. The row is then completed."""
         path = to_text(arrival.path)
         for version in known:
-            if version.sha256 is not None or version.id is None:
+            if version.digest is not None or version.id is None:
                 continue
+            if version.mtime_ns not in {0, arrival.file.mtime_ns}:
+                continue  # it was read once, and has been written again since: it may be another version
             if version.path == path or self._gone(from_text(version.path)):
                 identify(self._tx, version.id, arrival)
-                version.sha256, version.path = arrival.file.content_sha256, path
+                version.digest, version.path = arrival.file.content_digest, path
                 version.mtime_ns, version.holds = arrival.file.mtime_ns, True
                 self._results.append(Registered(arrival, destination, Kind.KNOWN, version.batch_id))
                 return True
@@ -246,7 +248,7 @@ class _Registration:
             None,
             batch_id,
             outcome,
-            arrival.file.content_sha256,
+            arrival.file.content_digest,
             to_text(arrival.path),
             arrival.file.mtime_ns,
             in_pass=self._during.began is not None,
@@ -318,7 +320,7 @@ def identify(tx: Connection, instance_id: int, arrival: Arrival) -> None:
             "inode": signed(file.inode),
             "ctime": signed(file.ctime_ns),
             "off": file.dataset_offset,
-            "sha": file.content_sha256,
+            "digest": file.content_digest,
         },
     )
 
@@ -337,7 +339,7 @@ def _columns(rows: Sequence[_Row]) -> dict[str, object]:
         "classes": [f.sop_class_uid for f in files],
         "series_numbers": [f.series_number for f in files],
         "numbers": [f.instance_number for f in files],
-        "shas": [f.content_sha256.hex() for f in files],
+        "digests": [f.content_digest.hex() for f in files],
         "outcomes": [row.outcome for row in rows],
         "another": [row.another for row in rows],
         **columns_of([row.arrival for row in rows]),

@@ -40,12 +40,12 @@ _LEAVING_NOW = text("""
 """)
 
 _RECORD = text("""
-    INSERT INTO source_removals (path, content_sha256, file_size, file_inode, study_instance_uid, sop_instance_uid, move_to,
+    INSERT INTO source_removals (path, content_digest, file_size, file_inode, study_instance_uid, sop_instance_uid, move_to,
         proof, host)
-    SELECT w.path, decode(w.sha, 'hex'), w.size, w.inode, w.study, w.uid, w.target, w.proof, :host
-    FROM unnest(CAST(:paths AS text[]), CAST(:shas AS text[]), CAST(:sizes AS bigint[]), CAST(:inodes AS bigint[]),
+    SELECT w.path, decode(w.digest, 'hex'), w.size, w.inode, w.study, w.uid, w.target, w.proof, :host
+    FROM unnest(CAST(:paths AS text[]), CAST(:digests AS text[]), CAST(:sizes AS bigint[]), CAST(:inodes AS bigint[]),
                 CAST(:studies AS text[]), CAST(:uids AS text[]), CAST(:targets AS text[]), CAST(:proofs AS text[]))
-         WITH ORDINALITY w (path, sha, size, inode, study, uid, target, proof, n)
+         WITH ORDINALITY w (path, digest, size, inode, study, uid, target, proof, n)
     ORDER BY n RETURNING id, path
 """)
 
@@ -85,7 +85,7 @@ class Leaving:
     """A file that may go."""
 
     path: str
-    sha256: bytes
+    digest: bytes
     size: int
     inode: int
     study_instance_uid: str
@@ -143,7 +143,7 @@ def record(tx: Connection, files: Sequence[Leaving], host: str) -> list[int]:
     """Record that files may go; return the ids of the rows in the order given."""
     values = {
         "paths": [to_text(f.path) for f in files],
-        "shas": [f.sha256.hex() for f in files],
+        "digests": [f.digest.hex() for f in files],
         "sizes": [f.size for f in files],
         "inodes": [signed(f.inode) for f in files],
         "studies": [f.study_instance_uid for f in files],
@@ -191,7 +191,7 @@ def delete_removals(tx: Connection, *, age: float, limit: int) -> int:
 def _removal(r: RowMapping) -> Removal:
     file = Leaving(
         from_text(r["path"]),
-        bytes(r["content_sha256"]),
+        bytes(r["content_digest"]),
         r["file_size"],
         r["file_inode"],
         r["study_instance_uid"],

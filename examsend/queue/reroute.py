@@ -68,7 +68,7 @@ def reroute(tx: Connection, batch_id: int, to: str, *, by: str) -> Rerouted:
             f"batch {batch_id} is not rerouted: {batch.destination} has stored {outcomes[Outcome.STORED]} of its"
             f" {len(rows)} instances, and a study is not divided between two archives"
         )
-    if any(row["content_sha256"] is None for row in rows):
+    if any(row["content_digest"] is None for row in rows):
         raise Refused(
             f"batch {batch_id} is not rerouted: it was taken over from an older database, and its files were not read yet;"
             f" `examsend ingest --to {there.name}` registers them"
@@ -126,7 +126,7 @@ def _arrival(study: str, i: RowMapping) -> Arrival:
         mtime_ns=i["file_mtime_ns"],
         inode=i["file_inode"] or 0,
         ctime_ns=i["file_ctime_ns"] or 0,
-        content_sha256=bytes(i["content_sha256"]),
+        content_digest=bytes(i["content_digest"]),
         study_related_instances=None,
         modality=i["modality"],
         series_description=i["description"],

@@ -53,8 +53,8 @@ class Version:
     id: int | None
     batch_id: int
     outcome: Outcome
-    sha256: bytes | None
-    """None: the row was taken over from an older database, and its file has not been read yet."""
+    digest: bytes | None
+    """None: the row was taken over from an older database, and its file has not been read, or not since the upgrade."""
     path: str
     mtime_ns: int
     in_pass: bool
@@ -87,7 +87,7 @@ class Pass:
 
 
 _LOAD = text("""
-    SELECT i.id, i.destination_id, i.sop_instance_uid, i.batch_id, i.outcome, i.content_sha256, i.processed_filepath,
+    SELECT i.id, i.destination_id, i.sop_instance_uid, i.batch_id, i.outcome, i.content_digest, i.processed_filepath,
            coalesce(i.file_mtime_ns, 0) AS mtime, i.file_ctime_ns,
            coalesce(i.created_at >= CAST(:began AS timestamptz), false) AS in_pass
     FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[])) w (destination, uid)
@@ -112,7 +112,7 @@ def load(tx: Connection, keys: Iterable[Key], began: datetime | None) -> dict[Ke
             row.id,
             row.batch_id,
             Outcome(row.outcome),
-            None if row.content_sha256 is None else bytes(row.content_sha256),
+            None if row.content_digest is None else bytes(row.content_digest),
             row.processed_filepath,
             row.mtime,
             row.in_pass,
@@ -139,7 +139,7 @@ def to_deliver(versions: Sequence[Version]) -> Version | None:
 
 def same_content(versions: Sequence[Version], arrival: Arrival) -> Version | None:
     """Return the newest version with the content of an arrival."""
-    return next((v for v in reversed(versions) if v.sha256 == arrival.file.content_sha256), None)
+    return next((v for v in reversed(versions) if v.digest == arrival.file.content_digest), None)
 
 
 def written_again(
@@ -149,11 +149,11 @@ def written_again(
 
     ``replaced``: its path held another version.
     """
-    places = {path: mtime for v in versions if v.sha256 == same.sha256 for path, mtime in v.places.items()}
+    places = {path: mtime for v in versions if v.digest == same.digest for path, mtime in v.places.items()}
     if replaced or not places:
         return True
     now = current(versions)
-    unsent = now is not None and now.sha256 != same.sha256 and now.outcome not in {Outcome.STORED, Outcome.NOT_SENT}
+    unsent = now is not None and now.digest != same.digest and now.outcome not in {Outcome.STORED, Outcome.NOT_SENT}
     if now is not None and unsent and all(gone(from_text(path)) for path in now.places):
         return True  # nothing is left of the current version, and it was never stored
     if arrival.file.mtime_ns in places.values():
@@ -162,18 +162,18 @@ def written_again(
 
 
 _OVERWRITTEN = text("""
-    SELECT w.n, r.id, r.instance_id, r.sop_instance_uid, r.content_sha256
+    SELECT w.n, r.id, r.instance_id, r.sop_instance_uid, r.content_digest
     FROM unnest(CAST(:paths AS text[])) WITH ORDINALITY w (path, n)
     CROSS JOIN LATERAL (
-        SELECT NULL::bigint AS id, i.id AS instance_id, i.sop_instance_uid, i.destination_id, i.content_sha256
+        SELECT NULL::bigint AS id, i.id AS instance_id, i.sop_instance_uid, i.destination_id, i.content_digest
         FROM exam_batch_instances i
         WHERE i.processed_filepath = w.path AND coalesce(i.file_ctime_ns, 0) <> :overwritten
         UNION ALL
-        SELECT a.id, i.id, i.sop_instance_uid, i.destination_id, i.content_sha256
+        SELECT a.id, i.id, i.sop_instance_uid, i.destination_id, i.content_digest
         FROM exam_batch_instance_aliases a JOIN exam_batch_instances i ON i.id = a.instance_id
         WHERE a.file_path = w.path
         OFFSET 0) r
-    WHERE r.content_sha256 IS NOT NULL AND r.destination_id = ANY(CAST(:destinations AS bigint[]))
+    WHERE r.content_digest IS NOT NULL AND r.destination_id = ANY(CAST(:destinations AS bigint[]))
 """)
 
 _MARK = text("UPDATE exam_batch_instances SET file_ctime_ns = :overwritten WHERE id = ANY(CAST(:ids AS bigint[]))")
@@ -195,7 +195,7 @@ def note_overwritten(
     found = [
         row
         for row in tx.execute(_OVERWRITTEN, values)
-        if bytes(row.content_sha256) != arrivals[row.n - 1].file.content_sha256
+        if bytes(row.content_digest) != arrivals[row.n - 1].file.content_digest
     ]
     if found:
         rows = [row.instance_id for row in found if row.id is None]

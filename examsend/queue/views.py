@@ -359,10 +359,10 @@ def attempts(tx: Connection, batch_id: int) -> tuple[AttemptStatus, ...]:
 
 
 _DIGESTS = text(
-    "SELECT sop_instance_uid, encode(content_sha256, 'hex') FROM exam_batch_instances WHERE outcome = 'STORED'"
+    "SELECT sop_instance_uid, encode(content_digest, 'hex') FROM exam_batch_instances WHERE outcome = 'STORED'"
 )
 
 
 def stored_digests(tx: Connection) -> dict[str, str]:
-    """Return {SOP Instance UID: SHA-256 in hex} of every stored instance, to compare with the data sets at a receiver."""
+    """Return {SOP Instance UID: digest in hex} of every stored instance, to compare with the data sets at a receiver."""
     return {row[0]: row[1] for row in tx.execute(_DIGESTS)}

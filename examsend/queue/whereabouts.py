@@ -34,13 +34,13 @@ _ALIAS = text("""
     INSERT INTO exam_batch_instance_aliases AS a (instance_id, file_path, mount_point, file_size, file_mtime_ns, file_inode,
         file_ctime_ns, dataset_offset, transfer_syntax_uid)
     SELECT r.id, w.path, w.mount, w.size, w.mtime, w.inode, w.ctime, w.off, w.syntax
-    FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[]), CAST(:shas AS text[]), CAST(:paths AS text[]),
+    FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[]), CAST(:digests AS text[]), CAST(:paths AS text[]),
                 CAST(:mounts AS text[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]), CAST(:inodes AS bigint[]),
                 CAST(:ctimes AS bigint[]), CAST(:offsets AS bigint[]), CAST(:syntaxes AS text[]))
-         w (destination, uid, sha, path, mount, size, mtime, inode, ctime, off, syntax)
+         w (destination, uid, digest, path, mount, size, mtime, inode, ctime, off, syntax)
     CROSS JOIN LATERAL (
         SELECT i.id, i.processed_filepath FROM exam_batch_instances i
-        WHERE i.destination_id = w.destination AND i.sop_instance_uid = w.uid AND i.content_sha256 = decode(w.sha, 'hex')
+        WHERE i.destination_id = w.destination AND i.sop_instance_uid = w.uid AND i.content_digest = decode(w.digest, 'hex')
         ORDER BY i.id DESC LIMIT 1) r
     WHERE r.processed_filepath <> w.path
     ON CONFLICT (instance_id, md5(file_path)) DO UPDATE
@@ -101,7 +101,7 @@ def also(tx: Connection, found: Sequence[tuple[Arrival, int]]) -> None:
         {
             "destinations": [destination for _, destination in found],
             "uids": [a.file.sop_instance_uid for a in files],
-            "shas": [a.file.content_sha256.hex() for a in files],
+            "digests": [a.file.content_digest.hex() for a in files],
             **columns_of(files),
         },
     )

@@ -368,7 +368,7 @@ def test_no_write_of_a_sender_changes_a_row_once_its_claim_is_lost(
 
 
 _UNREAD = (
-    "UPDATE exam_batch_instances SET content_sha256 = NULL, series_instance_uid = NULL, sop_class_uid = NULL,"
+    "UPDATE exam_batch_instances SET content_digest = NULL, series_instance_uid = NULL, sop_class_uid = NULL,"
     " transfer_syntax_uid = NULL, file_size = NULL, file_mtime_ns = NULL, dataset_offset = NULL"
 )
 

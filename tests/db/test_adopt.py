@@ -99,7 +99,7 @@ def test_every_row_is_kept_and_a_sending_batch_becomes_ready(settings: Settings)
     outcomes = rows(database, "SELECT batch_id, outcome, count(*) FROM exam_batch_instances GROUP BY 1, 2 ORDER BY 1")
     assert outcomes == [(1, "WAITING", 2), (2, "WAITING", 2), (3, "WAITING", 2), (4, "STORED", 2), (5, "FAILED", 2)]
     assert rows(database, "SELECT name, bucket, enabled FROM storage_backend_configs") == [("archive", "b1", False)]
-    assert one(database, "SELECT count(*) FROM exam_batch_instances WHERE content_sha256 IS NULL") == 10
+    assert one(database, "SELECT count(*) FROM exam_batch_instances WHERE content_digest IS NULL") == 10
 
 
 def test_the_schema_is_the_one_a_new_database_has(settings: Settings, database_url: str) -> None:
@@ -138,7 +138,7 @@ def test_rows_taken_over_are_completed_from_their_files_by_ingest_or_send(
         enable(settings, "archive", enabled=True)
         if ingest_first:
             assert ingest.run(settings, [tmp_path / "drop"], to=["archive"]).known == 10
-            assert one(database, "SELECT count(*) FROM exam_batch_instances WHERE content_sha256 IS NULL") == 0
+            assert one(database, "SELECT count(*) FROM exam_batch_instances WHERE content_digest IS NULL") == 0
             assert ingest.run(settings, [tmp_path / "drop"], to=["archive"]).new == 0
         finalize.run(settings)
         retry(settings, [5])
@@ -147,7 +147,7 @@ def test_rows_taken_over_are_completed_from_their_files_by_ingest_or_send(
         assert {*peer.offered} == wanted
         assert len(peer.offered) == len(wanted)
     assert {row[0] for row in rows(database, "SELECT status FROM exam_batches")} == {"SENT"}
-    unread = one(database, "SELECT count(*) FROM exam_batch_instances WHERE content_sha256 IS NULL")
+    unread = one(database, "SELECT count(*) FROM exam_batch_instances WHERE content_digest IS NULL")
     assert unread == (0 if ingest_first else 2), "the files of the batch that was SENT before need not be read"
 
 

@@ -58,7 +58,7 @@ def insert_batch(database: engine.Database, state: str, *, outcome: str = "STORE
     execute(
         database,
         "INSERT INTO exam_batch_instances (batch_id, destination_id, sop_instance_uid, series_instance_uid, sop_class_uid,"
-        " transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_sha256, outcome, stored_at)"
+        " transfer_syntax_uid, processed_filepath, file_size, file_mtime_ns, dataset_offset, content_digest, outcome, stored_at)"
         f" VALUES (1, 1, '1.9', '1.8', '1.7', '1.6', '/f', 10, 0, 0, sha256('x'), '{outcome}', {stored})",
     )
 

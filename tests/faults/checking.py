@@ -80,10 +80,10 @@ def sound(database: engine.Database, *directories: Path, peers: Iterable[Peer] =
         assert (status == "SENT") == (left == 0), f"batch {batch} is {status} with {left} instances not stored"
     stored = rows(
         database,
-        "SELECT sop_instance_uid, encode(content_sha256, 'hex'), dimse_status FROM exam_batch_instances WHERE outcome = 'STORED'",
+        "SELECT sop_instance_uid, encode(content_digest, 'hex'), dimse_status FROM exam_batch_instances WHERE outcome = 'STORED'",
     )
     assert all(s is not None and (s in _STORED or s >> 12 == 0xB) for _, _, s in stored)
-    received = {(r.sop_instance_uid, r.sha256) for peer in peers for r in peer.stored}
+    received = {(r.sop_instance_uid, r.digest) for peer in peers for r in peer.stored}
     duplicates = {uid for uid, _, status in stored if status == 0x0111}
     if received:
         assert {(uid, digest) for uid, digest, _ in stored if uid not in duplicates} <= received

@@ -66,7 +66,7 @@ def test_of_140_pairs_the_accepted_ones_are_stored_and_the_others_fail_with_thei
         taken = {uid for (sop_class, syntax), uid in made.items() if accept(sop_class, syntax)}
         assert sorted(peer.offered) == sorted(taken), "what is accepted is offered once, and nothing else"
         content = digests(database)
-        assert all(r.sha256 == content[r.sop_instance_uid] for r in peer.stored)
+        assert all(r.digest == content[r.sop_instance_uid] for r in peer.stored)
         # A native pair needs two contexts, its own and Implicit VR: 210 in all.
         assert peer.associations == 2
         sound(database, tmp_path / "drop", peers=[peer])

@@ -284,7 +284,7 @@ def test_explain_tells_of_questions_answers_and_sources(sent: Sent) -> None:
     for n in range(2):
         execute(
             sent.database,
-            "INSERT INTO source_removals (path, content_sha256, file_size, file_inode, study_instance_uid, sop_instance_uid, proof,"
+            "INSERT INTO source_removals (path, content_digest, file_size, file_inode, study_instance_uid, sop_instance_uid, proof,"
             " host, removed_at) VALUES (:path, sha256('x'), 1, 1, :study, :uid, 'pacs has committed to it', 'h1', clock_timestamp())",
             path=f"/drop/{n}.dcm",
             study=sent.study,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -50,9 +50,9 @@ class Study:
         pixels = samples.element(0x7FE00010, "OW", bytes((version, 0) * 4))
         return samples.data_set(image, self.instance(number), pixels)
 
-    def sha256(self, number: int, version: int = 1) -> str:
+    def digest(self, number: int, version: int = 1) -> str:
         """Return the digest of the data set of a version."""
-        return hashlib.sha256(self.data(number, version)).hexdigest()
+        return blake3(self.data(number, version)).hexdigest()
 
     def write(self, number: int, version: int = 1, *, path: Path | None = None) -> Path:
         """Write a version of an instance, later than all before; by default to a path of its own."""
@@ -119,7 +119,7 @@ def peer() -> Iterator[Peer]:
 
 
 def _shas(peer: Peer) -> list[str]:
-    return [r.sha256 for r in peer.stored]
+    return [r.digest for r in peer.stored]
 
 
 # --- never --------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_under_never_a_late_instance_is_recorded_and_not_sent(
     assert "1 instance for pacs came late: recorded and not sent (late policy never)" in rendered(late_one)
     assert _outcomes(database, study) == [("SENT", {"STORED": 1}), ("PENDING", {"NOT_SENT": 1})]
     assert ingest.run(settings, [study.drop]).known == 2, "what is not sent is known"
-    assert _shas(peer) == [study.sha256(1)]
+    assert _shas(peer) == [study.digest(1)]
 
 
 def test_a_batch_with_nothing_to_send_stays_pending(
@@ -170,7 +170,7 @@ def test_an_operator_can_send_what_was_recorded(
         assert late.release(tx, [batch]) == 1
     _send(settings, database, study)
     assert _outcomes(database, study) == [("SENT", {"STORED": 1}), ("SENT", {"STORED": 1})]
-    assert _shas(peer) == [study.sha256(1), study.sha256(2)], "the file that has moved is found"
+    assert _shas(peer) == [study.digest(1), study.digest(2)], "the file that has moved is found"
 
 
 def test_versions_that_come_late_under_never_are_all_recorded(
@@ -185,8 +185,8 @@ def test_versions_that_come_late_under_never_are_all_recorded(
         assert (result.new, result.not_sent) == (1, 1)
         assert "recorded and not sent" in result.warnings[0].sentence
     assert _outcomes(database, study) == [("SENT", {"STORED": 1}), ("PENDING", {"NOT_SENT": 1, "SUPERSEDED": 2})]
-    newest = one(database, "SELECT encode(content_sha256, 'hex') FROM exam_batch_instances WHERE outcome = 'NOT_SENT'")
-    assert newest == study.sha256(1, 1)
+    newest = one(database, "SELECT encode(content_digest, 'hex') FROM exam_batch_instances WHERE outcome = 'NOT_SENT'")
+    assert newest == study.digest(1, 1)
     assert len(peer.stored) == 1
 
 
@@ -201,7 +201,7 @@ def test_a_version_after_a_recorded_one_is_sent_under_another_policy(
     destination.change(settings, "pacs", None, {"late_policy": "new-only"})
     study.write(1, 3)
     _go(settings, database, study)
-    assert _shas(peer) == [study.sha256(1, 1), study.sha256(1, 3)]
+    assert _shas(peer) == [study.digest(1, 1), study.digest(1, 3)]
     assert _outcomes(database, study)[1] == ("SENT", {"SUPERSEDED": 1, "STORED": 1})
 
 
@@ -224,7 +224,7 @@ def test_a_recorded_version_does_not_replace_one_that_is_to_be_sent(
     retry.run(settings, all_failed=True)
     _send(settings, database, study)
     assert {state for state, _ in _outcomes(database, study)} == {"SENT"}
-    assert sorted(_shas(peer)) == sorted([study.sha256(2), study.sha256(1, 2)])
+    assert sorted(_shas(peer)) == sorted([study.digest(2), study.digest(1, 2)])
 
 
 def test_the_file_of_an_unsent_version_that_is_there_again_is_sent_although_a_newer_one_is_recorded(
@@ -276,7 +276,7 @@ def test_after_the_cut_off_the_second_policy_holds(
     assert ingest.run(settings, [study.drop]).not_sent == 0, "it replaces what is sent in any case"
     _send(settings, database, study)
     assert _outcomes(database, study)[2] == ("SENT", {"STORED": 1, "NOT_SENT": 1, "SUPERSEDED": 1})
-    assert _shas(peer) == [study.sha256(1), study.sha256(2), study.sha256(3, 2)]
+    assert _shas(peer) == [study.digest(1), study.digest(2), study.digest(3, 2)]
 
 
 def test_an_instance_for_a_batch_that_was_never_attempted_is_not_late(
@@ -310,7 +310,7 @@ def test_under_resend_all_the_whole_study_goes_again(
     assert result.left_out == ()
     assert "2 instances for pacs came late: the whole study goes again (late policy resend-all)" in rendered(result)
     assert _outcomes(database, study) == [("SENT", {"STORED": 3}), ("SENT", {"STORED": 4})]
-    again = [study.sha256(1), study.sha256(2, 2), study.sha256(3), study.sha256(4)]
+    again = [study.digest(1), study.digest(2, 2), study.digest(3), study.digest(4)]
     assert sorted(_shas(peer)[3:]) == sorted(again)
     assert ingest.run(settings, [study.drop]).known == 5
 
@@ -333,7 +333,7 @@ def test_instances_without_a_file_are_left_out_and_counted_once(
     batch = one(database, "SELECT max(id) FROM exam_batches")
     assert result.left_out == (f"batch {batch}: 2 of 6 instances are not sent again: their files are gone",)
     assert f"warning: {result.left_out[0]}" in rendered(result)
-    assert sorted(_shas(peer)[4:]) == sorted(study.sha256(n) for n in (2, 4, 5, 6)), "a copy stands in"
+    assert sorted(_shas(peer)[4:]) == sorted(study.digest(n) for n in (2, 4, 5, 6)), "a copy stands in"
     assert [state for state, _ in _outcomes(database, study)] == ["SENT", "SENT"]
 
 
@@ -381,7 +381,7 @@ def test_a_resent_instance_whose_file_was_away_is_sent_once_it_is_back(
     os.rename(aside, path)
     _go(settings, database, study)
     assert [state for state, _ in _outcomes(database, study)] == ["SENT", "SENT"]
-    assert Counter(_shas(peer)) == {study.sha256(1): 2, study.sha256(2): 1}
+    assert Counter(_shas(peer)) == {study.digest(1): 2, study.digest(2): 1}
 
 
 def test_what_was_recorded_goes_with_the_whole_study(
@@ -442,7 +442,7 @@ class Model:
                     self.versions[number] += 1
                     self.study.write(number, self.versions[number])
                     if not attempted:
-                        self.early.add(self.study.sha256(number, self.versions[number]))
+                        self.early.add(self.study.digest(number, self.versions[number]))
                 result = ingest.run(self._settings, [self.study.drop])
                 assert result.new == len(value)
             case "again":
@@ -472,7 +472,7 @@ class Model:
         newest: dict[str, str] = {}
         for row in rows(
             self._database,
-            "SELECT b.id, b.status, i.id AS instance, i.sop_instance_uid, encode(i.content_sha256, 'hex') AS sha, i.outcome"
+            "SELECT b.id, b.status, i.id AS instance, i.sop_instance_uid, encode(i.content_digest, 'hex') AS sha, i.outcome"
             " FROM exam_batches b JOIN exam_batch_instances i ON i.batch_id = b.id WHERE b.study_instance_uid = :s"
             " ORDER BY i.id",
             s=self.study.uid,
@@ -482,14 +482,14 @@ class Model:
             if row.status == "SENT":
                 found.setdefault(row.id, []).append((row.instance, row.sha, row.outcome))
             assert row.status != "FAILED"
-        current = {self.study.instance(n): self.study.sha256(n, v) for n, v in self.versions.items()}
+        current = {self.study.instance(n): self.study.digest(n, v) for n, v in self.versions.items()}
         assert newest == current, "the newest version of each instance is registered, whatever becomes of it"
         assert all(found[batch] == before for batch, before in self._sent.items()), "a SENT batch is never changed"
         self._sent = found
 
     def received(self) -> Counter[str]:
         """Count the digests received of this study."""
-        return Counter(r.sha256 for r in self.peer.stored[self.before :])
+        return Counter(r.digest for r in self.peer.stored[self.before :])
 
 
 def _play(
@@ -520,7 +520,7 @@ def test_under_new_only_everything_is_sent_exactly_once(
         model = _play(settings, database, peer, "new-only", steps)
         received = model.received()
         assert set(received.values()) <= {1}
-        assert {model.study.sha256(n, v) for n, v in model.versions.items()} <= set(received)
+        assert {model.study.digest(n, v) for n, v in model.versions.items()} <= set(received)
 
     check()
 
@@ -550,11 +550,11 @@ def test_under_resend_all_the_last_follow_up_is_the_whole_study(
         model = _play(settings, database, peer, "resend-all", steps)
         last = rows(
             database,
-            "SELECT encode(i.content_sha256, 'hex') FROM exam_batch_instances i WHERE i.outcome = 'STORED' AND i.batch_id ="
+            "SELECT encode(i.content_digest, 'hex') FROM exam_batch_instances i WHERE i.outcome = 'STORED' AND i.batch_id ="
             " (SELECT max(id) FROM exam_batches WHERE study_instance_uid = :s)",
             s=model.study.uid,
         )
-        assert sorted(row[0] for row in last) == sorted(model.study.sha256(n, v) for n, v in model.versions.items())
+        assert sorted(row[0] for row in last) == sorted(model.study.digest(n, v) for n, v in model.versions.items())
 
     check()
 

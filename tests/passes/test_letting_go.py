@@ -173,7 +173,7 @@ ROWS: dict[str, tuple[str, Code]] = {
     "no time of change": ("UPDATE exam_batch_instances SET file_ctime_ns = NULL", Code.OLD_RECORD),
     "no digest": (
         (
-            "UPDATE exam_batch_instances SET content_sha256 = NULL, series_instance_uid = NULL, sop_class_uid = NULL,"
+            "UPDATE exam_batch_instances SET content_digest = NULL, series_instance_uid = NULL, sop_class_uid = NULL,"
             " transfer_syntax_uid = NULL, file_size = NULL, file_mtime_ns = NULL, dataset_offset = NULL"
         ),
         Code.OLD_RECORD,
@@ -208,7 +208,7 @@ ROWS: dict[str, tuple[str, Code]] = {
         Code.NOT_INGESTED,
     ),
     "another digest": (
-        "UPDATE exam_batch_instances SET content_sha256 = decode(repeat('00', 32), 'hex')",
+        "UPDATE exam_batch_instances SET content_digest = decode(repeat('00', 32), 'hex')",
         Code.CHANGED,
     ),
 }
@@ -337,7 +337,7 @@ def test_a_study_that_is_sent_again_keeps_its_files(place: Place) -> None:
     )
     columns = (
         "sop_instance_uid, series_instance_uid, sop_class_uid, transfer_syntax_uid, file_size, file_mtime_ns, file_inode,"
-        " file_ctime_ns, dataset_offset, content_sha256"
+        " file_ctime_ns, dataset_offset, content_digest"
     )
     place.change(
         f"INSERT INTO exam_batch_instances (batch_id, destination_id, processed_filepath, {columns})"
@@ -994,17 +994,17 @@ class _History:
 
     def _let_go(self) -> None:
         place = self.place
-        before = {p: identity.inspect(p).content_sha256 for p in place_files(place)}
+        before = {p: identity.inspect(p).content_digest for p in place_files(place)}
         place.due()
         place.go()
         for gone in (p for p in before if not p.exists()):
             self._check(gone, before[gone])
 
-    def _check(self, gone: Path, sha256: bytes) -> None:
+    def _check(self, gone: Path, digest: bytes) -> None:
         enough = dict(rows(self.place.database, "SELECT id, sent_is_enough FROM storage_backend_configs"))
         found = rows(
             self.place.database,
-            "SELECT i.destination_id, i.content_sha256, i.outcome, i.stored_at, c.verdict, c.proof, c.requested_at"
+            "SELECT i.destination_id, i.content_digest, i.outcome, i.stored_at, c.verdict, c.proof, c.requested_at"
             " FROM exam_batch_instances i LEFT JOIN instance_confirmations c ON c.instance_id = i.id",
         )
         destinations = {
@@ -1019,7 +1019,7 @@ class _History:
         assert destinations == {1, 2}
         for destination in destinations:
             mine = [row for row in found if row.destination_id == destination]
-            assert {bytes(row.content_sha256) for row in mine} == {sha256}
+            assert {bytes(row.content_digest) for row in mine} == {digest}
             assert {row.outcome for row in mine} == {"STORED"}
             assert not any(row.verdict in {"ABSENT", "CONFLICT"} for row in mine)
             last = max(row.stored_at for row in mine)

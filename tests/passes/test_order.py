@@ -46,17 +46,17 @@ class Archive:
         """SHA-256 of each data set, in order."""
         self.sender: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, uid: str, sha256: str) -> int | str:
+    def __call__(self, uid: str, digest: str) -> int | str:
         faults = self.faults.get(uid, [])
         fault = faults.pop(0) if faults else "ok"
-        self.received.append(sha256)
+        self.received.append(digest)
         if fault == "reset-before":
             return "reset"
         if fault == "refuse":
             return 0xC000
         known = uid in self.holds
         if not known or not self.keeps_first:
-            self.holds[uid] = sha256
+            self.holds[uid] = digest
         if fault == "kill":
             assert self.sender is not None
             os.kill(self.sender.pid, signal.SIGKILL)
@@ -105,7 +105,7 @@ def _batches(settings: Settings) -> dict[int, BatchStatus]:
 
 def _digests(database: engine.Database) -> list[str]:
     """The SHA-256 of each version, in the order of ingest."""
-    return [r[0] for r in rows(database, "SELECT encode(content_sha256, 'hex') FROM exam_batch_instances ORDER BY id")]
+    return [r[0] for r in rows(database, "SELECT encode(content_digest, 'hex') FROM exam_batch_instances ORDER BY id")]
 
 
 def _idle(settings: Settings) -> bool:
@@ -240,7 +240,7 @@ def test_a_retried_batch_does_not_store_an_old_version_over_a_newer_one(
         assert states(database) == ["FAILED", "SENT"]
         [new] = rows(
             database,
-            "SELECT sop_instance_uid, encode(content_sha256, 'hex') FROM exam_batch_instances WHERE batch_id = 2",
+            "SELECT sop_instance_uid, encode(content_digest, 'hex') FROM exam_batch_instances WHERE batch_id = 2",
         )
         before = len(peer.offered)
         retry.run(settings, [1])
@@ -286,11 +286,11 @@ def _claims(settings: Settings, database: engine.Database, archive: Archive) -> 
     marked = {b.id: b.other_content for b in listed(settings)}
     stored = rows(
         database,
-        "SELECT batch_id, sop_instance_uid, encode(content_sha256, 'hex') FROM exam_batch_instances WHERE outcome = 'STORED'",
+        "SELECT batch_id, sop_instance_uid, encode(content_digest, 'hex') FROM exam_batch_instances WHERE outcome = 'STORED'",
     )
-    for batch, uid, sha256 in stored:
+    for batch, uid, digest in stored:
         if not marked[batch]:  # each batch has one instance
-            assert archive.holds.get(uid) == sha256, f"batch {batch} is said to be stored"
+            assert archive.holds.get(uid) == digest, f"batch {batch} is said to be stored"
 
 
 _FAULTS = ("ok", "reset", "reset-before", "refuse")
@@ -336,7 +336,7 @@ def test_no_version_is_said_to_be_stored_where_the_archive_has_another(
         newest = dict(
             rows(
                 database,
-                "SELECT DISTINCT ON (sop_instance_uid) sop_instance_uid, encode(content_sha256, 'hex')"
+                "SELECT DISTINCT ON (sop_instance_uid) sop_instance_uid, encode(content_digest, 'hex')"
                 " FROM exam_batch_instances ORDER BY sop_instance_uid, id DESC",
             )
         )

@@ -282,7 +282,7 @@ WRITES = {
     "confirm": [
         "UPDATE storage_backend_configs SET host = 'elsewhere'",
         "UPDATE storage_backend_configs SET after = 'remove'",
-        "UPDATE exam_batch_instances SET content_sha256 = NULL",
+        "UPDATE exam_batch_instances SET content_digest = NULL",
         "UPDATE exam_batches SET study_instance_uid = '1.2.3'",
         "DELETE FROM exam_batch_instances",
         "DELETE FROM source_removals",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from examsend.commands import finalize, ingest, retry, send, status
 from examsend.config.settings import Settings
@@ -38,9 +38,9 @@ class Image:
         """Return the bytes of a version."""
         return self._data[:-2] + bytes((version, 0))
 
-    def sha256(self, version: int) -> str:
+    def digest(self, version: int) -> str:
         """Return the digest of the data set of a version."""
-        return hashlib.sha256(self.content(version)[self._offset :]).hexdigest()
+        return blake3(self.content(version)[self._offset :]).hexdigest()
 
     def write(self, path: Path, version: int, mtime: float = NEW) -> Path:
         """Write a version to a path, as a new file."""
@@ -88,8 +88,8 @@ def _send(settings: Settings, database: engine.Database) -> None:
 
 
 def _received(peer: Peer, image: Image, versions: int = 9) -> list[int]:
-    names = {image.sha256(v): v for v in range(versions)}
-    return [names[r.sha256] for r in peer.stored]
+    names = {image.digest(v): v for v in range(versions)}
+    return [names[r.digest] for r in peer.stored]
 
 
 def _counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -378,10 +378,10 @@ class _Model:
             self.send()
         if self._seen is None:
             return
-        mine = [r.sha256 for r in self._peer.stored if r.sop_instance_uid == self._image.uid]
+        mine = [r.digest for r in self._peer.stored if r.sop_instance_uid == self._image.uid]
         log = "\n".join(self._log)
         assert mine, log
-        assert mine[-1] == self._image.sha256(self._seen), log
+        assert mine[-1] == self._image.digest(self._seen), log
         stuck = rows(self._database, "SELECT id, status, failure FROM exam_batches WHERE status <> 'SENT'")
         assert stuck == [], log
 
@@ -427,7 +427,7 @@ def test_a_copy_with_other_file_meta_information_stands_in(
     copy.file_meta.SourceApplicationEntityTitle = "SOMEWHERE"
     copy.save_as(drop / "a.dcm", enforce_file_format=True)
     found = [identity.inspect(p) for p in (path, drop / "a.dcm")]
-    assert found[0].content_sha256 == found[1].content_sha256
+    assert found[0].content_digest == found[1].content_digest
     assert found[0].dataset_offset != found[1].dataset_offset
     prepare(settings, drop)
     path.unlink()
@@ -578,11 +578,11 @@ def test_verify_reads_every_file_and_registers_those_that_differ(
     result = ingest.run(settings, [drop], verify=True)
     assert (result.new, result.known, result.differing, result.needs_person) == (0, 4, 0, False)
     _send(settings, database)
-    assert _received_of(peer, image)[-1] == image.sha256(2)
+    assert _received_of(peer, image)[-1] == image.digest(2)
 
 
 def _received_of(peer: Peer, image: Image) -> list[str]:
-    return [r.sha256 for r in peer.stored if r.sop_instance_uid == image.uid]
+    return [r.digest for r in peer.stored if r.sop_instance_uid == image.uid]
 
 
 def test_an_inode_number_of_64_bits_is_stored(

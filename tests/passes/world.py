@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from blake3 import blake3
 from pydicom.dataset import Dataset
 from pynetdicom.dsutils import encode
 
@@ -47,7 +47,7 @@ def file(uid: str, study: str = "1.2.3", series: str = "1.2.3.1", content: str =
         "mtime_ns": 1,
         "inode": 1,
         "ctime_ns": 1,
-        "content_sha256": hashlib.sha256(f"{uid} {content}".encode()).digest(),
+        "content_digest": blake3(f"{uid} {content}".encode()).digest(),
         "study_related_instances": None,
         "modality": "CT",
         "series_description": None,

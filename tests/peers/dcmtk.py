@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from examsend.dicom import identity
 
@@ -68,7 +68,7 @@ class Storescp:
     def digests(self) -> dict[str, str]:
         """Return {SOP Instance UID: SHA-256 of the data set in hex} of all files that it stored."""
         found = (identity.inspect(path) for path in self.directory.iterdir() if path.is_file())
-        return {f.sop_instance_uid: f.content_sha256.hex() for f in found}
+        return {f.sop_instance_uid: f.content_digest.hex() for f in found}
 
     def associations(self) -> int:
         """Return the number of associations it accepted. The connection of ``wait_until_listening`` is not counted."""
@@ -95,4 +95,4 @@ def storescp(directory: Path, *flags: str) -> Iterator[Storescp]:
 
 def digest(data: bytes) -> str:
     """Return the SHA-256 in hex."""
-    return hashlib.sha256(data).hexdigest()
+    return blake3(data).hexdigest()

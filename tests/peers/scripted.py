@@ -5,7 +5,6 @@ A TCP server on loopback. It encodes and decodes PDUs itself (PS3.8 9.3, PS3.7 6
 
 from __future__ import annotations
 
-import hashlib
 import select
 import socket
 import ssl
@@ -15,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+
+from blake3 import blake3
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 
@@ -103,7 +104,7 @@ class Received:
     """One data set as it was received."""
 
     sop_instance_uid: str
-    sha256: str
+    digest: str
     size: int
     association: int
     context_id: int
@@ -324,7 +325,7 @@ class Session:
         self._number = self._peer.associations
 
     def _message(self) -> None:
-        command, digest, size, context_id = bytearray(), hashlib.sha256(), 0, 0
+        command, digest, size, context_id = bytearray(), blake3(), 0, 0
         last = early = False
         k = len(self._peer.offered) + 1
         while not last:
@@ -368,7 +369,7 @@ class Session:
                     break
         raise Gone
 
-    def _answer(self, command: bytes, sha256: str, size: int, context_id: int) -> None:
+    def _answer(self, command: bytes, digest: str, size: int, context_id: int) -> None:
         fields = dict(elements(command))
         message_id = struct.unpack("<H", fields[0x00000110])[0]
         sop_class, uid = fields[0x00000002], fields[0x00001000]
@@ -385,14 +386,14 @@ class Session:
             self._stop.wait(script.delay)
         status = script.status(k, name)
         if script.archive is not None:
-            decided = script.archive(name, sha256)
+            decided = script.archive(name, digest)
             if isinstance(decided, str):
                 self._misbehave(decided, message_id, sop_class, uid, context_id)
             else:
                 status = decided
         if status is not None and (status == 0 or status >> 12 == 0xB):
             syntax = self._contexts[context_id][1]
-            self._peer.stored.append(Received(name, sha256, size, self._number, context_id, syntax))
+            self._peer.stored.append(Received(name, digest, size, self._number, context_id, syntax))
         answer = data_pdu(context_id, response(message_id, status, sop_class, uid, script.comment))
         self._waiting.append(answer)
         self._peer.max_outstanding = max(self._peer.max_outstanding, len(self._waiting))

@@ -142,7 +142,7 @@ def items_of(paths: list[Path]) -> list[Item]:
                 f.size,
                 f.mtime_ns,
                 f.dataset_offset,
-                f.content_sha256,
+                f.content_digest,
             )
         )
     return found

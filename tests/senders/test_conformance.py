@@ -6,7 +6,6 @@ where that is enough. The details of the wire are in ``test_details``, TLS is in
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from examsend import senders
 from examsend.config.settings import Settings
@@ -50,8 +50,8 @@ def same(sender: Any, items: list[Item], received: list[Received]) -> None:
     """Check that data sets are those of the items, byte for byte if the sender promises that."""
     assert sorted(r.sop_instance_uid for r in received) == sorted(i.sop_instance_uid for i in items)
     if sender.capabilities.keeps_bytes:
-        assert {r.sop_instance_uid: r.sha256 for r in received} == {
-            i.sop_instance_uid: i.content_sha256.hex() for i in items
+        assert {r.sop_instance_uid: r.digest for r in received} == {
+            i.sop_instance_uid: i.content_digest.hex() for i in items
         }
 
 
@@ -215,7 +215,7 @@ def test_only_implicit_vr_is_accepted(sender: Any, tmp_path: Path) -> None:
     if sender.capabilities.converts_byte_order:
         assert end.end is End.RELEASED, end
         assert [r.syntax for r in receiver.stored] == [uids.IMPLICIT_VR_LITTLE_ENDIAN] * 2
-        assert receiver.stored[0].sha256 != items[0].content_sha256.hex()
+        assert receiver.stored[0].digest != items[0].content_digest.hex()
     else:
         assert {f.problem for f in watch.problems} == {Problem.CONTEXT_REJECTED}
         assert receiver.offered == []
@@ -366,7 +366,7 @@ def test_no_file_that_is_changed_while_others_are_sent_counts_as_stored(sender: 
 
     with scripted(Script(status=overwrite)) as receiver:
         _, watch = sent(sender, receiver, items)
-    content = {r.sop_instance_uid: r.sha256 for r in receiver.stored}
+    content = {r.sop_instance_uid: r.digest for r in receiver.stored}
     stored = {a.item.sop_instance_uid for a in watch.answers}
     changed = {f.item.sop_instance_uid for f in watch.problems}
     assert {f.problem for f in watch.problems} == {Problem.CHANGED}
@@ -375,7 +375,7 @@ def test_no_file_that_is_changed_while_others_are_sent_counts_as_stored(sender: 
     assert stored.isdisjoint(changed)
     # What was read before is sent as it was ingested. A program is not believed: only the first was left as it was.
     if sender.capabilities.keeps_bytes:
-        assert all(content[i.sop_instance_uid] == i.content_sha256.hex() for i in items if i.sop_instance_uid in stored)
+        assert all(content[i.sop_instance_uid] == i.content_digest.hex() for i in items if i.sop_instance_uid in stored)
     if not on_the_wire(sender.capabilities):
         assert stored == {receiver.offered[0]}
 
@@ -409,7 +409,7 @@ def test_a_file_without_preamble_and_meta_information_is_sent_whole_or_reported(
     else:
         assert watch.statuses == [0]
         if sender.capabilities.keeps_bytes:
-            assert receiver.stored[0].sha256 == hashlib.sha256(bare.read_bytes()).hexdigest()
+            assert receiver.stored[0].digest == blake3(bare.read_bytes()).hexdigest()
 
 
 def _odd(directory: Path) -> list[Item]:

@@ -45,8 +45,8 @@ def _compressed() -> Iterator[Item]:
             [item] = items_of([path])
         except FileProblem:
             continue
-        if item.transfer_syntax_uid not in uids.NATIVE and item.content_sha256 not in seen:
-            seen.add(item.content_sha256)
+        if item.transfer_syntax_uid not in uids.NATIVE and item.content_digest not in seen:
+            seen.add(item.content_digest)
             yield dataclasses.replace(item, id=len(seen), sop_instance_uid=f"1.2.3.{len(seen)}")
 
 

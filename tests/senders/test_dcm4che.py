@@ -424,7 +424,7 @@ def test_real_files_arrive_as_they_are(sender: Dcm4cheSender, tmp_path: Path) ->
         assert end.end is End.RELEASED
         assert {Path(p.item.path): p.problem for p in watch.problems} == wrong
         assert set(watch.statuses) == {0}
-        good = {item.sop_instance_uid: item.content_sha256.hex() for item in items if Path(item.path) not in wrong}
+        good = {item.sop_instance_uid: item.content_digest.hex() for item in items if Path(item.path) not in wrong}
         assert receiver.digests() == good
         assert receiver.associations() == 1
 

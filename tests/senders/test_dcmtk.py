@@ -490,7 +490,7 @@ def test_what_was_overwritten_while_it_was_sent_is_never_taken_for_delivered(tmp
 
     with scripted(Script()) as receiver:
         sent(SENDER, receiver, items)
-        right = {r.sop_instance_uid: r.sha256 for r in receiver.stored}
+        right = {r.sop_instance_uid: r.digest for r in receiver.stored}
     writer = threading.Thread(target=overwrite)
     writer.start()
     try:
@@ -498,7 +498,7 @@ def test_what_was_overwritten_while_it_was_sent_is_never_taken_for_delivered(tmp
             with scripted(Script()) as receiver:
                 _, watch = sent(SENDER, receiver, items)
             answered = {a.item.sop_instance_uid for a in watch.answers}
-            found = {r.sop_instance_uid for r in receiver.stored if r.sha256 != right[r.sop_instance_uid]}
+            found = {r.sop_instance_uid for r in receiver.stored if r.digest != right[r.sop_instance_uid]}
             assert not found & answered
             assert {p.problem for p in watch.problems} == {Problem.CHANGED}
     finally:

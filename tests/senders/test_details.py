@@ -5,7 +5,6 @@ What holds for every sender is in ``test_conformance``.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from examsend.demo import samples
 from examsend.dicom import identity, uids
@@ -30,7 +30,7 @@ def test_one_association_in_order_byte_for_byte(wire_sender: Any, tmp_path: Path
         end, watch = sent(wire_sender, receiver, items)
     assert (end.end, end.established, end.in_flight) == (End.RELEASED, True, ())
     assert receiver.offered == [i.sop_instance_uid for i in items]
-    assert [r.sha256 for r in receiver.stored] == [i.content_sha256.hex() for i in items]
+    assert [r.digest for r in receiver.stored] == [i.content_digest.hex() for i in items]
     assert (receiver.associations, receiver.releases, receiver.aborts) == (1, 1, 0)
     assert watch.statuses == [0] * 12
     assert watch.sent >= sum(i.file_size - i.dataset_offset for i in items) == end.bytes_sent
@@ -44,7 +44,7 @@ def test_each_class_and_syntax_has_a_context_with_only_that_syntax(wire_sender: 
         sent(wire_sender, receiver, items)
     expected = [(p.context_id, p.sop_class_uid, (p.transfer_syntax_uid,)) for p in contexts.propose(items)]
     assert receiver.proposed == [expected]
-    assert {r.sha256 for r in receiver.stored} == {i.content_sha256.hex() for i in items}
+    assert {r.digest for r in receiver.stored} == {i.content_digest.hex() for i in items}
 
 
 def test_a_file_without_preamble_and_meta_information_is_sent_whole(wire_sender: Any, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_file_without_preamble_and_meta_information_is_sent_whole(wire_sender:
     with scripted() as receiver:
         end, _ = sent(wire_sender, receiver, items_of([bare]))
     assert end.end is End.RELEASED
-    assert receiver.stored[0].sha256 == hashlib.sha256(bare.read_bytes()).hexdigest()
+    assert receiver.stored[0].digest == blake3(bare.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("max_pdu", [0, 128, 4096, 16384, 131072, 1 << 24])
@@ -66,7 +66,7 @@ def test_pdus_are_as_long_as_the_receiver_allows_up_to_128_kb(wire_sender: Any, 
     assert end.end is End.RELEASED
     allowed = min(max_pdu or 131072, 131072)
     assert 0.9 * allowed <= receiver.longest_pdu <= allowed
-    assert [r.sha256 for r in receiver.stored] == [i.content_sha256.hex() for i in items]
+    assert [r.digest for r in receiver.stored] == [i.content_digest.hex() for i in items]
 
 
 def test_a_large_object_is_streamed(wire_sender: Any, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_large_object_is_streamed(wire_sender: Any, tmp_path: Path) -> None:
     with scripted(Script(max_pdu=65536)) as receiver:
         end, _ = sent(wire_sender, receiver, items, stall_timeout=30.0, answer_timeout=30.0)
     assert end.end is End.RELEASED
-    assert receiver.stored[0].sha256 == items[0].content_sha256.hex()
+    assert receiver.stored[0].digest == items[0].content_digest.hex()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_data_set_is_re_encoded_where_only_implicit_vr_is_accepted(wire_sender
         end, _ = sent(wire_sender, receiver, items)
     assert end.end is End.RELEASED
     assert [r.syntax for r in receiver.stored] == [uids.IMPLICIT_VR_LITTLE_ENDIAN] * 2
-    assert receiver.stored[0].sha256 != items[0].content_sha256.hex()
+    assert receiver.stored[0].digest != items[0].content_digest.hex()
 
 
 @pytest.mark.parametrize(

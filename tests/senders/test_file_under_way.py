@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 import pydicom.data
 import pytest
+from blake3 import blake3
 
 from examsend.demo import samples
 from examsend.dicom import uids
@@ -79,7 +79,7 @@ def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(
     items = items_of(sorted(current.iterdir()))
     with scripted(implicit) as receiver:
         sent(wire_sender, receiver, items)
-        right = {r.sop_instance_uid: r.sha256 for r in receiver.stored}
+        right = {r.sop_instance_uid: r.digest for r in receiver.stored}
     assert len(right) == 40
     stored = changed = 0
     with _swapping(current, first, other, in_place=in_place) as swapped:
@@ -88,7 +88,7 @@ def test_a_re_encoded_instance_has_the_bytes_that_were_ingested(
                 _, watch = sent(wire_sender, receiver, items)
                 assert {p.problem for p in watch.problems} <= {Problem.CHANGED}
                 changed += len(watch.problems)
-                wrong = [r for r in receiver.stored if r.sha256 != right[r.sop_instance_uid]]
+                wrong = [r for r in receiver.stored if r.digest != right[r.sop_instance_uid]]
                 assert len(wrong) == 0
                 stored += len(receiver.stored)
         assert swapped() > 10
@@ -102,8 +102,8 @@ def test_a_data_set_of_odd_length_is_not_offered(sender: Any, tmp_path: Path) ->
     with Path(odd.path).open("ab") as file:
         file.write(b"\0")
     content = Path(odd.path).read_bytes()
-    digest = hashlib.sha256(content[odd.dataset_offset :]).digest()
-    odd = dataclasses.replace(odd, file_size=len(content), content_sha256=digest)
+    digest = blake3(content[odd.dataset_offset :]).digest()
+    odd = dataclasses.replace(odd, file_size=len(content), content_digest=digest)
     with scripted() as receiver:
         end, watch = sent(sender, receiver, [first, odd, last])
     assert end.end is End.RELEASED
@@ -120,7 +120,7 @@ def test_a_deflated_stream_of_odd_length_is_sent_with_its_null_byte(wire_sender:
     with scripted() as receiver:
         end, watch = sent(wire_sender, receiver, [item])
     assert (end.end, watch.statuses) == (End.RELEASED, [0x0000])
-    assert receiver.stored[0].sha256 == hashlib.sha256(deflated + b"\0").hexdigest()
+    assert receiver.stored[0].digest == blake3(deflated + b"\0").hexdigest()
     with scripted(Script(accept=lambda _class, syntax: syntax == uids.IMPLICIT_VR_LITTLE_ENDIAN)) as receiver:
         end, watch = sent(wire_sender, receiver, [item])
     assert (end.end, watch.statuses) == (End.RELEASED, [0x0000])

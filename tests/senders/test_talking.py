@@ -111,7 +111,7 @@ def test_a_flood_costs_little_memory_and_ends(tmp_path: Path, wire_sender: Any, 
     with scripted(script) as receiver:
         said = subprocess.run(
             [sys.executable, "-c", _RUN, wire_sender.name, str(receiver.port), item.path, str(item.file_size),
-             str(item.dataset_offset), item.content_sha256.hex(), item.sop_instance_uid],
+             str(item.dataset_offset), item.content_digest.hex(), item.sop_instance_uid],
             capture_output=True, text=True, timeout=60, check=True,
         )  # fmt: skip
     end, seconds, megabytes = said.stdout.split()

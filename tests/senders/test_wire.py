@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import signal
 import socket
 import ssl
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from examsend.config.settings import Settings
 from examsend.demo import samples
@@ -523,7 +523,7 @@ def test_renegotiation_is_refused_and_uses_no_processor_time(certificates: Path)
 def test_the_shortest_pdus_need_no_more_memory_than_others(tmp_path: Path) -> None:
     path, size = tmp_path / "file", 2_000_000
     path.write_bytes(bytes(size))
-    digest = hashlib.sha256(bytes(size)).hexdigest()
+    digest = blake3(bytes(size)).hexdigest()
 
     def serve(made: socket.socket, _stop: threading.Event) -> None:
         accept(made, Script(max_pdu=8))
@@ -618,7 +618,7 @@ def test_echo_uses_identity_tls_and_pin(certificates: Path, tmp_path: Path) -> N
     secret.write_text("a passcode")
     secret.chmod(0o600)
     identity = UserIdentity(2, "user", str(secret))
-    pin = hashlib.sha256(ssl.PEM_cert_to_DER_cert((certificates / "stranger.pem").read_text())).hexdigest()
+    pin = blake3(ssl.PEM_cert_to_DER_cert((certificates / "stranger.pem").read_text())).hexdigest()
     for name, met in (("stranger", True), ("server", False)):
         with scripted.scripted(Script(tls=_server(certificates, name))) as receiver:
             result = echo(peer_at(receiver.port, tls=Tls(pin_sha256=pin), user_identity=identity))

@@ -217,7 +217,8 @@ class ExamBatchInstance(Base):
     file_inode: Mapped[int | None]
     file_ctime_ns: Mapped[int | None]
     dataset_offset: Mapped[int | None]
-    content_sha256: Mapped[bytes | None]
+    # NULL also in a row of before the digest was BLAKE3, until its file is read again.
+    content_digest: Mapped[bytes | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     outcome: Mapped[str] = mapped_column(server_default="WAITING")
     dimse_status: Mapped[int | None] = mapped_column(Integer)
@@ -244,10 +245,10 @@ class ExamBatchInstance(Base):
         ),
         CheckConstraint(one_of("outcome", Outcome), name="outcome"),
         CheckConstraint("(outcome = 'STORED') = (stored_at IS NOT NULL)", name="stored"),
-        CheckConstraint("octet_length(content_sha256) = 32", name="sha256"),
+        CheckConstraint("octet_length(content_digest) = 32", name="digest"),
         CheckConstraint(
-            "num_nulls(series_instance_uid, sop_class_uid, transfer_syntax_uid, file_size, file_mtime_ns, dataset_offset,"
-            " content_sha256) IN (0, 7)",
+            "num_nulls(series_instance_uid, sop_class_uid, transfer_syntax_uid, file_size, file_mtime_ns, dataset_offset)"
+            " IN (0, 6) AND (content_digest IS NULL OR series_instance_uid IS NOT NULL)",
             name="identified",
         ),
         CheckConstraint("dataset_offset >= 0 AND file_size >= dataset_offset", name="size"),

@@ -146,7 +146,7 @@ class SourceRemoval(Base):
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     path: Mapped[str]
-    content_sha256: Mapped[bytes]
+    content_digest: Mapped[bytes]
     file_size: Mapped[int]
     file_inode: Mapped[int]
     study_instance_uid: Mapped[str]
