@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import matplotlib as mpl
 mpl.use("svg")
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench.names import SENDERS
 
 Figures = dict[str, Any]
+
+_LONG = re.compile(r"(?<!scale\()\b(\d+\.\d{2})\d{2,}")
 
 _SETTINGS: Any = {
     "svg.hashsalt": "examsend",
@@ -43,9 +46,10 @@ _SHORT = {
 }
 
 
-def _plain(axis: Any) -> None:
+def _plain(axis: Any, *subs: float) -> None:
+    axis.set_major_locator(LogLocator(subs=subs or (1,)))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _senders(axes: Any, tables: list[Figures], title: str) -> None:
@@ -64,7 +68,7 @@ def _senders(axes: Any, tables: list[Figures], title: str) -> None:
             label=_SHORT[one["receiver"]],
         )
     axes.set_xscale("log")
-    _plain(axes.xaxis)
+    _plain(axes.xaxis, 1, 2, 5)
     axes.set_yticks(
         range(len(names)), [SENDERS[name].replace("`", "").replace(", sender", ",\nsender") for name in names]
     )
@@ -89,7 +93,7 @@ def _many(axes: Any, figures: Figures) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain(axes.xaxis)
-    _plain(axes.yaxis)
+    _plain(axes.yaxis, 1, 2, 5)
     axes.set_title(f"Studies of {figures['images']} small images per second")
     axes.set_xlabel("studies in one pass")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
@@ -139,5 +143,6 @@ def draw(parts: dict[str, Figures], target: Path) -> None:
             one.set_visible(one.has_data())
         figure.savefig(target, format="svg", metadata={"Date": None})
         plt.close(figure)
-    # Lines of the file end without spaces, as in every other file.
-    target.write_text("\n".join(line.rstrip() for line in target.read_text().splitlines()) + "\n")
+    # Two digits are enough, but for the factors of scale; and lines end without spaces, as in every other file.
+    lines = (_LONG.sub(r"\1", line).rstrip() for line in target.read_text().splitlines())
+    target.write_text("\n".join(lines) + "\n")

@@ -57,7 +57,7 @@ def receiver(name: str, place: Path) -> Iterator[tuple[str, int]]:
         port = dcmtk.free_port()
         command = ["storescp", "+B", *(["--fork"] if name == "fork" else []), "-od", str(stored), str(port)]
         # DCMTK's environment variable that turns off Nagle's algorithm at the receiver.
-        environment = {**os.environ, **({"TCP_NODELAY": "1"} if name in {"nodelay", "fork"} else {})}
+        environment = {**os.environ, **({"TCP_NODELAY": "1"} if name == "nodelay" else {})}
         if name == "dcm4che":
             found = program("storescp")
             assert found is not None

@@ -51,13 +51,13 @@ def measure(quick: bool) -> dict[str, Any]:
         data = sum(item.file_size for item in studies[0]) * _WIDE
         for _ in range(repeats):
             with ExitStack() as stack:
-                ports = [stack.enter_context(receiver("nodelay", place))[1] for _ in range(_WIDE)]
+                ports = [stack.enter_context(receiver("storescp", place))[1] for _ in range(_WIDE)]
                 own["destinations"].append(_run(url, drops[:1], _destinations(url, "STORESCP", ports)))
             with receiver("fork", place) as (aet, port):
                 names = _destinations(url, aet, [port], "--associations", str(_WIDE))
                 own["studies"].append(_run(url, drops, names, "--parallel", str(_WIDE)))
             with ExitStack() as stack:
-                ports = [stack.enter_context(receiver("nodelay", place))[1] for _ in range(_WIDE)]
+                ports = [stack.enter_context(receiver("storescp", place))[1] for _ in range(_WIDE)]
                 bare["destinations"].append(loop.together(ports, [[studies[0]]] * _WIDE))
             with receiver("fork", place) as (_, port):
                 bare["studies"].append(loop.together([port] * _WIDE, [[study] for study in studies]))
