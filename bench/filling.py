@@ -94,7 +94,12 @@ def _session(url: str) -> Iterator[Any]:
 
 
 def run(url: str, statement: str, **values: int) -> None:
-    """Execute a statement, or several in one transaction."""
+    """Execute a statement, or several in one transaction, as any client does."""
+    with contextlib.closing(psycopg2.connect(dsn(url))) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(statement, values or None)
+
+
+def _quickly(url: str, statement: str, values: dict[str, int]) -> None:
     with _session(url) as cursor:
         cursor.execute(statement, values or None)
 
@@ -102,7 +107,7 @@ def run(url: str, statement: str, **values: int) -> None:
 def _each(url: str, statements: list[tuple[str, dict[str, int]]]) -> None:
     """Execute statements, some at a time, each in a transaction of its own."""
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        for done in [pool.submit(run, url, statement, **values) for statement, values in statements]:
+        for done in [pool.submit(_quickly, url, statement, values) for statement, values in statements]:
             done.result()
 
 
@@ -135,7 +140,8 @@ def add(url: str, batches: int, per: int) -> float:
         cursor.execute("VACUUM (ANALYZE)")
         _each(url, [(definition, {}) for _, definition in sorted(indexes, key=lambda index: "hash" not in index[1])])
         cursor.execute("ANALYZE")
-        cursor.execute("ALTER SYSTEM RESET ALL")
+        cursor.execute("ALTER SYSTEM RESET max_wal_size")
+        cursor.execute("ALTER SYSTEM RESET checkpoint_timeout")
         cursor.execute("SELECT pg_reload_conf()")
         cursor.execute("CHECKPOINT")
     found = common.value(url, "SELECT count(*) FROM pg_indexes WHERE tablename = 'exam_batch_instances'")

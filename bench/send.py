@@ -38,7 +38,7 @@ _QUICK = {
     "cr": ("2 CR of 20 MB", samples.CR, 2, 3200, 3200),
     "big": ("one object of 100 MB", samples.CT, 1, 8192, 6400),
 }
-_OURS = ("native", "pynetdicom")
+_OURS = ("native", "pynetdicom", "dcm4che", "dcmtk")
 
 
 @dataclass(frozen=True)
@@ -136,27 +136,33 @@ def _run(sender: str, case: Case, url: str, place: Path, drop: Path) -> tuple[fl
         return whole, peak, whole
 
 
+def compare(case: Case, url: str, place: Path, drop: Path, times: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of each sender of a case whose program is here."""
+    rows: dict[str, dict[str, Any]] = {}
+    for sender in case.senders:
+        if sender.startswith("dcm4che") and program("storescu") is None:
+            continue
+
+        def once(sender: str = sender) -> tuple[float, ...]:
+            return _run(sender, case, url, place, drop)
+
+        (association, peak, whole), runs = common.repeated(once, times)
+        rows[sender] = {"whole": whole, "peak_mb": round(peak), "runs": runs}
+        if sender in _OURS:
+            rows[sender]["association"] = association
+        print(f"  {case.study} to {case.receiver}, {case.delay:g} ms: {sender} {whole:.2f} s", flush=True)
+    return rows
+
+
 def measure(quick: bool) -> dict[str, Any]:
     """Measure every case."""
     tables = []
     with common.scratch() as place, common.database() as url:
-        for study in STUDIES:
+        for study in dict.fromkeys(case.study for case in CASES):
             with made(study, place, quick=quick) as drop:
                 least = statistics.median(floor(drop) for _ in range(3))
                 for case in (c for c in CASES if c.study == study and here(c.receiver)):
-                    rows = {}
-                    for sender in case.senders:
-                        if sender == "dcm4che-storescu" and program("storescu") is None:
-                            continue
-                        figures, runs = common.repeated(
-                            lambda s=sender, c=case, d=drop: _run(s, c, url, place, d),  # type: ignore[misc]
-                            1 if quick else 3,
-                        )
-                        association, peak, whole = figures
-                        rows[sender] = {"whole": whole, "peak_mb": round(peak), "runs": runs}
-                        if sender in _OURS:
-                            rows[sender]["association"] = association
-                        print(f"  {study} to {case.receiver}, {case.delay:g} ms: {sender} {whole:.2f} s", flush=True)
+                    rows = compare(case, url, place, drop, 1 if quick else 3)
                     tables.append(
                         {
                             "study": study,
