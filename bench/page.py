@@ -226,9 +226,9 @@ def side(figures: Figures) -> str:
     rate, free = {n: megabytes / t for n, t in figures["bare"].items()}, megabytes / figures["bare"]["discarding"]
     slowest = min(rate["destinations"], rate["studies"])
     what = (
-        "So with these receivers the machine's limit is what they need to store"
+        "The receivers are what limits the minimal loops: they share the cores with the senders, and store."
         if slowest < 0.8 * free
-        else "So these receivers are not the limit here; the bare loops themselves are"
+        else "So the receivers are not what limits the minimal loops."
     )
     text = (
         f"{number(megabytes)} MB in all, median of {figures['repeats']}. The limit is that of {wide} minimal loops "
@@ -237,7 +237,8 @@ def side(figures: Figures) -> str:
     )
     last = (
         f"The same loops reach {number(free)} MB/s to receivers that discard, "
-        f"{number(rate['destinations'])} and {number(rate['studies'])} MB/s to those above. {what}: sender and receivers share the cores."
+        f"{number(rate['destinations'])} and {number(rate['studies'])} MB/s to those above. {what} "
+        "The difference between examsend and the minimal loops is its own work: digests, checks, claims, and results on record."
     )
     head = (
         "delivery",
