@@ -56,9 +56,8 @@ _ALL = tuple(SENDERS)
 CASES = (
     Case("ct", "storescp", _ALL),
     Case("ct", "nodelay", _ALL),
-    Case("ct", "orthanc", ("native", "pynetdicom", "dcmsend")),
+    Case("ct", "orthanc", ("native", "dcmsend")),
     Case("ct", "dcm4che", ("native", "dcmsend", "dcm4che-storescu")),
-    Case("mr", "storescp", ("native", "dcmsend")),
     Case("cr", "storescp", ("native", "dcmsend", "storescu", "dcm4che-storescu")),
     Case("big", "storescp", ("native", "dcmsend", "dcm4che-storescu")),
     Case("mr", "nodelay", ("native", "dcmsend", "dcm4che-storescu"), delay=50),
