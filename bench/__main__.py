@@ -35,6 +35,7 @@ def main() -> int:
     to.mkdir(parents=True, exist_ok=True)
     if chosen.quick and to.resolve() == common.HERE:
         parser.error("--quick does not write over the figures of the page")
+    common.end_in_good_order()
     began = time.monotonic()
     for name in wanted:
         print(f"{name} ...", flush=True)

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -171,12 +172,18 @@ def keep(name: str, figures: dict[str, Any], to: Path = HERE) -> None:
     (to / f"{name}.json").write_text(json.dumps({"machine": machine(), **rounded(figures)}, indent=2) + "\n")
 
 
+def end_in_good_order() -> None:
+    """Let SIGTERM end this process as an exception does, so that receivers and databases are stopped and directories removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def alone(name: str, measure: Measure) -> None:
     """Run one part: its figures go to ``bench/NAME.json``, or with --quick to standard output alone."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}")
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it; keeps no figures")
     parser.add_argument("--to", type=Path, help="directory for the figures")
     chosen = parser.parse_args()
+    end_in_good_order()
     figures = measure(chosen.quick)
     if chosen.to or not chosen.quick:
         keep(name, figures, chosen.to or HERE)

@@ -49,7 +49,7 @@ _SHORT = {
 def _plain(axis: Any, *subs: float) -> None:
     axis.set_major_locator(LogLocator(subs=subs or (1,)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
 
 
 def _senders(axes: Any, tables: list[Figures], title: str) -> None:
