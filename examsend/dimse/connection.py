@@ -25,6 +25,12 @@ from examsend.transfer import End, Peer
 CHECK_SECONDS = 0.25
 """Longest wait, and the longest time in which nothing is checked."""
 
+_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+
+_NOT_SENT = 1 << 16
+"""Bytes that the system keeps and has not sent yet, about. With megabytes of them, it sends while it handles what the receiver
+acknowledges: on the receiver's core, where both are on one machine. What is sent and not acknowledged is not limited."""
+
 
 def connect(peer: Peer, check: Callable[[], None]) -> socket.socket:
     """Given a peer, return a non-blocking socket that is connected to it; an ``ssl.SSLSocket`` where it has TLS settings.
@@ -121,6 +127,8 @@ def set_options(connection: socket.socket) -> None:
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if _NOTSENT_LOWAT is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _NOT_SENT)
 
 
 def _handshake(
