@@ -11,25 +11,28 @@ from typing import Protocol
 
 from examsend import senders
 from examsend.config.settings import Settings
-from examsend.db.engine import Connection, Database
+from examsend.db.engine import Database
 from examsend.delivery import bug, next_state
 from examsend.delivery.findings import Findings
 from examsend.delivery.identification import identify
 from examsend.delivery.lease import Lease
 from examsend.delivery.next_state import NextState
 from examsend.delivery.offering import Offering
+from examsend.delivery.prepared import Prepared, prepare
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.stand_in import present
 from examsend.delivery.stop import Stop
 from examsend.delivery.watcher import Progress
 from examsend.errors import DatabaseRefuses, DatabaseUnavailable, LostClaim
-from examsend.queue import contents, instances
+from examsend.queue import instances
 from examsend.queue.claim import Claim
-from examsend.queue.destination import Destination, get_destination_by_id
-from examsend.queue.second_sender import Choice, choose
+from examsend.queue.destination import Destination
 from examsend.states import UNDELIVERABLE, BatchState, Outcome
 
 log = logging.getLogger("examsend.delivery")
+
+_ENDING = (LostClaim, DatabaseUnavailable, DatabaseRefuses)
+"""What ends an attempt without being its failure."""
 
 _attempts = logging.getLogger("examsend.attempt")
 """The trail: one line an attempt. Which of the passes leave it is the command line's choice."""
@@ -121,10 +124,14 @@ class Delivery:
         database: Database,
         settings: Settings,
         claim: Claim,
+        prepared: Prepared | Exception,
         *,
         stop: Stop,
         observer: Observer | None,
     ) -> None:
+        """``prepared``: what the transaction of the claim has read, or the unexpected exception that this has raised."""
+        self._prepared = prepared
+        self._recorder: Recorder | None = None
         self._settings = settings
         self._claim = claim
         self._stop = stop
@@ -159,18 +166,21 @@ class Delivery:
     def _deliver(self) -> Delivered:
         try:
             return self._attempt()
-        except (LostClaim, DatabaseUnavailable, DatabaseRefuses):
+        except _ENDING:
             raise
         except Exception as error:  # noqa: BLE001 (one batch must not end the pass for the others)
             return self._put_back(error)
 
     def _attempt(self) -> Delivered:
         lease = self._lease
-        destination, choice, unsent, unread = lease.write(self._read)
-        if unread:
-            identify(lease, unread)
-            destination, choice, unsent, _ = lease.write(self._read)
-        unsent = present(unsent)
+        prepared = self._prepared
+        if isinstance(prepared, Exception):
+            raise prepared
+        if prepared.unread:
+            identify(lease, prepared.unread)
+            prepared = lease.write(lambda tx: prepare(tx, self._claim, self._settings))
+        destination, choice = prepared.destination, prepared.choice
+        unsent = present(prepared.unsent)
         if (observer := self._observer) is not None:
             total = sum(u.item.file_size for u in unsent)
             self._display.begin(lambda: observer(self._claim, destination, len(unsent), total))
@@ -183,22 +193,39 @@ class Delivery:
                 choice.reason,
             )
         sender = senders.get(choice.name, self._settings)
-        recorder = Recorder(lease, self._settings, self._stop)
+        recorder = self._recorder = Recorder(lease, self._settings, self._stop, prepared.row_id)
         offering = Offering(destination, sender, recorder, self._stop, self._display)
         self._written, self._findings = recorder.written, offering.findings
         try:
             offering.run(unsent)
-        finally:
+        except Exception as error:
             recorder.close()
+            if isinstance(error, _ENDING):
+                lease.write(recorder.write_rest)
+            raise
+        recorder.close()
         state, tally = next_state.finish(
-            lease, destination, self._findings, stored=self._written[Outcome.STORED] > 0, stopped=self._stop()
+            lease,
+            destination,
+            self._findings,
+            recorder.write_rest,
+            stored=self._written[Outcome.STORED] > 0,
+            stopped=self._stop(),
         )
         return self._result(destination, state, tally, len(unsent))
 
     def _put_back(self, error: Exception) -> Delivered:
         """Make an unexpected exception the failure of this attempt. Raises LostClaim, DatabaseUnavailable."""
         sentence = bug.report(error, f"batch {self._claim.batch_id}")
-        destination, state, tally = next_state.put_back_after_bug(self._lease, bug.place(error))
+        place = bug.place(error)
+        recorder = self._recorder
+        try:
+            rest = None if recorder is None else recorder.write_rest
+            destination, state, tally = next_state.put_back_after_bug(self._lease, place, rest)
+        except _ENDING:
+            raise
+        except Exception:  # noqa: BLE001 (what is left to write may be what cannot be written)
+            destination, state, tally = next_state.put_back_after_bug(self._lease, place)
         offered = tally.unsent + sum(self._written[outcome] for outcome in (Outcome.STORED, *UNDELIVERABLE))
         return replace(self._result(destination, state, tally, offered), bug=sentence)
 
@@ -221,14 +248,6 @@ class Delivery:
             associations=self._findings.established,
             reason=state.reason,
         )
-
-    def _read(self, tx: Connection) -> tuple[Destination, Choice, list[instances.Unsent], list[instances.Unread]]:
-        superseded = contents.compare(tx, self._claim)
-        if superseded:
-            log.warning("batch=%d superseded=%d reason='newer versions are stored'", self._claim.batch_id, superseded)
-        unsent, unread = instances.to_send(tx, self._claim.batch_id)
-        destination = get_destination_by_id(tx, self._claim.destination_id)
-        return destination, choose(tx, destination), unsent, unread
 
 
 def _log(delivered: Delivered) -> None:

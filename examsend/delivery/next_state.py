@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from examsend import outcomes
@@ -35,10 +36,17 @@ class NextState:
 
 
 def finish(
-    lease: Lease, destination: Destination, findings: Findings, *, stored: bool, stopped: bool
+    lease: Lease,
+    destination: Destination,
+    findings: Findings,
+    write_rest: Callable[[Connection], None],
+    *,
+    stored: bool,
+    stopped: bool,
 ) -> tuple[NextState, Tally]:
-    """Write the batch's next state: SENT if every instance is STORED, else the result of ``decide``. Hold the destination if
-    the attempt showed a problem with it, or record its success if the attempt ``stored`` something.
+    """Write the last outcomes (``write_rest``) and the batch's next state: SENT if every instance is STORED, else the result of
+    ``decide``. Hold the destination if the attempt showed a problem with it, or record its success if the attempt ``stored``
+    something.
 
     Returns the state and the number of instances by outcome.
 
@@ -49,8 +57,10 @@ def finish(
     tried: list[tuple[NextState, Tally]] = []
 
     def work(tx: Connection) -> tuple[NextState, Tally]:
-        replacement.settle(tx, claim.batch_id)
+        write_rest(tx)
         is_sent = batches.sent(tx, claim)
+        if not is_sent and replacement.settle(tx, claim.batch_id):
+            is_sent = batches.sent(tx, claim)
         if is_sent:
             confirmation.open_sent(tx, claim.batch_id)
         tally = instances.tally(tx, claim.batch_id)
@@ -142,14 +152,19 @@ def why_failed(tally: Tally) -> str:
     return f"{tally.failed} of {tally.counted} failed: {_worst(tally)}"
 
 
-def put_back_after_bug(lease: Lease, place: str) -> tuple[Destination, NextState, Tally]:
-    """Given an attempt that an unexpected exception ended, and its kind and place, write the batch's next state.
+def put_back_after_bug(
+    lease: Lease, place: str, write_rest: Callable[[Connection], None] | None = None
+) -> tuple[Destination, NextState, Tally]:
+    """Given an attempt that an unexpected exception ended, and its kind and place, write the last outcomes and the batch's next
+    state.
 
     The attempt is used up, so that the exception does not come back for ever. Raises LostClaim, DatabaseUnavailable.
     """
     claim = lease.claim
 
     def work(tx: Connection) -> tuple[Destination, NextState, Tally]:
+        if write_rest is not None:
+            write_rest(tx)
         destination = get_destination_by_id(tx, claim.destination_id)
         reason = f"a bug in examsend: {place}"
         pause = outcomes.back_off(destination.backoff_seconds, destination.backoff_max_seconds, claim.attempt, 0.0)

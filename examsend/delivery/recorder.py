@@ -4,6 +4,9 @@ A background thread writes them in groups, so that sending does not wait for the
 time; beyond that, sending waits for the database. A crash therefore loses two groups at most. The lease is renewed with each
 group, and while the sender shows that it observes its time-outs, never by a timer alone: a sender that hangs must lose its
 claim.
+
+The thread begins when there is something for it to do. What a short delivery has to write, and the last of any other, is written by
+``write_rest`` in the transaction that ends the attempt.
 """
 
 from __future__ import annotations
@@ -40,21 +43,33 @@ class _Progress:
     sent: int = 0
 
 
+@dataclass(slots=True)
+class _Group:
+    """What one transaction writes."""
+
+    records: list[tuple[int, instances.Record]]
+    """Each with the id of its association's row."""
+    ended: list[tuple[int, AssociationEnd, attempts.Counts]]
+
+
 class Recorder:
-    """Writes under one claim, on a background thread. ``began`` returns what an association passes its outcomes to.
+    """Writes under one claim. ``began`` returns what an association passes its outcomes to.
 
     ``check`` raises once nothing may be sent any more: LostClaim if another sender has the batch, DatabaseUnavailable if the
     database could not be reached for the length of the lease.
     """
 
-    def __init__(self, lease: Lease, settings: Settings, stop: Stop) -> None:
+    def __init__(self, lease: Lease, settings: Settings, stop: Stop, opened: int | None = None) -> None:
+        """``opened``: the id of the row of the first association, where the transaction of the claim has inserted it."""
         self._lease = lease
         self._stop = stop
         self._host = settings.host_name
         self._group = settings.record_instances
         self._seconds = settings.record_seconds
+        self._opened = opened
         self._pending: list[tuple[int, instances.Record]] = []
         self._ended: list[tuple[int, AssociationEnd, attempts.Counts]] = []
+        self._rest = _Group([], [])
         self._unwritten = 0
         self._wake = threading.Condition()
         self._closing = False
@@ -63,9 +78,9 @@ class Recorder:
         """The sender has shown since the last renewal that it goes on and observes its time-outs."""
         self._rows: dict[int, _Progress] = {}
         self.written: Counter[Outcome] = Counter()
-        """Outcomes written so far."""
-        self._thread = threading.Thread(target=self._write_groups, name=f"recorder-{lease.claim.batch_id}", daemon=True)
-        self._thread.start()
+        """Outcomes written so far, and after ``close`` those that ``write_rest`` writes."""
+        self._thread: threading.Thread | None = None
+        self._made = time.monotonic()
 
     def began(self, number: int, sender: str, count: int) -> AssociationRecorder:
         """Insert the row of an association with ``count`` instances, ``number`` counted from 1 in the attempt.
@@ -73,6 +88,9 @@ class Recorder:
         Raises LostClaim: the association must not begin. Raises DatabaseUnavailable.
         """
         self.check()
+        if number == 1 and self._opened is not None:
+            row_id, self._opened = self._opened, None
+            return AssociationRecorder(self, row_id)
         row_id = self._lease.write(
             lambda tx: attempts.open_row(
                 tx,
@@ -87,7 +105,7 @@ class Recorder:
         return AssociationRecorder(self, row_id)
 
     def put(self, row_id: int, record: instances.Record) -> None:
-        """Pass one outcome of an association to the background thread. Waits while too many are unwritten.
+        """Take one outcome of an association. Waits while too many are unwritten.
 
         A pass that is to end offers nothing more, so that only what is in flight can come: it is taken without waiting.
         """
@@ -99,10 +117,11 @@ class Recorder:
             self._pending.append((row_id, record))
             self._unwritten += 1
             if len(self._pending) >= self._group:
+                self._start()
                 self._wake.notify_all()
 
     def ended(self, row_id: int, end: AssociationEnd, counts: attempts.Counts) -> None:
-        """Pass the end of an association to the background thread, which writes it with its last outcomes."""
+        """Take the end of an association, which is written with its last outcomes."""
         with self._wake:
             self._ended.append((row_id, end, counts))
 
@@ -113,6 +132,9 @@ class Recorder:
 
     def check(self) -> None:
         """Raise LostClaim, DatabaseUnavailable, or another error of the background thread, if nothing may be sent any more."""
+        if self._thread is None and time.monotonic() - self._made >= self._seconds:
+            with self._wake:
+                self._start()
         self._raise_failure()
         self._lease.check()
 
@@ -121,24 +143,60 @@ class Recorder:
             raise self._failure
 
     def close(self) -> None:
-        """Write what is left and end the background thread. Raises LostClaim, DatabaseUnavailable."""
+        """End the background thread; what it has not written is left to ``write_rest``. Raises LostClaim, DatabaseUnavailable."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
         began = time.monotonic()
-        while self._thread.is_alive():
+        while self._thread is not None and self._thread.is_alive():
             self._thread.join(_TICK)
             # A look-up of the server's name cannot be ended from here.
             if time.monotonic() > max(self._lease.until(), began) + 1:
                 raise DatabaseUnavailable("the database cannot be reached: connecting to it takes too long")
         self._raise_failure()
+        self._rest = self._take()
+        self.written.update(record.outcome for _, record in self._rest.records)
+
+    def write_rest(self, tx: Connection) -> None:
+        """After ``close``: write what is left, in a transaction that has renewed the claim. It may be written twice."""
+        self._write(tx, self._rest)
+        if self._opened is not None:
+            attempts.drop_row(tx, self._opened)
 
     def stored_meanwhile(self, ago: float) -> StoredMeanwhile:
         """Return whether the destination has stored others since this batch's previous attempt, and since ``ago`` seconds."""
         claim = self._lease.claim
         return self._lease.read(lambda tx: stored_meanwhile(tx, claim.batch_id, claim.attempt_id, ago=ago))
 
+    def _take(self) -> _Group:
+        with self._wake:
+            group = _Group(self._pending, self._ended)
+            self._pending, self._ended = [], []
+        for row_id, record in group.records:
+            row = self._rows.setdefault(row_id, _Progress())
+            row.stored += record.outcome is Outcome.STORED
+            row.failed += record.outcome in UNDELIVERABLE
+            row.sent += record.bytes_sent
+        return group
+
+    def _write(self, tx: Connection, group: _Group) -> None:
+        """Tries and counters are written as absolute numbers, not as increments, so that a group can be written twice."""
+        instances.record(tx, self._lease.claim, [record for _, record in group.records])
+        ended = {row_id for row_id, _, _ in group.ended}
+        for row_id in dict.fromkeys(row_id for row_id, _ in group.records if row_id not in ended):
+            row = self._rows[row_id]
+            attempts.count(tx, row_id, stored=row.stored, failed=row.failed, sent=row.sent)
+        for row_id, end, counts in group.ended:
+            attempts.close_row(tx, row_id, end, counts)
+
     # --- the background thread ---
+
+    def _start(self) -> None:
+        """Begin the thread, if it has not begun. Called with the lock."""
+        if self._thread is None and not self._closing:
+            name = f"recorder-{self._lease.claim.batch_id}"
+            self._thread = threading.Thread(target=self._write_groups, name=name, daemon=True)
+            self._thread.start()
 
     def _write_groups(self) -> None:
         try:
@@ -146,45 +204,25 @@ class Recorder:
                 with self._wake:
                     if not self._closing and len(self._pending) < self._group:
                         self._wake.wait(self._seconds)
-                    pending, self._pending = self._pending, []
-                    ended, self._ended = self._ended, []
-                    closing = self._closing
-                due = self._observed and time.monotonic() - self._lease.renewed > self._lease.claim.lease / 10
-                if pending or ended or due:
-                    self._observed = False
-                    self._write(pending, ended)
-                if closing:
-                    return
+                    if self._closing:
+                        return
+                self._write_group()
         except BaseException as error:  # noqa: BLE001 (``check`` raises it again on the sending thread)
             self._failure = error
         finally:
             with self._wake:
                 self._wake.notify_all()
 
-    def _write(
-        self,
-        pending: list[tuple[int, instances.Record]],
-        ended: list[tuple[int, AssociationEnd, attempts.Counts]],
-    ) -> None:
-        for row_id, record in pending:
-            row = self._rows.setdefault(row_id, _Progress())
-            row.stored += record.outcome is Outcome.STORED
-            row.failed += record.outcome in UNDELIVERABLE
-            row.sent += record.bytes_sent
-        changed = {row_id: self._rows[row_id] for row_id, _ in pending}
-
-        def write(tx: Connection) -> None:
-            # Tries and counters are written as absolute numbers, not as increments, so that a group can be written twice.
-            instances.record(tx, self._lease.claim, [record for _, record in pending])
-            for row_id, row in changed.items():
-                attempts.count(tx, row_id, stored=row.stored, failed=row.failed, sent=row.sent)
-            for row_id, end, counts in ended:
-                attempts.close_row(tx, row_id, end, counts)
-
-        self._lease.write(write)
-        self.written.update(record.outcome for _, record in pending)
+    def _write_group(self) -> None:
+        group = self._take()
+        due = self._observed and time.monotonic() - self._lease.renewed > self._lease.claim.lease / 10
+        if not (group.records or group.ended or due):
+            return
+        self._observed = False
+        self._lease.write(lambda tx: self._write(tx, group))
+        self.written.update(record.outcome for _, record in group.records)
         with self._wake:
-            self._unwritten -= len(pending)
+            self._unwritten -= len(group.records)
             self._wake.notify_all()
 
 

@@ -23,6 +23,8 @@ _OPEN = text("""
     RETURNING id
 """)
 
+_DROP = text("DELETE FROM send_attempts WHERE id = :id AND result = 'RUNNING'")
+
 _COUNT = text("""
     UPDATE send_attempts SET established = established OR :stored + :failed > 0, stored = :stored, failed = :failed,
         bytes_sent = :sent
@@ -98,6 +100,11 @@ def open_row(
             },
         ).scalar_one()
     )
+
+
+def drop_row(tx: Connection, row_id: int) -> None:
+    """Delete the row of an association that did not begin."""
+    tx.execute(_DROP, {"id": row_id})
 
 
 def count(tx: Connection, row_id: int, *, stored: int, failed: int, sent: int) -> None:

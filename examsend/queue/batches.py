@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
-from sqlalchemy import Connection, exc, text
+from sqlalchemy import Connection, text
 
 from examsend.db import due
 from examsend.errors import ForbiddenTransition
@@ -41,8 +41,6 @@ TRANSITIONS: dict[str, tuple[tuple[BatchState, ...], BatchState]] = {
     "retry": ((FAILED,), READY),  # an operator's request
 }
 """Transition -> (states it may leave, state it leads to). ``open_pending`` creates batches as PENDING."""
-
-SENDING_INDEX = "uq_exam_batches_sending"
 
 _UNCLAIMED = "attempt_id = NULL, lease_expires_at = NULL, claimed_by = NULL"
 
@@ -174,17 +172,18 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
 # --- claim ------------------------------------------------------------------------------------------------------------
 
 # Concurrent claims for one destination wait for each other at its row lock. Without the lock, two of them could both find one
-# association free and together exceed the limit.
+# association free and together exceed the limit, or claim two batches of one study. The next statement sees what was committed
+# before the lock was given.
 _LOCK_DESTINATION = text(f"""
     SELECT d.association_limit, d.associations_per_study, d.consecutive_failures FROM storage_backend_configs d
     WHERE d.id = :destination AND {due.SENDABLE}
     FOR NO KEY UPDATE
 """)
 
-_RUNNING = text("""
-    SELECT count(*) FROM exam_batches b
-    WHERE b.destination_id = :destination AND b.status = 'SENDING' AND b.lease_expires_at > clock_timestamp()
-""")
+_RUNNING = """
+    (SELECT count(*) FROM exam_batches r
+     WHERE r.destination_id = :destination AND r.status = 'SENDING' AND r.lease_expires_at > clock_timestamp())
+"""
 
 _OF_STUDY = "(CAST(:study AS text) IS NULL OR b.study_instance_uid = :study)"
 
@@ -205,7 +204,7 @@ _CLAIM = text(f"""
                   WHERE b.destination_id = :destination AND b.status = 'READY' AND b.next_attempt_at <= {due.NOW}
                     AND {_OF_STUDY} AND b.id <> ALL(CAST(:held AS bigint[])) AND NOT {due.WAITS_FOR_ANOTHER}
                   ORDER BY b.next_attempt_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) ready
-          ) c ORDER BY c.since LIMIT 1) next
+          ) c WHERE {_RUNNING} < :limit ORDER BY c.since LIMIT 1) next
     WHERE b.id = next.id
     RETURNING b.id, b.study_instance_uid, b.destination_id, b.attempt_count, next.status AS was, next.attempt_id AS lost
 """)
@@ -228,23 +227,14 @@ def claim(
     # One batch may use several associations at a time, if the destination's settings allow it.
     limit = max(destination.association_limit // destination.associations_per_study, 1)
     limit = 1 if destination.consecutive_failures else limit
-    if tx.execute(_RUNNING, {"destination": destination_id}).scalar_one() >= limit:
-        return None
     attempt_id, began = uuid4(), time.monotonic()
-    try:
-        with tx.begin_nested():
-            row = tx.execute(
-                _CLAIM,
-                {
-                    "destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease, "held": list(held),
-                    "study": study,
-                },
-            ).one_or_none()  # fmt: skip
-    except exc.IntegrityError as error:
-        # Another sender has just claimed another batch of the same study. This batch waits until that one is sent.
-        if SENDING_INDEX not in str(error.orig):
-            raise
-        return None
+    row = tx.execute(
+        _CLAIM,
+        {
+            "destination": destination_id, "attempt": attempt_id, "by": by, "lease": lease, "held": list(held),
+            "study": study, "limit": limit,
+        },
+    ).one_or_none()  # fmt: skip
     if row is None:
         return None
     if row.lost is not None:

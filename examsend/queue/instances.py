@@ -16,7 +16,8 @@ from examsend.transfer import Item
 
 _TO_SEND = text(f"""
     SELECT i.id, i.processed_filepath, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
-           i.dataset_offset, i.content_digest, i.attempts, i.lost_in_flight, i.strikes, i.mount_point, i.other_content_possible
+           i.dataset_offset, i.content_digest, i.attempts, i.lost_in_flight, i.strikes, i.mount_point, i.other_content_possible,
+           EXISTS (SELECT 1 FROM exam_batch_instance_aliases a WHERE a.instance_id = i.id) AS has_copies
     FROM exam_batch_instances i
     WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
     ORDER BY i.strikes, i.lost_in_flight, i.attempts, i.series_number NULLS LAST, i.series_instance_uid,
@@ -91,7 +92,8 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
     unsent: list[Unsent] = []
     unread: list[Unread] = []
     elsewhere: dict[int, list[Elsewhere]] = {}
-    for row in tx.execute(_ELSEWHERE, {"batch": batch_id}):
+    rows = tx.execute(_TO_SEND, {"batch": batch_id}).all()
+    for row in tx.execute(_ELSEWHERE, {"batch": batch_id}) if any(row.has_copies for row in rows) else ():
         elsewhere.setdefault(row.instance_id, []).append(
             Elsewhere(
                 from_text(row.file_path),
@@ -102,7 +104,7 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
                 row.transfer_syntax_uid,
             )
         )
-    for row in tx.execute(_TO_SEND, {"batch": batch_id}):
+    for row in rows:
         path = from_text(row.processed_filepath)
         if row.content_digest is None:
             unread.append(Unread(row.id, path, row.sop_instance_uid, row.attempts))
@@ -251,5 +253,6 @@ def lost_files(tx: Connection, batch_ids: Sequence[int]) -> list[Lost]:
 def tally(tx: Connection, batch_id: int) -> Tally:
     """Return the number of a batch's instances by outcome."""
     outcomes = Counter({Outcome(row.outcome): row.n for row in tx.execute(_TALLY, {"batch": batch_id})})
-    worst = tx.execute(_WORST, {"batch": batch_id}).one_or_none()
+    failed = any(outcomes[outcome] for outcome in (Outcome.RETRY, *UNDELIVERABLE))
+    worst = tx.execute(_WORST, {"batch": batch_id}).one_or_none() if failed else None
     return Tally(outcomes, None if worst is None else (worst.outcome, worst.dimse_status, worst.error_comment))

@@ -151,6 +151,7 @@ def recover(tx: Connection, batch_ids: Iterable[int]) -> None:
         batches.retry(tx, row.id, reason="RETRY: the files that failed are there again, or replaced")
 
 
-def settle(tx: Connection, batch_id: int) -> None:
-    """Supersede the instances of a batch whose files are changed or gone, and of which a newer version is registered."""
-    tx.execute(_SETTLE, {"batch": batch_id})
+def settle(tx: Connection, batch_id: int) -> bool:
+    """Supersede the instances of a batch whose files are changed or gone, and of which a newer version is registered; return
+    whether there are any."""
+    return tx.execute(_SETTLE, {"batch": batch_id}).rowcount > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import signal
 import socket
 import ssl
@@ -618,7 +619,7 @@ def test_echo_uses_identity_tls_and_pin(certificates: Path, tmp_path: Path) -> N
     secret.write_text("a passcode")
     secret.chmod(0o600)
     identity = UserIdentity(2, "user", str(secret))
-    pin = blake3(ssl.PEM_cert_to_DER_cert((certificates / "stranger.pem").read_text())).hexdigest()
+    pin = hashlib.sha256(ssl.PEM_cert_to_DER_cert((certificates / "stranger.pem").read_text())).hexdigest()
     for name, met in (("stranger", True), ("server", False)):
         with scripted.scripted(Script(tls=_server(certificates, name))) as receiver:
             result = echo(peer_at(receiver.port, tls=Tls(pin_sha256=pin), user_identity=identity))
