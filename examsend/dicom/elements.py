@@ -106,7 +106,14 @@ _LENGTH = struct.Struct("<L").unpack_from
 
 
 def skim(
-    data: bytes, offset: int, size: int, *, explicit: bool, wanted: Mapping[int, int], most: int, values: dict[int, bytes]
+    data: bytes,
+    offset: int,
+    size: int,
+    *,
+    explicit: bool,
+    wanted: Mapping[int, int],
+    most: int,
+    values: dict[int, bytes],
 ) -> Skimmed:
     """Read the elements with which a data set in little endian begins, as far as they are plain, and put the values of the
     ``wanted`` ones of at most ``most`` bytes into ``values``: of repeated elements the first. ``walk`` goes on from there.
@@ -133,8 +140,8 @@ def skim(
             raw, length = _IMPLICIT_HEADER(data, pos)
             begin = pos + 8
         end = begin + length
-        # Items and pixel data are in groups of their own; an undefined length is odd.
-        if end > size or length & 1 or not raw or raw & 0xFFFF in _APART:
+        # Pixel data and items are in the last groups; an undefined length is odd.
+        if end > size or length & 1 or raw & 0xFFFF >= _PIXEL_GROUP or not raw:
             break
         if raw in wanted:
             if end > present or length > most:
@@ -147,7 +154,7 @@ def skim(
     return Skimmed(pos - offset, as_read(last))
 
 
-_APART = frozenset({0xFFFE, 0x7FE0})
+_PIXEL_GROUP = 0x7FE0
 
 
 def as_read(tag: int) -> int:

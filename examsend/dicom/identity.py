@@ -172,7 +172,7 @@ def _described(fd: int, file: os.stat_result, head: bytes, found: _Found, *, acc
     if _value(found.values.get(_SOP_CLASS, b"")) == MEDIA_STORAGE_DIRECTORY:
         raise NotDicom("DICOMDIR", "a DICOMDIR: it lists instances and is not an instance")
     try:
-        uids = {tag: _uid(found, tag, what) for tag, what in _UIDS.items()}
+        study, series, sop_class, sop_instance = [_uid(found, tag, what) for tag, what in _UIDS.items()]
     except FileProblem:
         if cut is not None:
             raise cut from None
@@ -181,10 +181,10 @@ def _described(fd: int, file: os.stat_result, head: bytes, found: _Found, *, acc
         raise Unacceptable("INVALID_UID", "Transfer Syntax UID (0002,0010) is not a UID")
     _check_even(found)
     return DicomFile(
-        uids[_STUDY],
-        uids[_SERIES],
-        uids[_SOP_CLASS],
-        uids[_SOP_INSTANCE],
+        study,
+        series,
+        sop_class,
+        sop_instance,
         start.syntax,
         _integer(found.values.get(_SERIES_NUMBER)),
         _integer(found.values.get(_INSTANCE_NUMBER)),
@@ -230,9 +230,7 @@ def _check_whole(fd: int, size: int, head: bytes, start: Start, found: _Found) -
     found.length = source.size
     read = None
     if little and isinstance(source, FileSource):
-        read = skim(
-            head, start.offset, size, explicit=explicit, wanted=_SKIMMED, most=_MAX_VALUE, values=found.values
-        )
+        read = skim(head, start.offset, size, explicit=explicit, wanted=_SKIMMED, most=_MAX_VALUE, values=found.values)
     empty = read is None or not read.end
     for kind, depth, tag, _, _, begin, length in walk(source, explicit=explicit, little=little, after=read):
         empty = False
@@ -248,7 +246,8 @@ def _check_whole(fd: int, size: int, head: bytes, start: Start, found: _Found) -
     if empty:
         raise Incomplete("TRUNCATED", "the file ends before its data set")
     if found.pixel_length:
-        needed = _native_length(found, little=little)
+        values = found.values
+        needed = _native_length(tuple([values.get(tag, b"") for tag in _GEOMETRY]), little=little)
         if needed is not None and found.pixel_length < needed:
             raise Incomplete(
                 "PIXEL_DATA_SHORT",
@@ -274,23 +273,22 @@ _SUBSAMPLED = {"YBR_FULL_422": 2.0, "YBR_PARTIAL_422": 2.0, "YBR_PARTIAL_420": 1
 """Samples of one pixel on average where the colour is sub-sampled (PS3.3 C.7.6.3.1.2)."""
 
 
-def _native_length(found: _Found, *, little: bool) -> int | None:
-    """Return the fewest bytes that native pixel data of this geometry can have, None where the file lacks the geometry."""
+_GEOMETRY = (_ROWS, _COLUMNS, _BITS, _SAMPLES, _FRAMES, _PHOTOMETRIC)
 
+
+@functools.lru_cache(256)
+def _native_length(geometry: tuple[bytes, ...], *, little: bool) -> int | None:
+    """Given the values of ``_GEOMETRY``, return the fewest bytes that native pixel data of it can have, None where the file lacks
+    some of it."""
     order: Literal["little", "big"] = "little" if little else "big"
-
-    def number(tag: int) -> int | None:
-        raw = found.values.get(tag, b"")
-        return None if len(raw) < 2 else int.from_bytes(raw[:2], order)
-
-    rows, columns, bits = number(_ROWS), number(_COLUMNS), number(_BITS)
+    rows, columns, bits, samples = (None if len(raw) < 2 else int.from_bytes(raw[:2], order) for raw in geometry[:4])
     if not rows or not columns or not bits:
         return None
-    frames = max(_integer(found.values.get(_FRAMES)) or 1, 1)
-    samples: float = number(_SAMPLES) or 1
-    if samples == 3:
-        samples = _SUBSAMPLED.get(text(found.values.get(_PHOTOMETRIC, b"")), samples)
-    return int(rows * columns * samples * frames * bits) // 8
+    frames = max(_integer(geometry[4]) or 1, 1)
+    of_pixel: float = samples or 1
+    if of_pixel == 3:
+        of_pixel = _SUBSAMPLED.get(text(geometry[5]), of_pixel)
+    return int(rows * columns * of_pixel * frames * bits) // 8
 
 
 # Most files have these values in common with others of the same pass.

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import TypeVar
 
 from examsend.config.settings import Settings
 from examsend.db.engine import REFUSED_VALUES, Connection, Database
@@ -20,6 +18,7 @@ from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
 from examsend.intake.behind import Behind
 from examsend.intake.counts import Counts, Noted, Progress, Touched
 from examsend.intake.directory import Mounts, Walk, described, stays
+from examsend.intake.group import Group, Written, age_of, groups, halves
 from examsend.intake.presence import Presence
 from examsend.intake.spool import Spool, Swept
 from examsend.queue import registration, rejected, removals, seen, versions
@@ -41,33 +40,6 @@ _TRIES = 3
 
 _AHEAD = 2
 """Look-ups in progress while the files of an earlier one are registered."""
-
-
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Written:
-    """What came of files that were registered in one transaction."""
-
-    files: int
-    stay: Sequence[Arrival]
-    registered: list[Registered]
-    removed: list[str]
-    """Names of the destinations that turned out to be removed."""
-
-
-@dataclass(slots=True)
-class _Group:
-    """Files that were read, and what came of them in the database, in order."""
-
-    arrivals: list[Arrival]
-    rejections: list[Rejection]
-    others: list[str]
-    """Files that are no DICOM files."""
-    unchanged: set[str]
-    """Those among them that are registered and seem unchanged."""
-    done: list[_Written | list[Before]] = field(default_factory=list)
 
 
 class Intake:
@@ -119,8 +91,8 @@ class Intake:
             with self._behind:
                 for found in self._looked_up(files):
                     left = self._to_open(found)
-                    for at in range(0, len(left), self._settings.ingest_chunk):
-                        self._register(left[at : at + self._settings.ingest_chunk])
+                    for group in groups(left, self._settings.ingest_chunk):
+                        self._register(group)
                         self._show()
                     self._show()
             self._show()
@@ -145,8 +117,8 @@ class Intake:
                 continue
             files.append(described(path, stat))
         with self._presence, self._behind:
-            for at in range(0, len(files), self._settings.ingest_chunk):
-                self._register(files[at : at + self._settings.ingest_chunk])
+            for group in groups(files, self._settings.ingest_chunk):
+                self._register(group)
         self._database.run(lambda tx: rejected.forget(tx, self.counts.gone), idempotent=True)
 
     @property
@@ -174,9 +146,9 @@ class Intake:
             except REFUSED_VALUES:
                 if len(group) == 1:
                     return seen.Seen(list(group), [], [])
-                halves = [look_up(half) for half in _halves(group)]
+                found = [look_up(half) for half in halves(group)]
                 names = ("new", "rejected", "known")
-                return seen.Seen(*([f for half in halves for f in getattr(half, name)] for name in names))
+                return seen.Seen(*([f for half in found for f in getattr(half, name)] for name in names))
 
         with ThreadPoolExecutor(1, thread_name_prefix="seen") as pool:
             asked: deque[Future[seen.Seen]] = deque()
@@ -227,7 +199,7 @@ class Intake:
         others, self._others = self._others, []
         if not (arrivals or rejections or others):
             return
-        group = _Group(arrivals, rejections, others, self._unchanged)
+        group = Group(arrivals, rejections, others, self._unchanged)
         if self._spool is None:
             self._behind.put(group)
             return
@@ -236,7 +208,7 @@ class Intake:
         finally:
             self._account(group)
 
-    def _record(self, group: _Group) -> None:
+    def _record(self, group: Group) -> None:
         """Write in the database what was read. Nothing is counted here: it may run on another thread."""
         if group.arrivals and self._spool is not None:
             self._put_aside(self._spool, group)
@@ -248,17 +220,17 @@ class Intake:
             # One that could not be read, and was rejected for it, may have become readable.
             self._database.run(lambda tx: rejected.forget(tx, group.others), idempotent=True)
 
-    def _account(self, group: _Group) -> None:
+    def _account(self, group: Group) -> None:
         """Count what came of the files of a group, as far as it was written."""
         for done in group.done:
-            if isinstance(done, _Written):
+            if isinstance(done, Written):
                 self.counts.removed += done.removed
                 self.counts.deferred += done.files - len(done.stay)
                 self._count(done.stay, done.registered, group.unchanged)
             else:
                 self._note(done)
 
-    def _put_aside(self, spool: Spool, group: _Group) -> None:
+    def _put_aside(self, spool: Spool, group: Group) -> None:
         """Put files aside in the spool, then register them."""
         for _ in range(_TRIES):
             taken = spool.take(group.arrivals)
@@ -276,7 +248,7 @@ class Intake:
         for path, reason in spool.settle(taken, registered):
             self.counts.not_removed.append(Noted(path, f"it is registered, and cannot be removed: {reason}"))
 
-    def _write(self, group: _Group, arrivals: Sequence[Arrival]) -> list[Arrival]:
+    def _write(self, group: Group, arrivals: Sequence[Arrival]) -> list[Arrival]:
         """Register files in one transaction; where the database does not take one of them, the others without it. Return those
         that are registered. Raises Swept."""
 
@@ -305,7 +277,7 @@ class Intake:
             kept, stay, registered = self._database.run(write, idempotent=True)
         except REFUSED_VALUES as error:
             if len(arrivals) > 1:
-                return [written for half in _halves(arrivals) for written in self._write(group, half)]
+                return [written for half in halves(arrivals) for written in self._write(group, half)]
             [arrival] = arrivals
             f = arrival.file
             sentence = f"the database does not take what the file says ({type(error).__name__})"
@@ -314,16 +286,16 @@ class Intake:
             return []
         removed = [self._names[d] for d in self._routed if d not in kept]
         self._routed = kept
-        group.done.append(_Written(len(arrivals), stay, registered, removed))
+        group.done.append(Written(len(arrivals), stay, registered, removed))
         return list(stay)
 
-    def _reject(self, group: _Group, rejections: Sequence[Rejection]) -> None:
+    def _reject(self, group: Group, rejections: Sequence[Rejection]) -> None:
         """Record files that cannot be registered. One that the database cannot even name is only reported."""
         try:
             recorded = self._database.run(lambda tx: rejected.record(tx, rejections), idempotent=True)
         except REFUSED_VALUES:
             if len(rejections) > 1:
-                for half in _halves(rejections):
+                for half in halves(rejections):
                     self._reject(group, half)
                 return
             recorded = [Before(r.file, r.sentence, reported=False, dismissed=False) for r in rejections]
@@ -349,7 +321,7 @@ class Intake:
 
     def _read(self, file: FileStat) -> Arrival | Rejection | None:
         """Read one file. Return None if it is neither registered nor rejected; it is then counted here."""
-        age = _age(file)
+        age = age_of(file)
         if 0 <= age < self._settings.settle:
             self.counts.deferred += 1
             return None
@@ -414,24 +386,3 @@ class Intake:
         if found.kind is Kind.OLDER_VERSION:
             return f"{known}, in a newer file that this pass found: this version is not sent"
         return f"{known}: this version goes with batch {found.batch_id}, and the archive may keep either"
-
-
-def _halves(parts: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    middle = len(parts) // 2
-    return parts[:middle], parts[middle:]
-
-
-def _age(file: FileStat) -> float:
-    """Return how long ago a file was modified, in seconds; less than 0 where its file system's clock is ahead of ours.
-
-    A modification time in the future was set by a program, and says nothing. The time of the last change of the inode then
-    stands for it, which no program can set.
-    """
-    now = time.time()
-    age = now - file.mtime_ns / 1e9
-    if age < 0:
-        try:
-            return now - os.lstat(file.path).st_ctime
-        except OSError:
-            return age
-    return age

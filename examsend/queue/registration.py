@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -37,8 +38,7 @@ ARRIVED = ADDED - {Kind.OLDER_VERSION}
 """Kinds of a file that is to be delivered, unless a policy of its destination forbids it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(NamedTuple):
     """The result for one arrival and one destination."""
 
     arrival: Arrival

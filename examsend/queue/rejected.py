@@ -124,16 +124,19 @@ def forget(tx: Connection, paths: Sequence[str]) -> None:
         tx.execute(_FORGET, {"paths": texts([to_text(p) for p in paths])})
 
 
-def seen_again(tx: Connection, files: Sequence[FileStat]) -> dict[FileStat, Before]:
+def seen_again(
+    tx: Connection, files: Sequence[FileStat], as_arrays: dict[str, str] | None = None
+) -> dict[FileStat, Before]:
     """Given files, return what is known of those that were rejected before and not changed since, and set their last_seen_at.
 
-    A file that could not be read is not among them: its permissions, or examsend, may have changed.
+    A file that could not be read is not among them: its permissions, or examsend, may have changed. ``as_arrays``: the same files,
+    if there are ``arrays`` of them already.
     """
     if not files:
         return {}
     return {
         (file := files[row.n - 1]): Before(file, row.reason, reported=row.reported, dismissed=row.dismissed)
-        for row in tx.execute(_SEEN_AGAIN, arrays(files))
+        for row in tx.execute(_SEEN_AGAIN, as_arrays or arrays(files))
     }
 
 
