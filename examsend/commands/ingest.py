@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +133,8 @@ def run(
             progress=progress,
         )
         try:
-            intake.run(roots)
+            with _few_collections():
+                intake.run(roots)
         except (KeyboardInterrupt, SystemExit) as end:
             raise _interrupted(intake, end) from None
         database.run(lambda tx: rejected.reported(tx, [r.path for r in intake.counts.rejections]), idempotent=True)
@@ -168,6 +171,18 @@ def run(
             for batch, left in intake.left_out.items()
         ),
     )
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let Python look for unreachable cycles less often: a pass makes a dozen objects for each file and nearly no cycles, and the
+    search takes a tenth of its time."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _spool(settings: Settings, roots: Sequence[str], mode: SpoolMode | None, remove: bool | None) -> Spool | None:

@@ -56,7 +56,7 @@ class Settings:
     incomplete_after: float = _setting(
         300.0, checks.number(0, 7 * 86400), "A truncated file is rejected once it is this many seconds old."
     )
-    ingest_chunk: int = _setting(500, checks.whole(1, 10_000), "Files registered in one transaction.")
+    ingest_chunk: int = _setting(1000, checks.whole(1, 10_000), "Files registered in one transaction.")
     spool: SpoolMode = _setting(
         SpoolMode.NONE,
         checks.member(SpoolMode),

@@ -7,9 +7,9 @@ what is inside them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from examsend.dicom import vrs
 from examsend.dicom.source import Source
@@ -92,22 +92,99 @@ class _Level:
     """Offset that its content must not pass: its own end, or the nearest known end around it."""
 
 
+class Skimmed(NamedTuple):
+    """Where the elements end that ``skim`` has read, and the tag of the last of them."""
+
+    end: int
+    """Bytes of the data set."""
+    last_tag: int
+
+
+_EXPLICIT_HEADER = struct.Struct("<L2sH").unpack_from
+_IMPLICIT_HEADER = struct.Struct("<LL").unpack_from
+_LENGTH = struct.Struct("<L").unpack_from
+
+
+def skim(
+    data: bytes,
+    offset: int,
+    size: int,
+    *,
+    explicit: bool,
+    wanted: Mapping[int, int],
+    most: int,
+    values: dict[int, bytes],
+) -> Skimmed:
+    """Read the elements with which a data set in little endian begins, as far as they are plain, and put the values of the
+    ``wanted`` ones of at most ``most`` bytes into ``values``: of repeated elements the first. ``walk`` goes on from there.
+
+    ``data`` is the beginning of a file, ``offset`` that of its data set, and ``size`` that of the file, in bytes. ``wanted`` has
+    tags by what ``as_read`` makes of them. An element is plain if its value is complete, has an even length, and is neither pixel
+    data nor longer than ``most`` and wanted. In most files that is every element but the last, and this is much faster.
+    """
+    pos, raw, last = offset, 0, 0
+    present = len(data)
+    stop = min(present, size) - 12
+    short, long = vrs.SHORT, vrs.LONG
+    while pos <= stop:
+        if explicit:
+            raw, vr, length = _EXPLICIT_HEADER(data, pos)
+            if vr in short:
+                begin = pos + 8
+            elif vr in long:
+                (length,) = _LENGTH(data, pos + 8)
+                begin = pos + 12
+            else:
+                break
+        else:
+            raw, length = _IMPLICIT_HEADER(data, pos)
+            begin = pos + 8
+        end = begin + length
+        # Pixel data and items are in the last groups; an undefined length is odd.
+        if end > size or length & 1 or raw & 0xFFFF >= _PIXEL_GROUP or not raw:
+            break
+        if raw in wanted:
+            if end > present or length > most:
+                break
+            tag = wanted[raw]
+            if tag not in values:
+                values[tag] = data[begin:end]
+        last = raw
+        pos = end
+    return Skimmed(pos - offset, as_read(last))
+
+
+_PIXEL_GROUP = 0x7FE0
+
+
+def as_read(tag: int) -> int:
+    """Return a tag as its four bytes in little endian are read as one number, and the other way round."""
+    return (tag & 0xFFFF) << 16 | tag >> 16
+
+
 def walk(
-    source: Source, *, explicit: bool, little: bool, descend: bool = False, sequences: Collection[int] = ()
+    source: Source,
+    *,
+    explicit: bool,
+    little: bool,
+    descend: bool = False,
+    sequences: Collection[int] = (),
+    after: Skimmed | None = None,
 ) -> Iterator[Event]:
     """Given a data set and its encoding, yield its elements in order, from its start to the end of the source.
 
     Sequences and items of undefined length are always walked. Those of a defined length are walked with ``descend``; without
     it a sequence is one VALUE, and an item yields nothing. ``sequences``: tags of sequences that ``descend`` also walks where
     the encoding does not say what they are (Implicit VR, UN). UN of undefined length is walked as Implicit VR Little Endian
-    (PS3.5 6.2.2 note 2). Unknown VRs, and elements without a VR in an explicit data set, are yielded as they are.
+    (PS3.5 6.2.2 note 2). Unknown VRs, and elements without a VR in an explicit data set, are yielded as they are. ``after``: what
+    was read of the data set already; the elements that follow are yielded.
 
     Raises Incomplete where something declared is missing, Unacceptable where the bytes are not a data set; OSError.
     """
     at = source.at
     level = _Level(0, 0, _FORMS[explicit, little], False, source.size, source.size)
     outer: list[_Level] = []
-    pos = last_tag = 0
+    pos, last_tag = after or (0, 0)
     while True:
         if pos == level.limit:
             if not outer:

@@ -12,11 +12,11 @@ import functools
 import os
 import re
 import stat
-import struct
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from examsend.dicom.digest import Digest
-from examsend.dicom.elements import PIXEL_DATA, VALUE, name, walk
+from examsend.dicom.elements import PIXEL_DATA, VALUE, as_read, name, skim, walk
 from examsend.dicom.source import FileSource, InflatedSource, Source
 from examsend.dicom.start import HEAD, Start, find_start
 from examsend.dicom.uids import (
@@ -63,6 +63,8 @@ _WANTED = frozenset(
     }
 )
 
+_SKIMMED = {as_read(tag): tag for tag in _WANTED}
+
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
 
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
@@ -74,8 +76,7 @@ _MAX_VALUE = 4096
 """Bytes of the longest value that is read."""
 
 
-@dataclass(frozen=True, slots=True)
-class DicomFile:
+class DicomFile(NamedTuple):
     """One DICOM file's identity (PS3.3 C.7.2.1, C.7.3.1, C.12.1), size, date and digest."""
 
     study_instance_uid: str
@@ -168,22 +169,22 @@ def _described(fd: int, file: os.stat_result, head: bytes, found: _Found, *, acc
         if start.raw and _SOP_INSTANCE not in found.values:
             raise NotDicom("NOT_DICOM", "not a DICOM file") from None
         raise
-    if text(found.values.get(_SOP_CLASS, b"")) == MEDIA_STORAGE_DIRECTORY:
+    if _value(found.values.get(_SOP_CLASS, b"")) == MEDIA_STORAGE_DIRECTORY:
         raise NotDicom("DICOMDIR", "a DICOMDIR: it lists instances and is not an instance")
     try:
-        uids = {tag: _uid(found, tag, what) for tag, what in _UIDS.items()}
+        study, series, sop_class, sop_instance = [_uid(found, tag, what) for tag, what in _UIDS.items()]
     except FileProblem:
         if cut is not None:
             raise cut from None
         raise
-    if not is_uid(start.syntax):
+    if not _is_uid(start.syntax):
         raise Unacceptable("INVALID_UID", "Transfer Syntax UID (0002,0010) is not a UID")
     _check_even(found)
     return DicomFile(
-        uids[_STUDY],
-        uids[_SERIES],
-        uids[_SOP_CLASS],
-        uids[_SOP_INSTANCE],
+        study,
+        series,
+        sop_class,
+        sop_instance,
         start.syntax,
         _integer(found.values.get(_SERIES_NUMBER)),
         _integer(found.values.get(_INSTANCE_NUMBER)),
@@ -227,8 +228,11 @@ def _check_whole(fd: int, size: int, head: bytes, start: Start, found: _Found) -
     else:
         source = FileSource(fd, start.offset, size, head)
     found.length = source.size
-    empty = True
-    for kind, depth, tag, _, _, begin, length in walk(source, explicit=explicit, little=little):
+    read = None
+    if little and isinstance(source, FileSource):
+        read = skim(head, start.offset, size, explicit=explicit, wanted=_SKIMMED, most=_MAX_VALUE, values=found.values)
+    empty = read is None or not read.end
+    for kind, depth, tag, _, _, begin, length in walk(source, explicit=explicit, little=little, after=read):
         empty = False
         if depth or kind != VALUE:
             continue
@@ -242,7 +246,8 @@ def _check_whole(fd: int, size: int, head: bytes, start: Start, found: _Found) -
     if empty:
         raise Incomplete("TRUNCATED", "the file ends before its data set")
     if found.pixel_length:
-        needed = _native_length(found, little=little)
+        values = found.values
+        needed = _native_length(tuple([values.get(tag, b"") for tag in _GEOMETRY]), little=little)
         if needed is not None and found.pixel_length < needed:
             raise Incomplete(
                 "PIXEL_DATA_SHORT",
@@ -268,33 +273,41 @@ _SUBSAMPLED = {"YBR_FULL_422": 2.0, "YBR_PARTIAL_422": 2.0, "YBR_PARTIAL_420": 1
 """Samples of one pixel on average where the colour is sub-sampled (PS3.3 C.7.6.3.1.2)."""
 
 
-def _native_length(found: _Found, *, little: bool) -> int | None:
-    """Return the fewest bytes that native pixel data of this geometry can have, None where the file lacks the geometry."""
+_GEOMETRY = (_ROWS, _COLUMNS, _BITS, _SAMPLES, _FRAMES, _PHOTOMETRIC)
 
-    def number(tag: int) -> int | None:
-        raw = found.values.get(tag, b"")
-        return None if len(raw) < 2 else struct.unpack_from("<H" if little else ">H", raw)[0]
 
-    rows, columns, bits = number(_ROWS), number(_COLUMNS), number(_BITS)
+@functools.lru_cache(256)
+def _native_length(geometry: tuple[bytes, ...], *, little: bool) -> int | None:
+    """Given the values of ``_GEOMETRY``, return the fewest bytes that native pixel data of it can have, None where the file lacks
+    some of it."""
+    order: Literal["little", "big"] = "little" if little else "big"
+    rows, columns, bits, samples = (None if len(raw) < 2 else int.from_bytes(raw[:2], order) for raw in geometry[:4])
     if not rows or not columns or not bits:
         return None
-    frames = max(_integer(found.values.get(_FRAMES)) or 1, 1)
-    samples: float = number(_SAMPLES) or 1
-    if samples == 3:
-        samples = _SUBSAMPLED.get(text(found.values.get(_PHOTOMETRIC, b"")), samples)
-    return int(rows * columns * samples * frames * bits) // 8
+    frames = max(_integer(geometry[4]) or 1, 1)
+    of_pixel: float = samples or 1
+    if of_pixel == 3:
+        of_pixel = _SUBSAMPLED.get(text(geometry[5]), of_pixel)
+    return int(rows * columns * of_pixel * frames * bits) // 8
+
+
+# Most files have these values in common with others of the same pass.
+_value = functools.lru_cache(256)(text)
+_is_uid = functools.lru_cache(256)(is_uid)
 
 
 def _uid(found: _Found, tag: int, what: str) -> str:
-    raw = found.values.get(tag)
-    value = "" if raw is None else text(raw)
+    raw = found.values.get(tag, b"")
+    own = tag == _SOP_INSTANCE
+    value = text(raw) if own else _value(raw)
     if not value:
         raise Unacceptable("MISSING_UID", f"no {what} {name(tag)}")
-    if not is_uid(value):
+    if not (is_uid(value) if own else _is_uid(value)):
         raise Unacceptable("INVALID_UID", f"{what} {name(tag)} is not a UID: 1 to 64 digits and dots")
     return value
 
 
+@functools.lru_cache(1024)
 def _integer(raw: bytes | None) -> int | None:
     """The first value of an IS element (PS3.5 6.2), None where it is not a number of 32 bits."""
     if raw is None:
@@ -306,12 +319,14 @@ def _integer(raw: bytes | None) -> int | None:
     return value if -(2**31) <= value < 2**31 else None
 
 
+@functools.lru_cache(256)
 def _code(raw: bytes) -> str | None:
     """The first value of a CS element, in capitals (PS3.5 6.2), None where it is none."""
     value = text(raw.split(b"\\")[0]).upper()
     return value if _CODE.fullmatch(value) else None
 
 
+@functools.lru_cache(256)
 def _line(raw: bytes) -> str | None:
     """An LO element's printable characters. The Specific Character Set is not regarded: it is read as UTF-8 or as Latin-1."""
     if not raw:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from examsend.dicom import vrs
 from examsend.dicom.uids import (
@@ -20,8 +20,11 @@ HEAD = 1 << 20
 """Bytes that are read of a file at first: most files whole. The file meta information must be within them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+_HEADER = struct.Struct("<HH2sH").unpack_from
+_LENGTH = struct.Struct("<L").unpack_from
+
+
+class Start(NamedTuple):
     """Where a file's data set begins."""
 
     offset: int
@@ -72,24 +75,25 @@ def meta_information(head: bytes, pos: int) -> tuple[int, dict[int, str]]:
     It is in Explicit VR Little Endian (PS3.10 7.1). Raises Incomplete, Unacceptable.
     """
     values: dict[int, str] = {}
+    present = len(head)
     while True:
-        element = head[pos : pos + 8]
-        if len(element) < 8:
-            if len(element) >= 2 and element[:2] != b"\x02\x00":
+        if pos + 8 > present:
+            element = head[pos : pos + 2]
+            if len(element) == 2 and element != b"\x02\x00":
                 return pos, values
             raise Incomplete("TRUNCATED", "the file ends in its file meta information")
-        group, number, vr, length = struct.unpack("<HH2sH", element)
+        group, number, vr, length = _HEADER(head, pos)
         if group != 2:
             return pos, values
         pos += 8
         if vr in vrs.LONG:
-            if len(head) < pos + 4:
+            if present < pos + 4:
                 raise Incomplete("TRUNCATED", "the file ends in its file meta information")
-            length = struct.unpack_from("<L", head, pos)[0]
+            (length,) = _LENGTH(head, pos)
             pos += 4
-        if pos + length > len(head):
-            what = f"(0002,{number:04X}) of the file meta information says {length} bytes, {len(head) - pos} are there"
-            raise Incomplete("TRUNCATED", what) if len(head) < HEAD else Unacceptable("UNPARSABLE", what)
+        if pos + length > present:
+            what = f"(0002,{number:04X}) of the file meta information says {length} bytes, {present - pos} are there"
+            raise Incomplete("TRUNCATED", what) if present < HEAD else Unacceptable("UNPARSABLE", what)
         if vr == b"UI":
             values[2 << 16 | number] = text(head[pos : pos + length])
         pos += length

@@ -61,7 +61,7 @@ class Walk:
                 continue
             below: list[str] = []
             for entry in entries:
-                if ASIDE.fullmatch(entry.name):
+                if entry.name[:1] == "." and ASIDE.fullmatch(entry.name):
                     continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
@@ -114,7 +114,7 @@ class Mounts:
 
     def above(self, path: str) -> str | None:
         """Given a file's absolute path, return its mount point; None for the root file system."""
-        directory = os.path.dirname(path)  # noqa: PTH120
+        directory = path[: path.rfind("/")] or "/"
         if directory not in self._of:
             place = directory
             while place != "/" and not os.path.ismount(place):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
-from typing import TypeVar
 
 from examsend.config.settings import Settings
 from examsend.db.engine import REFUSED_VALUES, Connection, Database
 from examsend.dicom import identity
 from examsend.errors import FileProblem, Incomplete, NotDicom, Refused
+from examsend.intake.behind import Behind
 from examsend.intake.counts import Counts, Noted, Progress, Touched
 from examsend.intake.directory import Mounts, Walk, described, stays
+from examsend.intake.group import Group, Written, age_of, groups, halves
 from examsend.intake.presence import Presence
 from examsend.intake.spool import Spool, Swept
 from examsend.queue import registration, rejected, removals, seen, versions
@@ -41,9 +42,6 @@ _AHEAD = 2
 """Look-ups in progress while the files of an earlier one are registered."""
 
 
-T = TypeVar("T")
-
-
 class Intake:
     """One pass over drop directories, for the destinations that the files are routed to."""
 
@@ -60,7 +58,8 @@ class Intake:
         progress: Progress = lambda _seen, _new, _bytes: None,
     ) -> None:
         """``verify``: also read the files that are registered and seem unchanged. ``spool``: put the files aside in it."""
-        self._database = database
+        self._behind = Behind(self._record, self._account)
+        self._database = replace(database, until=lambda: min(database.until(), self._behind.until()))
         self._settings = settings
         self._names = {d.id: d.name for d in routed}
         self._routed = list(self._names)
@@ -89,12 +88,14 @@ class Intake:
         began = self._database.run(rejected.now)
         self._during = versions.Pass(began, removes=self._spool is not None and self._spool.removes)
         with self._presence:
-            for found in self._looked_up(files):
-                left = self._to_open(found)
-                for at in range(0, len(left), self._settings.ingest_chunk):
-                    self._register(left[at : at + self._settings.ingest_chunk])
+            with self._behind:
+                for found in self._looked_up(files):
+                    left = self._to_open(found)
+                    for group in groups(left, self._settings.ingest_chunk):
+                        self._register(group)
+                        self._show()
                     self._show()
-                self._show()
+            self._show()
             self._forget_gone(roots, began)
 
     def look_again(self, paths: Sequence[str]) -> None:
@@ -115,9 +116,9 @@ class Intake:
                 self.counts.before.append(Noted(path, f"cannot be read: {error.strerror or error}"))
                 continue
             files.append(described(path, stat))
-        with self._presence:
-            for at in range(0, len(files), self._settings.ingest_chunk):
-                self._register(files[at : at + self._settings.ingest_chunk])
+        with self._presence, self._behind:
+            for group in groups(files, self._settings.ingest_chunk):
+                self._register(group)
         self._database.run(lambda tx: rejected.forget(tx, self.counts.gone), idempotent=True)
 
     @property
@@ -145,9 +146,9 @@ class Intake:
             except REFUSED_VALUES:
                 if len(group) == 1:
                     return seen.Seen(list(group), [], [])
-                halves = [look_up(half) for half in _halves(group)]
+                found = [look_up(half) for half in halves(group)]
                 names = ("new", "rejected", "known")
-                return seen.Seen(*([f for half in halves for f in getattr(half, name)] for name in names))
+                return seen.Seen(*([f for half in found for f in getattr(half, name)] for name in names))
 
         with ThreadPoolExecutor(1, thread_name_prefix="seen") as pool:
             asked: deque[Future[seen.Seen]] = deque()
@@ -188,27 +189,53 @@ class Intake:
             noted.append(Noted(one.file.path, one.reason))
 
     def _register(self, files: Sequence[FileStat]) -> None:
-        """Read files, then register them in one transaction. No file is read while the transaction is open."""
+        """Read files, then register them in one transaction. No file is read while the transaction is open that it is about.
+
+        The next files are read meanwhile, unless these are put aside.
+        """
         read = [self._read(file) for file in files]
         arrivals = [r for r in read if isinstance(r, Arrival)]
         rejections = [r for r in read if isinstance(r, Rejection)]
-        if arrivals and self._spool is not None:
-            self._put_aside(self._spool, arrivals)
-        elif arrivals:
-            self._write(arrivals)
-        if rejections:
-            self._reject(rejections)
-        if self._others:
-            # One that could not be read, and was rejected for it, may have become readable.
-            others, self._others = self._others, []
-            self._database.run(lambda tx: rejected.forget(tx, others), idempotent=True)
+        others, self._others = self._others, []
+        if not (arrivals or rejections or others):
+            return
+        group = Group(arrivals, rejections, others, self._unchanged)
+        if self._spool is None:
+            self._behind.put(group)
+            return
+        try:
+            self._record(group)
+        finally:
+            self._account(group)
 
-    def _put_aside(self, spool: Spool, originals: Sequence[Arrival]) -> None:
+    def _record(self, group: Group) -> None:
+        """Write in the database what was read. Nothing is counted here: it may run on another thread."""
+        if group.arrivals and self._spool is not None:
+            self._put_aside(self._spool, group)
+        elif group.arrivals:
+            self._write(group, group.arrivals)
+        if group.rejections:
+            self._reject(group, group.rejections)
+        if group.others:
+            # One that could not be read, and was rejected for it, may have become readable.
+            self._database.run(lambda tx: rejected.forget(tx, group.others), idempotent=True)
+
+    def _account(self, group: Group) -> None:
+        """Count what came of the files of a group, as far as it was written."""
+        for done in group.done:
+            if isinstance(done, Written):
+                self.counts.removed += done.removed
+                self.counts.deferred += done.files - len(done.stay)
+                self._count(done.stay, done.registered, group.unchanged)
+            else:
+                self._note(done)
+
+    def _put_aside(self, spool: Spool, group: Group) -> None:
         """Put files aside in the spool, then register them."""
         for _ in range(_TRIES):
-            taken = spool.take(originals)
+            taken = spool.take(group.arrivals)
             try:
-                registered = self._write(taken.arrivals) if taken.arrivals else []
+                registered = self._write(group, taken.arrivals) if taken.arrivals else []
             except Swept:
                 continue  # it took so long that another pass has deleted what was put aside
             break
@@ -221,7 +248,7 @@ class Intake:
         for path, reason in spool.settle(taken, registered):
             self.counts.not_removed.append(Noted(path, f"it is registered, and cannot be removed: {reason}"))
 
-    def _write(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
+    def _write(self, group: Group, arrivals: Sequence[Arrival]) -> list[Arrival]:
         """Register files in one transaction; where the database does not take one of them, the others without it. Return those
         that are registered. Raises Swept."""
 
@@ -250,30 +277,29 @@ class Intake:
             kept, stay, registered = self._database.run(write, idempotent=True)
         except REFUSED_VALUES as error:
             if len(arrivals) > 1:
-                return [written for half in _halves(arrivals) for written in self._write(half)]
+                return [written for half in halves(arrivals) for written in self._write(group, half)]
             [arrival] = arrivals
             f = arrival.file
             sentence = f"the database does not take what the file says ({type(error).__name__})"
             file = FileStat(arrival.found_at, f.size, f.mtime_ns, f.inode, f.ctime_ns)
-            self._reject([Rejection(file, "NOT_TAKEN", sentence, f.study_instance_uid, f.sop_instance_uid)])
+            self._reject(group, [Rejection(file, "NOT_TAKEN", sentence, f.study_instance_uid, f.sop_instance_uid)])
             return []
-        self.counts.removed += [self._names[d] for d in self._routed if d not in kept]
+        removed = [self._names[d] for d in self._routed if d not in kept]
         self._routed = kept
-        self.counts.deferred += len(arrivals) - len(stay)
-        self._count(stay, registered)
+        group.done.append(Written(len(arrivals), stay, registered, removed))
         return list(stay)
 
-    def _reject(self, rejections: Sequence[Rejection]) -> None:
+    def _reject(self, group: Group, rejections: Sequence[Rejection]) -> None:
         """Record files that cannot be registered. One that the database cannot even name is only reported."""
         try:
             recorded = self._database.run(lambda tx: rejected.record(tx, rejections), idempotent=True)
         except REFUSED_VALUES:
             if len(rejections) > 1:
-                for half in _halves(rejections):
-                    self._reject(half)
+                for half in halves(rejections):
+                    self._reject(group, half)
                 return
             recorded = [Before(r.file, r.sentence, reported=False, dismissed=False) for r in rejections]
-        self._note(recorded)
+        group.done.append(recorded)
 
     def _forget_gone(self, roots: Sequence[str], began: datetime) -> None:
         """Forget the rejected files in the directories that are gone or were replaced: nobody has to look at them."""
@@ -295,7 +321,7 @@ class Intake:
 
     def _read(self, file: FileStat) -> Arrival | Rejection | None:
         """Read one file. Return None if it is neither registered nor rejected; it is then counted here."""
-        age = _age(file)
+        age = age_of(file)
         if 0 <= age < self._settings.settle:
             self.counts.deferred += 1
             return None
@@ -322,7 +348,7 @@ class Intake:
             return Arrival(file.path, found, self._mounts.above(file.path))
         return None
 
-    def _count(self, arrivals: Sequence[Arrival], registered: Sequence[Registered]) -> None:
+    def _count(self, arrivals: Sequence[Arrival], registered: Sequence[Registered], unchanged: set[str]) -> None:
         counts = self.counts
         added = [r for r in registered if r.kind in ADDED]
         new = {r.arrival.found_at: r.arrival.file.size for r in added}
@@ -343,7 +369,7 @@ class Intake:
         for r in added:
             if r.late is not None:
                 counts.late[self._names[r.destination_id], r.late] += 1
-        differing = [path for path in new if path in self._unchanged]
+        differing = [path for path in new if path in unchanged]
         counts.differing += len(differing)
         counts.warnings += [
             Noted(path, "its content is not what was registered, although its size and times are") for path in differing
@@ -360,24 +386,3 @@ class Intake:
         if found.kind is Kind.OLDER_VERSION:
             return f"{known}, in a newer file that this pass found: this version is not sent"
         return f"{known}: this version goes with batch {found.batch_id}, and the archive may keep either"
-
-
-def _halves(parts: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    middle = len(parts) // 2
-    return parts[:middle], parts[middle:]
-
-
-def _age(file: FileStat) -> float:
-    """Return how long ago a file was modified, in seconds; less than 0 where its file system's clock is ahead of ours.
-
-    A modification time in the future was set by a program, and says nothing. The time of the last change of the inode then
-    stands for it, which no program can set.
-    """
-    now = time.time()
-    age = now - file.mtime_ns / 1e9
-    if age < 0:
-        try:
-            return now - os.lstat(file.path).st_ctime
-        except OSError:
-            return age
-    return age

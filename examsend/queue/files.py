@@ -63,15 +63,32 @@ class FileStat(NamedTuple):
     ctime_ns: int
 
 
-def bigints(numbers: Iterable[int]) -> str:
+def bigints(numbers: Iterable[int | None]) -> str:
     """Return numbers as the text of an array, for a parameter that is CAST to bigint[]. The driver would adapt each by itself."""
-    return "{" + ",".join(map(str, numbers)) + "}"
+    return "{" + ",".join(["NULL" if n is None else str(n) for n in numbers]) + "}"
 
 
-def arrays(files: Sequence[FileStat]) -> dict[str, list[str] | str]:
+def texts(values: Sequence[str | None]) -> str:
+    """Return texts as the text of an array, for a parameter that is CAST to text[]. The driver would adapt each by itself."""
+    if not values:
+        return "{}"
+    if None not in values:
+        # Nearly always nothing is to be escaped.
+        plain = '","'.join(values)  # type: ignore[arg-type]
+        if "\\" not in plain and plain.count('"') == 2 * len(values) - 2:
+            return f'{{"{plain}"}}'
+    return "{" + ",".join(["NULL" if v is None else _quoted(v) for v in values]) + "}"
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def arrays(files: Sequence[FileStat]) -> dict[str, str]:
     """Given files, return them as the arrays :paths, :sizes, :mtimes, :inodes and :ctimes of a statement."""
     return {
-        "paths": [to_text(f.path) for f in files],
+        "paths": texts([to_text(f.path) for f in files]),
         "sizes": bigints(f.size for f in files),
         "mtimes": bigints(f.mtime_ns for f in files),
         "inodes": bigints(signed(f.inode) for f in files),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
 from examsend.queue import batches, late, removals, replacement, series, versions, whereabouts
-from examsend.queue.files import from_text, signed, to_text
+from examsend.queue.files import bigints, from_text, signed, texts, to_text
 from examsend.queue.pending import drop_empty
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
 from examsend.queue.whereabouts import Places, columns_of
@@ -37,8 +38,7 @@ ARRIVED = ADDED - {Kind.OLDER_VERSION}
 """Kinds of a file that is to be delivered, unless a policy of its destination forbids it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(NamedTuple):
     """The result for one arrival and one destination."""
 
     arrival: Arrival
@@ -329,18 +329,18 @@ def _age(arrival: Arrival) -> tuple[int, str]:
     return arrival.file.mtime_ns, to_text(arrival.path)
 
 
-def _columns(rows: Sequence[_Row]) -> dict[str, object]:
+def _columns(rows: Sequence[_Row]) -> dict[str, str]:
     files = [row.arrival.file for row in rows]
     return {
-        "batches": [row.batch_id for row in rows],
-        "destinations": [row.destination_id for row in rows],
-        "uids": [f.sop_instance_uid for f in files],
-        "series": [f.series_instance_uid for f in files],
-        "classes": [f.sop_class_uid for f in files],
-        "series_numbers": [f.series_number for f in files],
-        "numbers": [f.instance_number for f in files],
-        "digests": [f.content_digest.hex() for f in files],
-        "outcomes": [row.outcome for row in rows],
-        "another": [row.another for row in rows],
+        "batches": bigints(row.batch_id for row in rows),
+        "destinations": bigints(row.destination_id for row in rows),
+        "uids": texts([f.sop_instance_uid for f in files]),
+        "series": texts([f.series_instance_uid for f in files]),
+        "classes": texts([f.sop_class_uid for f in files]),
+        "series_numbers": bigints(f.series_number for f in files),
+        "numbers": bigints(f.instance_number for f in files),
+        "digests": texts([f.content_digest.hex() for f in files]),
+        "outcomes": texts([row.outcome for row in rows]),
+        "another": "{" + ",".join(["t" if row.another else "f" for row in rows]) + "}",
         **columns_of([row.arrival for row in rows]),
     }

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from examsend.db.due import NOW
-from examsend.queue.files import FileStat, arrays, from_text, to_text
+from examsend.queue.files import FileStat, arrays, from_text, texts, to_text
 
 _SEEN_AGAIN = text("""
     UPDATE rejected_files r SET last_seen_at = clock_timestamp()
@@ -80,9 +80,12 @@ _RECORD = text(f"""
     RETURNING r.file_path, r.reported_at IS NOT NULL AS reported, r.dismissed_at IS NOT NULL AS dismissed
 """)
 
+# OFFSET 0: one index look-up per path, as in ``seen``.
 _FORGET = text("""
-    DELETE FROM rejected_files WHERE md5(file_path) = ANY(SELECT md5(p) FROM unnest(CAST(:paths AS text[])) p)
-      AND file_path = ANY(CAST(:paths AS text[]))
+    DELETE FROM rejected_files WHERE id = ANY(ARRAY(
+        SELECT f.id FROM unnest(CAST(:paths AS text[])) w (path)
+        CROSS JOIN LATERAL (SELECT r.id FROM rejected_files r
+                            WHERE md5(r.file_path) = md5(w.path) AND r.file_path = w.path OFFSET 0) f))
 """)
 
 
@@ -118,19 +121,22 @@ def reported(tx: Connection, paths: Sequence[str]) -> None:
 def forget(tx: Connection, paths: Sequence[str]) -> None:
     """Delete the rejections of files that are registered now."""
     if paths:
-        tx.execute(_FORGET, {"paths": [to_text(p) for p in paths]})
+        tx.execute(_FORGET, {"paths": texts([to_text(p) for p in paths])})
 
 
-def seen_again(tx: Connection, files: Sequence[FileStat]) -> dict[FileStat, Before]:
+def seen_again(
+    tx: Connection, files: Sequence[FileStat], as_arrays: dict[str, str] | None = None
+) -> dict[FileStat, Before]:
     """Given files, return what is known of those that were rejected before and not changed since, and set their last_seen_at.
 
-    A file that could not be read is not among them: its permissions, or examsend, may have changed.
+    A file that could not be read is not among them: its permissions, or examsend, may have changed. ``as_arrays``: the same files,
+    if there are ``arrays`` of them already.
     """
     if not files:
         return {}
     return {
         (file := files[row.n - 1]): Before(file, row.reason, reported=row.reported, dismissed=row.dismissed)
-        for row in tx.execute(_SEEN_AGAIN, arrays(files))
+        for row in tx.execute(_SEEN_AGAIN, as_arrays or arrays(files))
     }
 
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from sqlalchemy import Connection, RowMapping, text
 
 from examsend.db.due import ABANDONED, NOW
-from examsend.queue.files import from_text, signed, to_text
+from examsend.queue.files import from_text, signed, texts, to_text
 
 _LOCK = 0x65786D73_676F6E65
 """Key of the advisory lock ("exms", "gone")."""
@@ -130,7 +130,7 @@ def leaving(tx: Connection, paths: Sequence[str], began: datetime | None) -> set
     """Return those of the files that are being removed, or were since a pass ``began`` to look for files: what it has read of them
     is not there any more. Nobody decides that others may go until this transaction ends."""
     together(tx)
-    return {paths[n - 1] for n in tx.scalars(_LEAVING, {"paths": [to_text(p) for p in paths], "began": began})}
+    return {paths[n - 1] for n in tx.scalars(_LEAVING, {"paths": texts([to_text(p) for p in paths]), "began": began})}
 
 
 def leaving_now(tx: Connection, paths: Sequence[str], *, besides: int = 0) -> set[str]:

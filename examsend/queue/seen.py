@@ -50,11 +50,13 @@ class Seen:
 
 def look_up(tx: Connection, files: Sequence[FileStat], destination_ids: Sequence[int]) -> Seen:
     """Given files and destinations, return which files are new, rejected and known, in the order given."""
-    left = [files[n - 1] for n in tx.scalars(_NOT_REGISTERED, {**arrays(files), "destinations": list(destination_ids)})]
-    before = rejected.seen_again(tx, left)
-    others = set(left) if left else left
+    asked = arrays(files)
+    left = [files[n - 1] for n in tx.scalars(_NOT_REGISTERED, {**asked, "destinations": list(destination_ids)})]
+    none_known = len(left) == len(files)
+    before = rejected.seen_again(tx, left, asked if none_known else None)
+    others = set(left) if left and not none_known else set()
     return Seen(
-        new=[f for f in left if f not in before],
-        rejected=[before[f] for f in left if f in before],
-        known=[f for f in files if f not in others] if others else list(files),
+        new=[f for f in left if f not in before] if before else left,
+        rejected=[before[f] for f in left if f in before] if before else [],
+        known=[] if none_known else [f for f in files if f not in others] if others else list(files),
     )

@@ -17,7 +17,7 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from examsend.dicom.identity import DicomFile
-from examsend.queue.files import OVERWRITTEN, from_text, to_text
+from examsend.queue.files import OVERWRITTEN, bigints, from_text, texts, to_text
 from examsend.queue.late import Resending
 from examsend.states import NOT_COUNTED, Outcome
 
@@ -86,12 +86,15 @@ class Pass:
     """What it found of studies that are sent again as a whole."""
 
 
+# OFFSET 0 forces one index look-up per instance: without statistics (a new table) the planner would read the whole table for
+# each group of files.
 _LOAD = text("""
     SELECT i.id, i.destination_id, i.sop_instance_uid, i.batch_id, i.outcome, i.content_digest, i.processed_filepath,
            coalesce(i.file_mtime_ns, 0) AS mtime, i.file_ctime_ns,
            coalesce(i.created_at >= CAST(:began AS timestamptz), false) AS in_pass
     FROM unnest(CAST(:destinations AS bigint[]), CAST(:uids AS text[])) w (destination, uid)
-    JOIN exam_batch_instances i ON i.destination_id = w.destination AND i.sop_instance_uid = w.uid
+    CROSS JOIN LATERAL (SELECT k.* FROM exam_batch_instances k
+                        WHERE k.destination_id = w.destination AND k.sop_instance_uid = w.uid OFFSET 0) i
     ORDER BY i.id
 """)
 
@@ -106,7 +109,7 @@ def load(tx: Connection, keys: Iterable[Key], began: datetime | None) -> dict[Ke
     wanted = sorted(set(keys))
     found: dict[Key, list[Version]] = {key: [] for key in wanted}
     by_id: dict[int, Version] = {}
-    values = {"destinations": [d for d, _ in wanted], "uids": [u for _, u in wanted], "began": began}
+    values = {"destinations": bigints(d for d, _ in wanted), "uids": texts([u for _, u in wanted]), "began": began}
     for row in tx.execute(_LOAD, values):
         version = Version(
             row.id,
@@ -187,7 +190,7 @@ def note_overwritten(
     """Record which paths hold other content now than was registered. Return (path, SOP Instance UID that it held before)."""
     paths = [to_text(a.found_at) for a in arrivals]
     values = {
-        "paths": paths,
+        "paths": texts(paths),
         "destinations": list(destination_ids),
         "overwritten": OVERWRITTEN,
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection, text
 
-from examsend.queue.files import bigints, from_text, signed, to_text
+from examsend.queue.files import bigints, from_text, signed, texts, to_text
 from examsend.queue.versions import FILE_LOST, Arrival, Key, Version
 from examsend.states import Outcome
 
@@ -85,7 +85,7 @@ class Places:
     def write(self, tx: Connection) -> None:
         """Write what was noted. What was noted of new instances is written once these have been inserted."""
         if self._moves:
-            tx.execute(_MOVE, {"ids": list(self._moves), **columns_of(list(self._moves.values()))})
+            tx.execute(_MOVE, {"ids": bigints(self._moves), **columns_of(list(self._moves.values()))})
             self._moves.clear()
         if self._aliases:
             also(tx, [(arrival, destination) for ((destination, _), _), arrival in self._aliases.items()])
@@ -99,24 +99,24 @@ def also(tx: Connection, found: Sequence[tuple[Arrival, int]]) -> None:
     tx.execute(
         _ALIAS,
         {
-            "destinations": [destination for _, destination in found],
-            "uids": [a.file.sop_instance_uid for a in files],
-            "digests": [a.file.content_digest.hex() for a in files],
+            "destinations": bigints(destination for _, destination in found),
+            "uids": texts([a.file.sop_instance_uid for a in files]),
+            "digests": texts([a.file.content_digest.hex() for a in files]),
             **columns_of(files),
         },
     )
 
 
-def columns_of(arrivals: Sequence[Arrival]) -> dict[str, list[str | None] | str]:
+def columns_of(arrivals: Sequence[Arrival]) -> dict[str, str]:
     """Return what is remembered of files, one list of values for each column."""
     files = [arrival.file for arrival in arrivals]
     return {
-        "paths": [to_text(a.path) for a in arrivals],
-        "mounts": [None if a.mount_point is None else to_text(a.mount_point) for a in arrivals],
+        "paths": texts([to_text(a.path) for a in arrivals]),
+        "mounts": texts([None if a.mount_point is None else to_text(a.mount_point) for a in arrivals]),
         "sizes": bigints(f.size for f in files),
         "mtimes": bigints(f.mtime_ns for f in files),
         "inodes": bigints(signed(f.inode) for f in files),
         "ctimes": bigints(signed(f.ctime_ns) for f in files),
         "offsets": bigints(f.dataset_offset for f in files),
-        "syntaxes": [f.transfer_syntax_uid for f in files],
+        "syntaxes": texts([f.transfer_syntax_uid for f in files]),
     }

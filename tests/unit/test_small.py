@@ -22,7 +22,7 @@ def test_option_beats_environment_beats_file_beats_default(tmp_path: Path) -> No
     file.write_text("settle = 1\nlease = 2\ndatabase_wait = 3\n")
     environ = {"EXAMSEND_LEASE": "20", "EXAMSEND_DATABASE_WAIT": "30"}
     made = load(file, environ=environ, options={"database_wait": 300})
-    assert (made.settle, made.lease, made.database_wait, made.ingest_chunk) == (1, 20, 300, 500)
+    assert (made.settle, made.lease, made.database_wait, made.ingest_chunk) == (1, 20, 300, 1000)
 
 
 @pytest.mark.parametrize(
