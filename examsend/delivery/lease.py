@@ -13,7 +13,7 @@ from typing import TypeVar
 from examsend.db.engine import Connection, Database
 from examsend.delivery.stop import Stop
 from examsend.errors import DatabaseUnavailable, LostClaim
-from examsend.queue.claim import Claim, renew
+from examsend.queue.claim import Claim, lock, renew
 
 T = TypeVar("T")
 
@@ -54,8 +54,9 @@ class Lease:
         """Run work that only reads. Raises DatabaseUnavailable."""
         return self._database.run(work, until=self.until)
 
-    def write(self, work: Callable[[Connection], T]) -> T:
-        """Run work in a transaction that first renews the lease. No other sender can claim the batch while it runs.
+    def write(self, work: Callable[[Connection], T], *, ends: bool = False) -> T:
+        """Run work in a transaction that first renews the lease. No other sender can claim the batch while it runs. Where the work
+        ``ends`` the claim, the lease is not renewed.
 
         The work must come to the same when it runs twice: whether a try was committed may be unknown.
 
@@ -66,7 +67,7 @@ class Lease:
         def fenced(tx: Connection) -> T:
             nonlocal began
             began = time.monotonic()  # before the database reads its clock
-            renew(tx, self.claim)
+            (lock if ends else renew)(tx, self.claim)
             return work(tx)
 
         self._writing += 1

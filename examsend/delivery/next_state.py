@@ -58,13 +58,13 @@ def finish(
 
     def work(tx: Connection) -> tuple[NextState, Tally]:
         write_rest(tx)
-        is_sent = batches.sent(tx, claim)
-        if not is_sent and replacement.settle(tx, claim.batch_id):
-            is_sent = batches.sent(tx, claim)
-        if is_sent:
+        sent = batches.sent(tx, claim)
+        if not sent and replacement.settle(tx, claim.batch_id):
+            sent = batches.sent(tx, claim)
+        if sent and sent.to_confirm:
             confirmation.open_sent(tx, claim.batch_id)
         tally = instances.tally(tx, claim.batch_id)
-        state = NextState(BatchState.SENT) if is_sent else decide(claim, destination, findings, tally, stopped=stopped)
+        state = NextState(BatchState.SENT) if sent else decide(claim, destination, findings, tally, stopped=stopped)
         if stored:
             record_success(tx, destination.id, ago=findings.stored_ago)
         held = 0.0
@@ -77,7 +77,7 @@ def finish(
         return tried[-1]
 
     try:
-        return lease.write(work)
+        return lease.write(work, ends=True)
     except LostClaim:
         # A try whose COMMIT was not answered may have been committed; the claim has ended with it.
         if tried:
@@ -175,4 +175,4 @@ def put_back_after_bug(
             totals.batches_ended(tx, [claim.batch_id])
         return destination, state, instances.tally(tx, claim.batch_id)
 
-    return lease.write(work)
+    return lease.write(work, ends=True)

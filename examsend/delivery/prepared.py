@@ -31,11 +31,15 @@ class Prepared:
 
 def prepare(tx: Connection, claim: Claim, settings: Settings) -> Prepared:
     """Read a claimed batch, and insert the row of its first association if there is something to send."""
-    superseded = contents.compare(tx, claim)
-    if superseded:
-        log.warning("batch=%d superseded=%d reason='newer versions are stored'", claim.batch_id, superseded)
     unsent, unread = instances.to_send(tx, claim.batch_id)
-    destination = get_destination_by_id(tx, claim.destination_id)
+    if any(u.contested for u in unsent):
+        superseded = contents.compare(tx, claim)
+        if superseded:
+            log.warning("batch=%d superseded=%d reason='newer versions are stored'", claim.batch_id, superseded)
+        unsent, unread = instances.to_send(tx, claim.batch_id)
+    destination = claim.destination
+    if destination is None:
+        destination = get_destination_by_id(tx, claim.destination_id)
     choice = choose(tx, destination)
     row_id = None
     if unsent and not unread:

@@ -17,9 +17,10 @@ from sqlalchemy import Connection, text
 
 from examsend.db import due
 from examsend.errors import ForbiddenTransition
-from examsend.queue import attempts
+from examsend.queue import attempts, confirmation
 from examsend.queue.claim import Claim as Claim
-from examsend.queue.claim import fence, renew, require_one_row
+from examsend.queue.claim import fence, lock, require_one_row
+from examsend.queue.destination import lock_to_send
 from examsend.states import DONE, BatchState, Outcome, sql_list
 
 PENDING, READY, SENDING, SENT, FAILED = BatchState
@@ -174,12 +175,6 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
 # Concurrent claims for one destination wait for each other at its row lock. Without the lock, two of them could both find one
 # association free and together exceed the limit, or claim two batches of one study. The next statement sees what was committed
 # before the lock was given.
-_LOCK_DESTINATION = text(f"""
-    SELECT d.association_limit, d.associations_per_study, d.consecutive_failures FROM storage_backend_configs d
-    WHERE d.id = :destination AND {due.SENDABLE}
-    FOR NO KEY UPDATE
-""")
-
 _RUNNING = """
     (SELECT count(*) FROM exam_batches r
      WHERE r.destination_id = :destination AND r.status = 'SENDING' AND r.lease_expires_at > clock_timestamp())
@@ -221,7 +216,7 @@ def claim(
     The association rows of an attempt whose lease expired are closed as LEASE_LOST. ``held``: ids of the batches that the
     caller is sending, which it does not take from itself. ``study``: only a batch of this study.
     """
-    destination = tx.execute(_LOCK_DESTINATION, {"destination": destination_id}).one_or_none()
+    destination = lock_to_send(tx, destination_id)
     if destination is None:
         return None
     # One batch may use several associations at a time, if the destination's settings allow it.
@@ -239,18 +234,21 @@ def claim(
         return None
     if row.lost is not None:
         attempts.close_lost(tx, [row.id])
-    return Claim(row.id, attempt_id, row.study_instance_uid, row.destination_id, row.attempt_count, lease, began)
+    return Claim(
+        row.id, attempt_id, row.study_instance_uid, row.destination_id, row.attempt_count, lease, began, destination
+    )
 
 
 # --- during an attempt: every statement has the attempt in its condition ----------------------------------------------
 
 _SENT = text(f"""
-    UPDATE exam_batches
+    UPDATE exam_batches b
     SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}, {_NOT_HELD}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
       AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome <> '{Outcome.NOT_SENT}')
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
                       WHERE i.batch_id = :batch AND i.outcome NOT IN ({sql_list(DONE)}))
+    RETURNING {confirmation.IS_TO_CONFIRM} AS to_confirm
 """)
 
 _PUT_BACK = text(f"""
@@ -267,16 +265,25 @@ _FAIL = text(f"""
 """)
 
 
-def sent(tx: Connection, claim: Claim) -> bool:
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A batch that has become SENT."""
+
+    to_confirm: bool
+    """Its confirmation is to be opened."""
+
+
+def sent(tx: Connection, claim: Claim) -> Sent | None:
     """SENDING -> SENT, if every instance of the batch is STORED, or SUPERSEDED by a version that is STORED. Otherwise change
-    nothing and return False.
+    nothing and return None.
 
     Raises LostClaim.
     """
-    if tx.execute(_SENT, fence(claim)).rowcount == 1:
-        return True
-    renew(tx, claim)
-    return False
+    row = tx.execute(_SENT, fence(claim)).one_or_none()
+    if row is not None:
+        return Sent(row.to_confirm)
+    lock(tx, claim)
+    return None
 
 
 def put_back(

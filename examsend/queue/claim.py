@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from examsend.errors import LostClaim
+
+if TYPE_CHECKING:
+    from examsend.queue.destination import Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +29,18 @@ class Claim:
     """Seconds that the claim lasts without progress."""
     claimed_at: float = field(default_factory=time.monotonic)
     """When it was asked for, by this sender's monotonic clock."""
+    destination: Destination | None = field(default=None, compare=False)
+    """As it was when the batch was claimed."""
 
 
 _RENEW = text("""
     UPDATE exam_batches SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
+""")
+
+
+_LOCK = text("""
+    SELECT id FROM exam_batches WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING' FOR NO KEY UPDATE
 """)
 
 
@@ -44,6 +55,11 @@ def renew(tx: Connection, claim: Claim) -> None:
     Raises LostClaim.
     """
     require_one_row(claim, tx.execute(_RENEW, {**fence(claim), "lease": claim.lease}).rowcount)
+
+
+def lock(tx: Connection, claim: Claim) -> None:
+    """As ``renew``, without renewing the lease: for a transaction that ends the claim. Raises LostClaim."""
+    require_one_row(claim, len(tx.execute(_LOCK, fence(claim)).all()))
 
 
 def require_one_row(claim: Claim, rows: int) -> None:

@@ -25,6 +25,14 @@ SELDOM = 3600.0
 
 _STORED = f"EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome = '{Outcome.STORED}')"
 
+_BY_ITSELF = f"(d.confirm <> '{Confirm.NONE}' OR d.after <> 'keep' AND d.sent_is_enough)"
+
+IS_TO_CONFIRM = f"""
+    ((SELECT {_BY_ITSELF} FROM storage_backend_configs d WHERE d.id = b.destination_id)
+     OR EXISTS (SELECT 1 FROM batch_confirmations c WHERE c.resent_batch_id = b.id))
+"""
+"""Whether ``open_sent`` has something to do once a batch ``b`` is SENT, as far as the batch's destination says."""
+
 # What an operator has asked about once, at a destination that is never asked by itself, is asked about again once it is sent again.
 _OPEN = text(f"""
     INSERT INTO batch_confirmations (batch_id, destination_id, due_at, let_go_at, method)
@@ -36,7 +44,7 @@ _OPEN = text(f"""
     LEFT JOIN LATERAL (SELECT c.method FROM batch_confirmations c WHERE c.resent_batch_id = b.id ORDER BY c.batch_id DESC LIMIT 1) r
       ON true
     WHERE b.id = :batch AND b.status = '{BatchState.SENT}'
-      AND (d.confirm <> '{Confirm.NONE}' OR r.method IS NOT NULL OR d.after <> 'keep' AND d.sent_is_enough) AND {_STORED}
+      AND (r.method IS NOT NULL OR {_BY_ITSELF}) AND {_STORED}
     ON CONFLICT DO NOTHING
 """)
 

@@ -93,6 +93,9 @@ _COLUMNS = ", ".join(_NAMES)
 
 _GET = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE name = :name AND removed_at IS NULL")
 _GET_BY_ID = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE id = :id")
+_LOCK_TO_SEND = text(
+    f"SELECT {_COLUMNS} FROM storage_backend_configs d WHERE d.id = :id AND {due.SENDABLE} FOR NO KEY UPDATE"
+)
 _LIST = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE removed_at IS NULL ORDER BY name")
 _UNSENT_STATES = (BatchState.PENDING, BatchState.READY, BatchState.SENDING)
 
@@ -142,6 +145,13 @@ def get_destination(tx: Connection, name: str) -> Destination:
 def get_destination_by_id(tx: Connection, destination_id: int) -> Destination:
     """Given an id, return the destination."""
     return _destination(tx.execute(_GET_BY_ID, {"id": destination_id}).one())
+
+
+def lock_to_send(tx: Connection, destination_id: int) -> Destination | None:
+    """Lock a destination's row until the end of the transaction, and return the destination; None if nothing may be sent to it:
+    it is held, disabled or removed. Claims of its batches wait for each other here."""
+    row = tx.execute(_LOCK_TO_SEND, {"id": destination_id}).one_or_none()
+    return None if row is None else _destination(row)
 
 
 def list_destinations(tx: Connection) -> list[Destination]:
@@ -299,11 +309,19 @@ _COUNT_FAILURE = text(
     "UPDATE storage_backend_configs SET consecutive_failures = consecutive_failures + 1 WHERE id = :id"
 )
 
-_SUCCESS = text("""
+# The deliveries to one destination would wait for each other at its row.
+_SUCCESSES_EVERY = "interval '1 second'"
+
+_SUCCESS = text(f"""
     UPDATE storage_backend_configs d
     SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL, down_since = NULL,
         last_success_at = greatest(d.last_success_at, clock_timestamp() - make_interval(secs => :ago))
-    FROM (SELECT id, down_since FROM storage_backend_configs WHERE id = :id FOR NO KEY UPDATE) before
+    FROM (SELECT id, down_since FROM storage_backend_configs s
+          WHERE s.id = :id
+            AND (s.consecutive_failures > 0 OR s.held_until IS NOT NULL OR s.held_code IS NOT NULL OR s.down_since IS NOT NULL
+                 OR s.last_success_at IS NULL
+                 OR s.last_success_at < clock_timestamp() - make_interval(secs => :ago) - {_SUCCESSES_EVERY})
+          FOR NO KEY UPDATE) before
     WHERE d.id = before.id
     RETURNING before.down_since
 """)
@@ -340,8 +358,9 @@ def hold(tx: Connection, destination: Destination, problem: DestinationProblem, 
 
 
 def record_success(tx: Connection, destination_id: int, *, ago: float = 0.0) -> None:
-    """Record that a destination stored an instance ``ago`` seconds ago: end its hold and reset its failures."""
-    if tx.execute(_SUCCESS, {"id": destination_id, "ago": ago}).scalar_one() is not None:
+    """Record that a destination stored an instance ``ago`` seconds ago: end its hold and reset its failures. Where there are none,
+    and a success of the last second is recorded, nothing is written."""
+    if tx.execute(_SUCCESS, {"id": destination_id, "ago": ago}).scalar_one_or_none() is not None:
         events.record_destination(tx, Act.BACK, destination_id, who=events.BY_ITSELF)
 
 
@@ -350,12 +369,19 @@ def end_hold(tx: Connection, destination_id: int) -> bool:
     return tx.execute(_UNHOLD, {"id": destination_id}).rowcount == 1
 
 
-# Successes are recorded when an attempt ends. The instances of a batch that is being sent show earlier that the destination
-# stores. They are looked up for such batches alone, which are few.
+# Successes are recorded when an attempt ends, and not each of them. The instances of a batch that is being sent show earlier that
+# the destination stores; those of attempts that have ended since the last recorded success show the latest. They are looked up for
+# such batches alone, which are few.
 _STORED_MEANWHILE = text("""
-    SELECT greatest(d.last_success_at, (SELECT max(i.stored_at) FROM exam_batches s
-                                        JOIN exam_batch_instances i ON i.batch_id = s.id
-                                        WHERE s.destination_id = d.id AND s.status = 'SENDING' AND s.id <> b.id)) AS at,
+    SELECT greatest(d.last_success_at,
+                    (SELECT max(i.stored_at) FROM exam_batches s
+                     JOIN exam_batch_instances i ON i.batch_id = s.id
+                     WHERE s.destination_id = d.id AND s.status = 'SENDING' AND s.id <> b.id),
+                    (SELECT max(i.stored_at) FROM exam_batch_instances i
+                     WHERE i.batch_id <> b.id AND i.batch_id IN (
+                         SELECT a.batch_id FROM send_attempts a
+                         WHERE a.destination_id = d.id AND a.finished_at > d.last_success_at
+                           AND a.started_at > d.last_success_at - interval '1 hour'))) AS at,
            (SELECT max(coalesce(a.finished_at, a.started_at)) FROM send_attempts a
             WHERE a.batch_id = :batch AND a.attempt_id <> :attempt) AS previous,
            clock_timestamp() - make_interval(secs => :ago) AS failure

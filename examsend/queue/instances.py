@@ -17,7 +17,10 @@ from examsend.transfer import Item
 _TO_SEND = text(f"""
     SELECT i.id, i.processed_filepath, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
            i.dataset_offset, i.content_digest, i.attempts, i.lost_in_flight, i.strikes, i.mount_point, i.other_content_possible,
-           EXISTS (SELECT 1 FROM exam_batch_instance_aliases a WHERE a.instance_id = i.id) AS has_copies
+           EXISTS (SELECT 1 FROM exam_batch_instance_aliases a WHERE a.instance_id = i.id) AS has_copies,
+           EXISTS (SELECT 1 FROM exam_batch_instances o
+                   WHERE o.destination_id = i.destination_id AND o.sop_instance_uid = i.sop_instance_uid
+                     AND o.batch_id <> i.batch_id AND o.content_digest IS DISTINCT FROM i.content_digest) AS is_contested
     FROM exam_batch_instances i
     WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(UNSENT)})
     ORDER BY i.strikes, i.lost_in_flight, i.attempts, i.series_number NULLS LAST, i.series_instance_uid,
@@ -64,6 +67,8 @@ class Unsent:
 
     elsewhere: tuple[Elsewhere, ...] = ()
     """Other files with its content, the one found last first."""
+    contested: bool = False
+    """Another batch for the destination has an instance with its SOP Instance UID and other content."""
 
     @property
     def suspect(self) -> bool:
@@ -123,7 +128,16 @@ def to_send(tx: Connection, batch_id: int) -> tuple[list[Unsent], list[Unread]]:
         mount_point = None if row.mount_point is None else from_text(row.mount_point)
         others = tuple(elsewhere.get(row.id, ()))
         unsent.append(
-            Unsent(item, row.attempts, row.lost_in_flight, row.strikes, mount_point, row.other_content_possible, others)
+            Unsent(
+                item,
+                row.attempts,
+                row.lost_in_flight,
+                row.strikes,
+                mount_point,
+                row.other_content_possible,
+                others,
+                row.is_contested,
+            )
         )
     return unsent, unread
 
