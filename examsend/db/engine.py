@@ -1,6 +1,7 @@
 """The connection to PostgreSQL: transactions, retries for a limited time, errors as sentences.
 
-Works behind pgbouncer in transaction mode: no state of a session is kept longer than a transaction.
+Works behind pgbouncer in transaction mode: no state of a session is kept longer than a transaction, but prepared statements, which
+may be missing (see ``prepared``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tenacity
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine, create_engine, event, exc, text
 
-from examsend.db import connecting, patience
+from examsend.db import connecting, patience, prepared
 from examsend.db.patience import Until, no_limit
 from examsend.errors import CommitUnknown, ConfigError, DatabaseRefuses, DatabaseUnavailable
 
@@ -88,6 +89,8 @@ class Database:
                 committing = True
                 transaction.commit()
         except exc.DBAPIError as error:
+            if _sqlstate(error) in prepared.GONE:
+                prepared.gone(self.engine)
             translate(error, committing=committing)
             raise
 
@@ -141,7 +144,7 @@ class Database:
         def may_repeat(error: BaseException) -> bool:
             if isinstance(error, CommitUnknown):
                 return idempotent
-            rolled_back = isinstance(error, exc.DBAPIError) and _sqlstate(error) in _ROLLED_BACK
+            rolled_back = isinstance(error, exc.DBAPIError) and _sqlstate(error) in _ROLLED_BACK | prepared.GONE
             return rolled_back or isinstance(error, DatabaseUnavailable)
 
         return _retrying(limit, may_repeat)(once)
@@ -223,9 +226,10 @@ def _short_statements(connection: Connection) -> None:
 
 
 def _with_settings(
-    connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+    connection: Connection, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool
 ) -> tuple[str, Any]:
     """Put the settings of a transaction before its first statement: a message of their own would cost a round trip."""
+    statement = prepared.statement_of(connection, statement, context)
     settings = connection.info.pop(_SETTINGS, None)
     return (statement if settings is None else f"{settings}; {statement}"), parameters
 

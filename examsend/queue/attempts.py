@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
+from examsend.db.prepared import repeated
 from examsend.queue import totals
 from examsend.queue.claim import Claim
 from examsend.transfer import AssociationEnd
 
 # Its own row is found again where it is unknown whether an earlier try was committed.
-_OPEN = text("""
+_OPEN = repeated("""
     INSERT INTO send_attempts (batch_id, destination_id, attempt_id, association, host, pid, sender, instances)
     VALUES (:batch, :destination, :attempt, :association, :host, :pid, :sender, :instances)
     ON CONFLICT (attempt_id, association) DO UPDATE SET pid = :pid
@@ -25,7 +26,7 @@ _OPEN = text("""
 
 _DROP = text("DELETE FROM send_attempts WHERE id = :id AND result = 'RUNNING'")
 
-_COUNT = text("""
+_COUNT = repeated("""
     UPDATE send_attempts SET established = established OR :stored + :failed > 0, stored = :stored, failed = :failed,
         bytes_sent = :sent
     WHERE id = :id AND result = 'RUNNING'
@@ -34,7 +35,7 @@ _COUNT = text("""
 # A row that is closed already is not counted again, so that a group can be written twice.
 _CLOSED = "RETURNING destination_id, batch_id, started_at, established, result, association_seconds, stored, failed, bytes_sent"
 
-_CLOSE = text(f"""
+_CLOSE = repeated(f"""
     WITH closed AS (
         UPDATE send_attempts
         SET finished_at = clock_timestamp(), result = :result, established = :established, association_seconds = :seconds,

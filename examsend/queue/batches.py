@@ -16,6 +16,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, text
 
 from examsend.db import due
+from examsend.db.prepared import repeated
 from examsend.errors import ForbiddenTransition
 from examsend.queue import attempts, confirmation
 from examsend.queue.claim import Claim as Claim
@@ -183,7 +184,7 @@ _RUNNING = """
 _OF_STUDY = "(CAST(:study AS text) IS NULL OR b.study_instance_uid = :study)"
 
 # Each half reads its partial index in order and ends at the first row, so that the cost does not grow with the number of batches.
-_CLAIM = text(f"""
+_CLAIM = repeated(f"""
     UPDATE exam_batches b
     SET status = 'SENDING', attempt_id = :attempt, claimed_by = :by, attempt_count = b.attempt_count + 1,
         next_attempt_at = NULL, lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
@@ -241,7 +242,7 @@ def claim(
 
 # --- during an attempt: every statement has the attempt in its condition ----------------------------------------------
 
-_SENT = text(f"""
+_SENT = repeated(f"""
     UPDATE exam_batches b
     SET status = 'SENT', finished_at = clock_timestamp(), failure_code = NULL, failure = NULL, {_UNCLAIMED}, {_NOT_HELD}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
@@ -251,7 +252,7 @@ _SENT = text(f"""
     RETURNING {confirmation.IS_TO_CONFIRM} AS to_confirm
 """)
 
-_PUT_BACK = text(f"""
+_PUT_BACK = repeated(f"""
     UPDATE exam_batches b
     SET status = 'READY', next_attempt_at = {due.due_at("clock_timestamp() + make_interval(secs => :delay)")},
         attempt_count = attempt_count - :unused, failure_code = :code, failure = :reason, {_UNCLAIMED}

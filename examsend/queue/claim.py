@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from examsend.db.prepared import repeated
 from examsend.errors import LostClaim
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ class Claim:
     """As it was when the batch was claimed."""
 
 
-_RENEW = text("""
+_RENEW = repeated("""
     UPDATE exam_batches SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease)
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
 """)
 
 
-_LOCK = text("""
+_LOCK = repeated("""
     SELECT id FROM exam_batches WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING' FOR NO KEY UPDATE
 """)
 

@@ -21,6 +21,7 @@ from examsend.config.destination import (
 )
 from examsend.config.together import check_together
 from examsend.db import due
+from examsend.db.prepared import repeated
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, OwnStatuses, back_off
 from examsend.queue import events
@@ -93,7 +94,7 @@ _COLUMNS = ", ".join(_NAMES)
 
 _GET = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE name = :name AND removed_at IS NULL")
 _GET_BY_ID = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE id = :id")
-_LOCK_TO_SEND = text(
+_LOCK_TO_SEND = repeated(
     f"SELECT {_COLUMNS} FROM storage_backend_configs d WHERE d.id = :id AND {due.SENDABLE} FOR NO KEY UPDATE"
 )
 _LIST = text(f"SELECT {_COLUMNS} FROM storage_backend_configs WHERE removed_at IS NULL ORDER BY name")
@@ -312,7 +313,7 @@ _COUNT_FAILURE = text(
 # The deliveries to one destination would wait for each other at its row.
 _SUCCESSES_EVERY = "interval '1 second'"
 
-_SUCCESS = text(f"""
+_SUCCESS = repeated(f"""
     UPDATE storage_backend_configs d
     SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL, down_since = NULL,
         last_success_at = greatest(d.last_success_at, clock_timestamp() - make_interval(secs => :ago))
@@ -412,7 +413,7 @@ def stored_meanwhile(tx: Connection, batch_id: int, attempt_id: UUID, *, ago: fl
 
 # --- what is due ------------------------------------------------------------------------------------------------------
 
-_DUE_DESTINATIONS = text(f"""
+_DUE_DESTINATIONS = repeated(f"""
     SELECT due.id, due.at_once FROM (
         SELECT d.id, CASE WHEN d.consecutive_failures > 0 THEN 1
                      ELSE greatest(d.association_limit / d.associations_per_study, 1) END AS at_once,

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from examsend.db.prepared import repeated
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.queue.claim import Claim
 from examsend.queue.files import from_text
 from examsend.states import NOT_COUNTED, UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
 from examsend.transfer import Item
 
-_TO_SEND = text(f"""
+_TO_SEND = repeated(f"""
     SELECT i.id, i.processed_filepath, i.sop_class_uid, i.sop_instance_uid, i.transfer_syntax_uid, i.file_size, i.file_mtime_ns,
            i.dataset_offset, i.content_digest, i.attempts, i.lost_in_flight, i.strikes, i.mount_point, i.other_content_possible,
            EXISTS (SELECT 1 FROM exam_batch_instance_aliases a WHERE a.instance_id = i.id) AS has_copies,
@@ -160,7 +161,7 @@ class Record:
     """Length of the data set as sent, where it was answered."""
 
 
-_RECORD = text(f"""
+_RECORD = repeated(f"""
     UPDATE exam_batch_instances i
     SET outcome = w.outcome, dimse_status = w.status, error_comment = w.comment, attempts = w.tries, lost_in_flight = w.lost,
         strikes = w.strikes,
@@ -192,7 +193,7 @@ def record(tx: Connection, claim: Claim, records: Sequence[Record]) -> None:
     )
 
 
-_TALLY = text("SELECT outcome, count(*) AS n FROM exam_batch_instances WHERE batch_id = :batch GROUP BY outcome")
+_TALLY = repeated("SELECT outcome, count(*) AS n FROM exam_batch_instances WHERE batch_id = :batch GROUP BY outcome")
 
 _WORST = text(f"""
     SELECT i.outcome, i.dimse_status, i.error_comment, count(*) AS n FROM exam_batch_instances i

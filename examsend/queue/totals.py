@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from examsend.db.buckets import BUCKETS, SHARDS
 from examsend.db.due import NOW
+from examsend.db.prepared import repeated
 from examsend.states import NOT_COUNTED, BatchState, Outcome, Stage, sql_list
 
 _HOUR = "date_trunc('hour', clock_timestamp(), 'UTC')"
@@ -98,7 +99,7 @@ SUMS = ", ".join(f"sum(t.{c}) AS {c}" for c in COUNTED)
 _BOUNDS = ", ".join(f"'{b}'::float8" for b in BUCKETS)
 
 # A clock that was set back does not make a total smaller.
-_ENDED = text(f"""
+_ENDED = repeated(f"""
     WITH ended AS MATERIALIZED (
         SELECT b.destination_id, b.id % {SHARDS} AS shard, b.status = '{BatchState.SENT}' AS sent,
                greatest(extract(epoch FROM b.ready_at - b.created_at)::float8, 0) AS ready,
