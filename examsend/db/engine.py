@@ -18,7 +18,7 @@ import tenacity
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine, create_engine, event, exc, text
 
-from examsend.db import connecting, patience, prepared
+from examsend.db import connecting, messages, patience, prepared
 from examsend.db.patience import Until, no_limit
 from examsend.errors import CommitUnknown, ConfigError, DatabaseRefuses, DatabaseUnavailable
 
@@ -53,9 +53,6 @@ _CONFIGURATION = {
     "42501": "denies this user what the command needs",
     "3F000": "has no such schema",
 }
-
-_SETTINGS = "examsend_settings"
-"""Key in ``Connection.info`` of the settings of a transaction that has run no statement yet."""
 
 REFUSED_VALUES = (exc.DataError, exc.IntegrityError, ValueError, OverflowError)
 """What a statement raises where PostgreSQL, or its driver, cannot take one of the values."""
@@ -204,7 +201,7 @@ def make_engine(url_text: str) -> Engine:
     patience.install()
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "begin", _short_statements)
-    event.listen(engine, "before_cursor_execute", _with_settings, retval=True)
+    messages.listen(engine)
     return engine
 
 
@@ -222,16 +219,7 @@ def _short_statements(connection: Connection) -> None:
     if left < math.inf:
         # A statement that nobody waits for any more shall not hold its locks.
         settings += f"; SET LOCAL statement_timeout = {int(max(left, 1) * 1000)}"
-    connection.info[_SETTINGS] = settings
-
-
-def _with_settings(
-    connection: Connection, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool
-) -> tuple[str, Any]:
-    """Put the settings of a transaction before its first statement: a message of their own would cost a round trip."""
-    statement = prepared.statement_of(connection, statement, context)
-    settings = connection.info.pop(_SETTINGS, None)
-    return (statement if settings is None else f"{settings}; {statement}"), parameters
+    messages.begin(connection, settings)
 
 
 def check_version_table(connection: Connection) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -55,9 +56,8 @@ def _of(statement: str) -> _Prepared:
     return _Prepared(f"PREPARE {name} AS {body}", f"EXECUTE {name}" + (f" ({arguments})" if arguments else ""))
 
 
-def statement_of(connection: Connection, statement: str, context: Any) -> str:
-    """Given a statement that is about to be run, return what is sent for it."""
-    options = context.execution_options if context is not None else {}
+def statement_of(connection: Connection, statement: str, options: Mapping[str, Any]) -> str:
+    """Given a statement that is about to be run, and its execution options, return what is sent for it."""
     if not options.get(_OPTION) or connection.engine.get_execution_options().get(_OFF):
         return statement
     times = connection.info.setdefault(_TIMES, {})

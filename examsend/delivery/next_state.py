@@ -63,7 +63,7 @@ def finish(
             sent = batches.sent(tx, claim)
         if sent and sent.to_confirm:
             confirmation.open_sent(tx, claim.batch_id)
-        tally = instances.tally(tx, claim.batch_id)
+        tally = Tally(sent.outcomes, None) if sent else instances.tally(tx, claim.batch_id)
         state = NextState(BatchState.SENT) if sent else decide(claim, destination, findings, tally, stopped=stopped)
         if stored:
             record_success(tx, destination.id, ago=findings.stored_ago)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 
+from examsend.db.messages import later
 from examsend.db.prepared import repeated
 from examsend.queue import totals
 from examsend.queue.claim import Claim
@@ -105,12 +106,12 @@ def open_row(
 
 def drop_row(tx: Connection, row_id: int) -> None:
     """Delete the row of an association that did not begin."""
-    tx.execute(_DROP, {"id": row_id})
+    later(tx, _DROP, {"id": row_id})
 
 
 def count(tx: Connection, row_id: int, *, stored: int, failed: int, sent: int) -> None:
     """Write how far an open association has got: instances stored and failed, data set bytes of both."""
-    tx.execute(_COUNT, {"id": row_id, "stored": stored, "failed": failed, "sent": sent})
+    later(tx, _COUNT, {"id": row_id, "stored": stored, "failed": failed, "sent": sent})
 
 
 def _clean(text_of_peer: str, length: int) -> str | None:
@@ -119,7 +120,8 @@ def _clean(text_of_peer: str, length: int) -> str | None:
 
 def close_row(tx: Connection, row_id: int, end: AssociationEnd, counts: Counts) -> None:
     """Write the end of an association to its row. A row that was closed as LEASE_LOST is not changed."""
-    tx.execute(
+    later(
+        tx,
         _CLOSE,
         {
             "id": row_id,

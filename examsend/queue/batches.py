@@ -8,6 +8,7 @@ reports which. All times are those of the database.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -249,7 +250,9 @@ _SENT = repeated(f"""
       AND EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = :batch AND i.outcome <> '{Outcome.NOT_SENT}')
       AND NOT EXISTS (SELECT 1 FROM exam_batch_instances i
                       WHERE i.batch_id = :batch AND i.outcome NOT IN ({sql_list(DONE)}))
-    RETURNING {confirmation.IS_TO_CONFIRM} AS to_confirm
+    RETURNING {confirmation.IS_TO_CONFIRM} AS to_confirm,
+        (SELECT json_object_agg(o.outcome, o.n)
+         FROM (SELECT i.outcome, count(*) AS n FROM exam_batch_instances i WHERE i.batch_id = b.id GROUP BY 1) o) AS outcomes
 """)
 
 _PUT_BACK = repeated(f"""
@@ -272,6 +275,8 @@ class Sent:
 
     to_confirm: bool
     """Its confirmation is to be opened."""
+    outcomes: Counter[Outcome]
+    """The number of its instances by outcome."""
 
 
 def sent(tx: Connection, claim: Claim) -> Sent | None:
@@ -282,7 +287,7 @@ def sent(tx: Connection, claim: Claim) -> Sent | None:
     """
     row = tx.execute(_SENT, fence(claim)).one_or_none()
     if row is not None:
-        return Sent(row.to_confirm)
+        return Sent(row.to_confirm, Counter({Outcome(outcome): n for outcome, n in row.outcomes.items()}))
     lock(tx, claim)
     return None
 

@@ -21,6 +21,7 @@ from examsend.config.destination import (
 )
 from examsend.config.together import check_together
 from examsend.db import due
+from examsend.db.messages import later
 from examsend.db.prepared import repeated
 from examsend.errors import Refused, UsageError
 from examsend.outcomes import DestinationAction, DestinationProblem, OwnStatuses, back_off
@@ -314,17 +315,20 @@ _COUNT_FAILURE = text(
 _SUCCESSES_EVERY = "interval '1 second'"
 
 _SUCCESS = repeated(f"""
-    UPDATE storage_backend_configs d
-    SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL, down_since = NULL,
-        last_success_at = greatest(d.last_success_at, clock_timestamp() - make_interval(secs => :ago))
-    FROM (SELECT id, down_since FROM storage_backend_configs s
-          WHERE s.id = :id
-            AND (s.consecutive_failures > 0 OR s.held_until IS NOT NULL OR s.held_code IS NOT NULL OR s.down_since IS NOT NULL
-                 OR s.last_success_at IS NULL
-                 OR s.last_success_at < clock_timestamp() - make_interval(secs => :ago) - {_SUCCESSES_EVERY})
-          FOR NO KEY UPDATE) before
-    WHERE d.id = before.id
-    RETURNING before.down_since
+    WITH before AS MATERIALIZED (
+        SELECT s.id, s.down_since FROM storage_backend_configs s
+        WHERE s.id = :id
+          AND (s.consecutive_failures > 0 OR s.held_until IS NOT NULL OR s.held_code IS NOT NULL OR s.down_since IS NOT NULL
+               OR s.last_success_at IS NULL
+               OR s.last_success_at < clock_timestamp() - make_interval(secs => :ago) - {_SUCCESSES_EVERY})
+        FOR NO KEY UPDATE
+    ), success AS (
+        UPDATE storage_backend_configs d
+        SET consecutive_failures = 0, held_until = NULL, held_code = NULL, held_reason = NULL, down_since = NULL,
+            last_success_at = greatest(d.last_success_at, clock_timestamp() - make_interval(secs => :ago))
+        FROM before WHERE d.id = before.id
+    )
+    {events.of_destination("before.id")} FROM before WHERE before.down_since IS NOT NULL
 """)
 
 _UNHOLD = text("""
@@ -361,8 +365,7 @@ def hold(tx: Connection, destination: Destination, problem: DestinationProblem, 
 def record_success(tx: Connection, destination_id: int, *, ago: float = 0.0) -> None:
     """Record that a destination stored an instance ``ago`` seconds ago: end its hold and reset its failures. Where there are none,
     and a success of the last second is recorded, nothing is written."""
-    if tx.execute(_SUCCESS, {"id": destination_id, "ago": ago}).scalar_one_or_none() is not None:
-        events.record_destination(tx, Act.BACK, destination_id, who=events.BY_ITSELF)
+    later(tx, _SUCCESS, {"id": destination_id, "ago": ago, **events.said(Act.BACK, events.BY_ITSELF)})
 
 
 def end_hold(tx: Connection, destination_id: int) -> bool:

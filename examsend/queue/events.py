@@ -21,9 +21,15 @@ _OF_BATCHES = text("""
     FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[])) ORDER BY b.id
 """)
 
-_OF_DESTINATION = text("""
-    INSERT INTO events (act, who, host, why, destination_id) VALUES (:act, :who, :host, :why, :destination)
-""")
+
+def of_destination(column: str) -> str:
+    """Return the statement that records an act on each destination whose id is in a ``column``, up to its FROM."""
+    return f"""
+    INSERT INTO events (act, who, host, why, destination_id)
+    SELECT CAST(:act AS text), CAST(:who AS text), CAST(:host AS text), CAST(:why AS text), {column}"""
+
+
+_OF_DESTINATION = text(of_destination("CAST(:destination AS bigint)"))
 
 _OF_FILES = text("""
     INSERT INTO events (act, who, host, why, file_path, study_instance_uid)
@@ -55,7 +61,8 @@ class Event:
     why: str | None
 
 
-def _said(act: Act, who: str, why: str | None) -> dict[str, str | None]:
+def said(act: Act, who: str, why: str | None = None) -> dict[str, str | None]:
+    """Return the values of a statement that records an act."""
     return {
         "act": act,
         "who": who.replace("\x00", "")[:200],
@@ -66,22 +73,22 @@ def _said(act: Act, who: str, why: str | None) -> dict[str, str | None]:
 
 def record(tx: Connection, act: Act, batch_ids: Iterable[int], *, who: str, why: str | None = None) -> None:
     """Record an act on batches, one row each."""
-    tx.execute(_OF_BATCHES, {**_said(act, who, why), "ids": sorted(set(batch_ids))})
+    tx.execute(_OF_BATCHES, {**said(act, who, why), "ids": sorted(set(batch_ids))})
 
 
 def record_destination(tx: Connection, act: Act, destination_id: int, *, who: str, why: str | None = None) -> None:
     """Record an act on a destination, or that it went down or came back (by ``BY_ITSELF``)."""
-    tx.execute(_OF_DESTINATION, {**_said(act, who, why), "destination": destination_id})
+    tx.execute(_OF_DESTINATION, {**said(act, who, why), "destination": destination_id})
 
 
 def record_pass(tx: Connection, act: Act, *, who: str, why: str) -> None:
     """Record what a pass has done as a whole."""
-    tx.execute(_OF_DESTINATION, {**_said(act, who, why), "destination": None})
+    tx.execute(_OF_DESTINATION, {**said(act, who, why), "destination": None})
 
 
 def record_files(tx: Connection, act: Act, paths: Iterable[str], *, who: str, why: str | None = None) -> None:
     """Record an act on rejected files, one row each."""
-    tx.execute(_OF_FILES, {**_said(act, who, why), "paths": [to_text(p) for p in paths]})
+    tx.execute(_OF_FILES, {**said(act, who, why), "paths": [to_text(p) for p in paths]})
 
 
 def of(tx: Connection, *, batch_id: int | None = None, study: str | None = None) -> list[Event]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from examsend.db.messages import later
 from examsend.db.prepared import repeated
 from examsend.outcomes import SUSPECT_AFTER
 from examsend.queue.claim import Claim
@@ -178,7 +179,8 @@ def record(tx: Connection, claim: Claim, records: Sequence[Record]) -> None:
     if not records:
         return
     last = {r.instance_id: r for r in records}
-    tx.execute(
+    later(
+        tx,
         _RECORD,
         {
             "batch": claim.batch_id,

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from examsend.db.buckets import BUCKETS, SHARDS
 from examsend.db.due import NOW
+from examsend.db.messages import later
 from examsend.db.prepared import repeated
 from examsend.states import NOT_COUNTED, BatchState, Outcome, Stage, sql_list
 
@@ -133,7 +134,7 @@ def batches_ended(tx: Connection, batch_ids: Iterable[int]) -> None:
     """Count batches that have become SENT or FAILED in this transaction. Call it last, after what locks a destination."""
     ids = sorted(batch_ids)
     if ids:
-        tx.execute(_ENDED, {"ids": ids})
+        later(tx, _ENDED, {"ids": ids})
 
 
 # --- what status reads ------------------------------------------------------------------------------------------------
