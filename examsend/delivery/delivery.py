@@ -11,7 +11,7 @@ from typing import Protocol
 
 from examsend import senders
 from examsend.config.settings import Settings
-from examsend.db.engine import Database
+from examsend.db.engine import Connection, Database
 from examsend.delivery import bug, next_state
 from examsend.delivery.findings import Findings
 from examsend.delivery.identification import identify
@@ -124,13 +124,10 @@ class Delivery:
         database: Database,
         settings: Settings,
         claim: Claim,
-        prepared: Prepared | Exception,
         *,
         stop: Stop,
         observer: Observer | None,
     ) -> None:
-        """``prepared``: what the transaction of the claim has read, or the unexpected exception that this has raised."""
-        self._prepared = prepared
         self._recorder: Recorder | None = None
         self._settings = settings
         self._claim = claim
@@ -173,12 +170,10 @@ class Delivery:
 
     def _attempt(self) -> Delivered:
         lease = self._lease
-        prepared = self._prepared
-        if isinstance(prepared, Exception):
-            raise prepared
+        prepared = lease.write(self._prepare, renews=False)
         if prepared.unread:
             identify(lease, prepared.unread)
-            prepared = lease.write(lambda tx: prepare(tx, self._claim, self._settings))
+            prepared = lease.write(self._prepare)
         destination, choice = prepared.destination, prepared.choice
         unsent = present(prepared.unsent)
         if (observer := self._observer) is not None:
@@ -213,6 +208,9 @@ class Delivery:
             stopped=self._stop(),
         )
         return self._result(destination, state, tally, len(unsent))
+
+    def _prepare(self, tx: Connection) -> Prepared:
+        return prepare(tx, self._claim, self._settings)
 
     def _put_back(self, error: Exception) -> Delivered:
         """Make an unexpected exception the failure of this attempt. Raises LostClaim, DatabaseUnavailable."""

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from examsend.config.settings import Settings
-from examsend.db.engine import Connection, Database
+from examsend.db.engine import Database
 from examsend.delivery.bug import report
 from examsend.delivery.delivery import Delivered, Delivery, Observer
-from examsend.delivery.prepared import Prepared, prepare
 from examsend.delivery.stop import Stop
 from examsend.errors import DatabaseRefuses, DatabaseUnavailable, LostClaim
 from examsend.queue import batches
@@ -42,10 +41,6 @@ have left."""
 
 _LEAVE_SECONDS = 3.0
 """How long workers may take to leave after the pass was interrupted a second time."""
-
-
-_Claimed = tuple[batches.Claim, Prepared | Exception]
-"""A claim, and what its transaction has read of the batch, or the unexpected exception that this has raised."""
 
 
 @dataclass(slots=True)
@@ -187,8 +182,8 @@ class Lanes:
 
     def _work(self, destination_id: int) -> None:
         try:
-            while (claimed := self._claim(destination_id)) is not None:
-                self._deliver(*claimed)
+            while (claim := self._claim(destination_id)) is not None:
+                self._deliver(claim)
                 if self._contended:
                     break
         except (DatabaseUnavailable, DatabaseRefuses) as error:
@@ -207,22 +202,27 @@ class Lanes:
                 self._threads.remove(threading.current_thread())
                 self._tell()
 
-    def _claim(self, destination_id: int) -> _Claimed | None:
+    def _claim(self, destination_id: int) -> batches.Claim | None:
         with self._changed:
             if self._closing or self._left == 0 or self._stop():
                 return None
             if self._left is not None:
                 self._left -= 1
             held = sorted(self._held)
+        by = f"{self._settings.host_name}:{os.getpid()}"
         began = time.monotonic()
-        claimed: _Claimed | None = None
+        claim: batches.Claim | None = None
         try:
-            claimed = self._claim_one(destination_id, held)
+            claim = self._database.run(
+                lambda tx: batches.claim(
+                    tx, destination_id, by=by, lease=self._settings.lease, held=held, study=self._study
+                )
+            )
         finally:
             with self._changed:
                 lane = self._lanes[destination_id]
-                if claimed is not None:
-                    self._held.add(claimed[0].batch_id)
+                if claim is not None:
+                    self._held.add(claim.batch_id)
                 else:
                     lane.looked_at = began
                     if self._left is not None:
@@ -231,41 +231,11 @@ class Lanes:
                     lane.starting = False
                     if lane.workers < lane.at_once:
                         self._tell()
-        return claimed
+        return claim
 
-    def _claim_one(self, destination_id: int, held: Sequence[int]) -> _Claimed | None:
-        """Claim a due batch and read it, in one transaction. Where it cannot be read because of a bug, it is claimed alone: the bug
-        is then the failure of that batch."""
-        by = f"{self._settings.host_name}:{os.getpid()}"
-
-        def claim(tx: Connection) -> batches.Claim | None:
-            return batches.claim(tx, destination_id, by=by, lease=self._settings.lease, held=held, study=self._study)
-
-        claims = 0
-
-        def claim_and_read(tx: Connection) -> _Claimed | None:
-            nonlocal claims
-            claimed = claim(tx)
-            if claimed is None:
-                return None
-            claims += 1
-            return claimed, prepare(tx, claimed, self._settings)
-
+    def _deliver(self, claim: batches.Claim) -> None:
         try:
-            return self._database.run(claim_and_read)
-        except (DatabaseUnavailable, DatabaseRefuses):
-            raise
-        except Exception as error:
-            alone = self._database.run(claim) if claims else None
-            if alone is None:
-                raise
-            return alone, error
-
-    def _deliver(self, claim: batches.Claim, prepared: Prepared | Exception) -> None:
-        try:
-            done = Delivery(
-                self._database, self._settings, claim, prepared, stop=self._stop, observer=self._observer
-            ).run()
+            done = Delivery(self._database, self._settings, claim, stop=self._stop, observer=self._observer).run()
             self.delivered.append(done)
         except LostClaim as lost:
             log.warning("lost batch=%d reason=%r", claim.batch_id, str(lost))

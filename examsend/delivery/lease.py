@@ -54,9 +54,9 @@ class Lease:
         """Run work that only reads. Raises DatabaseUnavailable."""
         return self._database.run(work, until=self.until)
 
-    def write(self, work: Callable[[Connection], T], *, ends: bool = False) -> T:
-        """Run work in a transaction that first renews the lease. No other sender can claim the batch while it runs. Where the work
-        ``ends`` the claim, the lease is not renewed.
+    def write(self, work: Callable[[Connection], T], *, renews: bool = True) -> T:
+        """Run work in a transaction that first renews the lease. No other sender can claim the batch while it runs. With
+        ``renews`` False the lease is not renewed, and only checked: for a new claim, and for work that ends it.
 
         The work must come to the same when it runs twice: whether a try was committed may be unknown.
 
@@ -67,13 +67,14 @@ class Lease:
         def fenced(tx: Connection) -> T:
             nonlocal began
             began = time.monotonic()  # before the database reads its clock
-            (lock if ends else renew)(tx, self.claim)
+            (renew if renews else lock)(tx, self.claim)
             return work(tx)
 
         self._writing += 1
         try:
             result = self._database.run(fenced, until=self.until, idempotent=True)
-            self._renewed = max(self._renewed, began)
+            if renews:
+                self._renewed = max(self._renewed, began)
         finally:
             self._writing -= 1
         return result

@@ -77,7 +77,7 @@ def finish(
         return tried[-1]
 
     try:
-        return lease.write(work, ends=True)
+        return lease.write(work, renews=False)
     except LostClaim:
         # A try whose COMMIT was not answered may have been committed; the claim has ended with it.
         if tried:
@@ -175,4 +175,4 @@ def put_back_after_bug(
             totals.batches_ended(tx, [claim.batch_id])
         return destination, state, instances.tally(tx, claim.batch_id)
 
-    return lease.write(work, ends=True)
+    return lease.write(work, renews=False)

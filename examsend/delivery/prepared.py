@@ -1,4 +1,4 @@
-"""What an attempt needs to know of its batch, read in the transaction that claims it."""
+"""What an attempt needs to know of its batch. It is read in the transaction that puts the first association on record."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Recorder:
     """
 
     def __init__(self, lease: Lease, settings: Settings, stop: Stop, opened: int | None = None) -> None:
-        """``opened``: the id of the row of the first association, where the transaction of the claim has inserted it."""
+        """``opened``: the id of the row of the first association, where it is inserted already."""
         self._lease = lease
         self._stop = stop
         self._host = settings.host_name

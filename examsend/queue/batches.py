@@ -17,6 +17,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, text
 
 from examsend.db import due
+from examsend.db.messages import later
 from examsend.db.prepared import repeated
 from examsend.errors import ForbiddenTransition
 from examsend.queue import attempts, confirmation
@@ -177,6 +178,8 @@ def finalize(tx: Connection, completed: Sequence[Completed]) -> set[int]:
 # Concurrent claims for one destination wait for each other at its row lock. Without the lock, two of them could both find one
 # association free and together exceed the limit, or claim two batches of one study. The next statement sees what was committed
 # before the lock was given.
+_NOT_DURABLE = text("SET LOCAL synchronous_commit = off")
+
 _RUNNING = """
     (SELECT count(*) FROM exam_batches r
      WHERE r.destination_id = :destination AND r.status = 'SENDING' AND r.lease_expires_at > clock_timestamp())
@@ -218,6 +221,9 @@ def claim(
     The association rows of an attempt whose lease expired are closed as LEASE_LOST. ``held``: ids of the batches that the
     caller is sending, which it does not take from itself. ``study``: only a batch of this study.
     """
+    # The next transaction of the sender waits for the disk, and for this one with it, before anything is sent. Meanwhile the row of
+    # the destination is not locked.
+    later(tx, _NOT_DURABLE, {})
     destination = lock_to_send(tx, destination_id)
     if destination is None:
         return None
