@@ -14,7 +14,6 @@ from examsend.config.settings import Settings
 from examsend.db.engine import Database
 from examsend.delivery import bug, next_state
 from examsend.delivery.findings import Findings
-from examsend.delivery.identification import identify
 from examsend.delivery.lease import Lease
 from examsend.delivery.next_state import NextState
 from examsend.delivery.offering import Offering
@@ -177,6 +176,8 @@ class Delivery:
         if isinstance(prepared, Exception):
             raise prepared
         if prepared.unread:
+            from examsend.delivery.identification import identify
+
             identify(lease, prepared.unread)
             prepared = lease.write(lambda tx: prepare(tx, self._claim, self._settings))
         destination, choice = prepared.destination, prepared.choice
