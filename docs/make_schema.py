@@ -21,9 +21,13 @@ from typing import Any
 
 import examsend.commands
 from examsend.demo.run import DemoResult
+from examsend.queue.views import BatchStatus
 from examsend.report.json import command_of
 
 FILE = Path(__file__).with_name("schema.json")
+
+_LATE = {"BatchStatus": BatchStatus}
+"""Classes that the module of a result does not import at its top."""
 
 
 def results() -> Iterator[type]:
@@ -82,7 +86,7 @@ class Schema:
         if name in self.definitions:
             return name
         self.definitions[name] = {}  # a class may contain itself
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, localns=_LATE)
         names = [f.name for f in dataclasses.fields(kind)]
         properties: dict[str, Any] = {n: self.of(hints[n]) for n in names}
         if command:

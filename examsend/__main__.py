@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from examsend import signals
+from examsend import collector, signals
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         code = 130
+    collector.keep()
     sys.exit(code)
 
 
@@ -99,9 +100,10 @@ def _tell_programs(code: str, sentence: str, exit_code: int) -> None:
 
 
 def _run() -> int:
-    from examsend.cli import app
-    from examsend.errors import ExamsendError
-    from examsend.report.terminal import clean
+    with collector.paused():
+        from examsend.cli import app
+        from examsend.errors import ExamsendError
+        from examsend.report.terminal import clean
 
     try:
         returned = app(standalone_mode=False, prog_name="examsend")

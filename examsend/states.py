@@ -59,6 +59,9 @@ DONE = (Outcome.STORED, *NOT_COUNTED)
 UNDELIVERABLE = tuple(o for o in Outcome if o not in {*UNSENT, *DONE})
 """Outcomes of instances that were to be delivered and that no further attempt sends. They need a person."""
 
+FILE_LOST = (Outcome.CHANGED, Outcome.MISSING)
+"""Outcomes of an instance whose file did not hold its content any more when it was to be sent."""
+
 
 class SenderName(StrEnum):
     """The implementations of sending that a destination can use (``senders/``)."""

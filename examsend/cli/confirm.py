@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from examsend import collector
 from examsend.cli import common
 from examsend.cli.idle import idle
 from examsend.db import probe
@@ -76,8 +77,9 @@ def register(app: typer.Typer) -> None:
             if is_idle:
                 return None
             asked = common.Asked()
-            from examsend.commands import confirm as command
-            from examsend.config import moments
+            with collector.paused():
+                from examsend.commands import confirm as command
+                from examsend.config import moments
 
             selection = command.Selection(
                 batch or (),

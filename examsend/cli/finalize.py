@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from examsend import collector
 from examsend.cli import common
 from examsend.cli.idle import idle
 from examsend.db import probe
@@ -44,7 +45,8 @@ def register(app: typer.Typer) -> None:
         ) as is_idle:
             if is_idle:
                 return None
-            from examsend.commands import finalize as command
+            with collector.paused():
+                from examsend.commands import finalize as command
 
             return command.run(
                 session.settings,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from examsend import collector
 from examsend.cli import common
 from examsend.states import SpoolMode
 
@@ -49,8 +50,9 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> object:
         """Register DICOM files. Each is added to the batch of its study, for each destination."""
-        from examsend.cli import live
-        from examsend.commands import ingest as command
+        with collector.paused():
+            from examsend.cli import live
+            from examsend.commands import ingest as command
 
         with live.ingesting(session) as progress:
             return command.run(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from examsend import collector
 from examsend.cli import common
 from examsend.errors import UsageError
 
@@ -38,7 +39,8 @@ def register(app: typer.Typer) -> None:
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and change nothing.")] = False,
     ) -> object:
         """Make FAILED batches READY again. The next send sends their unsent instances."""
-        from examsend.commands import retry as command
+        with collector.paused():
+            from examsend.commands import retry as command
 
         by = common.operator_name()
         if from_file is not None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from examsend import collector
 from examsend.cli import common
 from examsend.cli.idle import idle
 from examsend.db import probe
@@ -56,8 +57,9 @@ def register(app: typer.Typer) -> None:
                 return None
             # From here on a signal ends the pass in good order. Before, there is nothing to put in order.
             asked = common.Asked()
-            from examsend.cli import live
-            from examsend.commands import send as command
+            with collector.paused():
+                from examsend.cli import live
+                from examsend.commands import send as command
 
             with asked.obeyed(), live.sending(session) as (observer, total):
                 result = command.run(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from examsend import collector
 from examsend.cli import common
 from examsend.errors import UsageError
 from examsend.states import BatchState
@@ -70,8 +71,9 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> object | None:
         """Show where exams are. What needs attention comes first, then what moves, each with the reason."""
-        from examsend.commands import status as command
-        from examsend.config import ages
+        with collector.paused():
+            from examsend.commands import status as command
+            from examsend.config import ages
 
         if check:
             return command.check(session.settings, warning=warning or (), critical=critical or ())

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from examsend.config.settings import Settings
 from examsend.config.together import longest_timeout
@@ -15,12 +16,14 @@ from examsend.delivery.lanes import Lanes
 from examsend.delivery.notices import Notices
 from examsend.delivery.stop import Stop
 from examsend.errors import UsageError
-from examsend.queue import batches, outstanding, totals, views
+from examsend.queue import batches, outstanding, totals
 from examsend.queue.destination import Destination, get_destination, list_destinations
 from examsend.queue.outlook import Outlook, ready
 from examsend.queue.outstanding import Awaited
-from examsend.queue.views import BatchStatus
 from examsend.states import BatchState
+
+if TYPE_CHECKING:
+    from examsend.queue.views import BatchStatus
 
 log = logging.getLogger("examsend.send")
 
@@ -144,8 +147,7 @@ def run(
                 if not wait or ending() or found.bugs or all(a.ended for a in awaited):
                     break
                 _pause(ending)
-        ids = [a.id for a in awaited if a.status is not BatchState.SENT][:_SHOWN]
-        left = database.run(lambda tx: views.batches(tx, ids=ids, limit=_SHOWN)) if ids else []
+        left = _left(database, [a.id for a in awaited if a.status is not BatchState.SENT][:_SHOWN])
         idle = not (found.delivered or found.expired or found.taken_back or found.lost or awaited or ending())
         outlook = database.run(lambda tx: ready(tx, only)) if idle and looks_ahead else None
     return SendResult(
@@ -224,8 +226,19 @@ def _awaited(tx: engine.Connection, only: int | None, study: str | None, *, wait
     return found
 
 
+def _left(database: engine.Database, ids: list[int]) -> list[BatchStatus]:
+    """Return what ``status`` says of batches."""
+    if not ids:
+        return []
+    from examsend.queue import views  # here, because a pass that a timer starts has nothing left to say
+
+    return database.run(lambda tx: views.batches(tx, ids=ids, limit=_SHOWN))
+
+
 def _look_again(database: engine.Database, awaited: list[Awaited]) -> list[Awaited]:
     """Return batches in their present state, without those that were SENT before."""
+    if not awaited:
+        return []
     left = [a.id for a in awaited if not a.ended]
     failed = [a for a in awaited if a.status is BatchState.FAILED]
     return failed + database.run(lambda tx: outstanding.now(tx, left))

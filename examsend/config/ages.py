@@ -1,4 +1,4 @@
-"""Ages as people write them: ``90d``, ``36h``, ``15min``, ``30s``."""
+"""Ages as people write them, ``90d``, ``36h``, ``15min``, ``30s``, and as they read them."""
 
 from __future__ import annotations
 
@@ -29,3 +29,15 @@ def option(name: str, text: str, *, least: float = 0.0) -> float:
     if seconds < least:
         raise UsageError(f"{name} must be at least {least / 86400:g}d, not {text!r}")
     return seconds
+
+
+def span(seconds: float) -> str:
+    """Given seconds, return them in a suitable unit: "41 s", "4 min", "2.5 h", "3 days"."""
+    seconds = max(seconds, 0.0)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172800:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"

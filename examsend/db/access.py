@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from examsend.config.settings import Settings
-from examsend.db import migrate
 from examsend.db.engine import Database, make_engine, revision_of
 from examsend.db.patience import Until, no_limit
 from examsend.db.revision import HEAD
@@ -39,6 +38,8 @@ def opened(
 
 
 def _require(database: Database, revision: str | None) -> None:
+    from examsend.db import migrate
+
     if database.embedded:
         migrate.upgrade(database)
     elif revision is None:

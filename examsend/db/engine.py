@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg2
+import sqlalchemy.dialects.postgresql.psycopg2  # noqa: F401 (``create_engine`` imports it)
 import tenacity
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine, create_engine, event, exc, text

@@ -14,7 +14,6 @@ from examsend.config.settings import Settings
 from examsend.db.engine import Connection, Database
 from examsend.delivery import bug, next_state
 from examsend.delivery.findings import Findings
-from examsend.delivery.identification import identify
 from examsend.delivery.lease import Lease
 from examsend.delivery.next_state import NextState
 from examsend.delivery.offering import Offering
@@ -172,6 +171,8 @@ class Delivery:
         lease = self._lease
         prepared = lease.write(self._prepare, renews=False)
         if prepared.unread:
+            from examsend.delivery.identification import identify
+
             identify(lease, prepared.unread)
             prepared = lease.write(self._prepare)
         destination, choice = prepared.destination, prepared.choice

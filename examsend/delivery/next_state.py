@@ -11,8 +11,8 @@ from examsend.delivery.findings import Findings
 from examsend.delivery.lease import Lease
 from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
-from examsend.queue import attempts, batches, confirmation, instances, lookup, replacement, totals
-from examsend.queue.claim import Claim
+from examsend.queue import attempts, batches, confirmation, contents, instances, totals
+from examsend.queue.claim import Claim, is_at
 from examsend.queue.destination import Destination, get_destination_by_id, hold, record_success
 from examsend.queue.instances import Tally
 from examsend.states import BatchState
@@ -59,7 +59,7 @@ def finish(
     def work(tx: Connection) -> tuple[NextState, Tally]:
         write_rest(tx)
         sent = batches.sent(tx, claim)
-        if not sent and replacement.settle(tx, claim.batch_id):
+        if not sent and contents.settle(tx, claim.batch_id):
             sent = batches.sent(tx, claim)
         if sent and sent.to_confirm:
             confirmation.open_sent(tx, claim.batch_id)
@@ -82,7 +82,7 @@ def finish(
         # A try whose COMMIT was not answered may have been committed; the claim has ended with it.
         if tried:
             state = tried[-1][0].state
-            written: bool = lease.read(lambda tx: lookup.is_at(tx, claim.batch_id, state))
+            written: bool = lease.read(lambda tx: is_at(tx, claim.batch_id, state))
             if written:
                 return tried[-1]
         raise

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Self
 
+from examsend.config.ages import span
 from examsend.config.settings import Settings
 from examsend.db.engine import Database
 from examsend.delivery import hooks
 from examsend.delivery.bug import report
 from examsend.errors import DatabaseUnavailable, ExamsendError
 from examsend.queue.down import FailedBatch, News, Told, any_to_tell, failed_batches, tell
-from examsend.queue.reasons import span
 
 log = logging.getLogger("examsend.send")
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from examsend.db.prepared import repeated
 from examsend.errors import LostClaim
+from examsend.states import BatchState
 
 if TYPE_CHECKING:
     from examsend.queue.destination import Destination
@@ -67,3 +68,12 @@ def require_one_row(claim: Claim, rows: int) -> None:
     """Raise LostClaim unless a statement under the claim changed exactly one row."""
     if rows != 1:
         raise LostClaim(f"batch {claim.batch_id} is not claimed by this sender any more")
+
+
+def is_at(tx: Connection, batch_id: int, state: BatchState) -> bool:
+    """Return whether a batch is in a state."""
+    return bool(
+        tx.execute(
+            text("SELECT status = :state FROM exam_batches WHERE id = :batch"), {"batch": batch_id, "state": state}
+        ).scalar_one()
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from examsend.queue.claim import Claim
-from examsend.states import LEASE_LOST, RUNNING, UNSENT, Outcome, sql_list
+from examsend.states import FILE_LOST, LEASE_LOST, NOT_COUNTED, RUNNING, UNSENT, Outcome, sql_list
 from examsend.transfer import End
 
 _OTHERS = f"""
@@ -50,6 +50,14 @@ _MARK = text(f"""
     WHERE r.id IN (SELECT mine FROM pairs UNION SELECT theirs FROM pairs) AND NOT r.other_content_possible
 """)
 
+_SETTLE = text(f"""
+    UPDATE exam_batch_instances i SET outcome = '{Outcome.SUPERSEDED}'
+    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(FILE_LOST)})
+      AND EXISTS (SELECT 1 FROM exam_batch_instances n
+                  WHERE n.destination_id = i.destination_id AND n.sop_instance_uid = i.sop_instance_uid AND n.id > i.id
+                    AND n.outcome NOT IN ({sql_list(NOT_COUNTED)}))
+""")
+
 
 def compare(tx: Connection, claim: Claim) -> int:
     """Before the instances of a claimed batch are sent, compare them with what other batches sent under the same UIDs.
@@ -63,3 +71,9 @@ def compare(tx: Connection, claim: Claim) -> int:
     superseded = tx.execute(_SUPERSEDE, {"batch": claim.batch_id}).rowcount
     tx.execute(_MARK, {"batch": claim.batch_id})
     return superseded
+
+
+def settle(tx: Connection, batch_id: int) -> bool:
+    """Supersede the instances of a batch whose files are changed or gone, and of which a newer version is registered; return
+    whether there are any."""
+    return tx.execute(_SETTLE, {"batch": batch_id}).rowcount > 0

@@ -13,10 +13,10 @@ from enum import IntEnum
 from sqlalchemy import Connection, text
 
 from examsend.config import ages
+from examsend.config.ages import span
 from examsend.db.due import LEASE_OVER, NOW
 from examsend.errors import UsageError
 from examsend.queue.overview import DestinationStatus, Overview
-from examsend.queue.reasons import span
 
 OFF = math.inf
 

@@ -88,15 +88,6 @@ def _named(row: Any) -> NamedBatch:
     )
 
 
-def is_at(tx: Connection, batch_id: int, state: BatchState) -> bool:
-    """Return whether a batch is in a state."""
-    return bool(
-        tx.execute(
-            text("SELECT status = :state FROM exam_batches WHERE id = :batch"), {"batch": batch_id, "state": state}
-        ).scalar_one()
-    )
-
-
 def named_batches(
     tx: Connection, *, batch_ids: Sequence[int] = (), studies: Sequence[str] = (), lock: bool = False
 ) -> list[NamedBatch]:

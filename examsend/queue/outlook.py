@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from examsend.config.ages import span
 from examsend.db import due
 from examsend.db.due import NOW
-from examsend.queue.reasons import span
 from examsend.states import NOT_COUNTED, sql_list
 
 # Of batches without a next look only those with something to deliver wait for a person. They are few; the others go by an

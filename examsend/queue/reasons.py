@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from examsend import outcomes
+from examsend.config.ages import span
 from examsend.db import due
 from examsend.queue import waits
 from examsend.queue.evidence import Evidence
@@ -322,15 +323,3 @@ def disabled(reason: str | None, held_for: float | None) -> str:
 def held(reason: str | None, seconds: float) -> str:
     """Given why a destination is held and the remaining seconds, return the sentence."""
     return f"held: {reason}; tried again in {span(seconds)}"
-
-
-def span(seconds: float) -> str:
-    """Given seconds, return them in a suitable unit: "41 s", "4 min", "2.5 h", "3 days"."""
-    seconds = max(seconds, 0.0)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 172800:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"

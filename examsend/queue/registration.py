@@ -12,9 +12,9 @@ from sqlalchemy import Connection, text
 from examsend.queue import batches, late, removals, replacement, series, versions, whereabouts
 from examsend.queue.files import bigints, from_text, signed, texts, to_text
 from examsend.queue.pending import drop_empty
-from examsend.queue.versions import FILE_LOST, Arrival, Key, Pass, Version
+from examsend.queue.versions import Arrival, Key, Pass, Version
 from examsend.queue.whereabouts import Places, columns_of
-from examsend.states import NOT_COUNTED, LatePolicy, Outcome
+from examsend.states import FILE_LOST, NOT_COUNTED, LatePolicy, Outcome
 
 
 class Kind(StrEnum):

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, text
 
 from examsend.queue import batches
 from examsend.queue.contents import MAY_HAVE_STORED
-from examsend.queue.versions import FILE_LOST, Version, current
-from examsend.states import BY_REQUEST, NOT_COUNTED, UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
+from examsend.queue.versions import Version, current
+from examsend.states import BY_REQUEST, FILE_LOST, UNDELIVERABLE, UNSENT, BatchState, Outcome, sql_list
 
 _LOCK = text("""
     SELECT b.id, b.status, b.failure_code FROM exam_batches b WHERE b.id = ANY(CAST(:ids AS bigint[]))
@@ -50,14 +50,6 @@ _TO_RECOVER = text(f"""
       AND (b.failure_code = 'INSTANCES_FAILED'
            OR NOT EXISTS (SELECT 1 FROM exam_batch_instances i WHERE i.batch_id = b.id AND i.outcome IN ({sql_list(UNSENT)})))
     ORDER BY b.id
-""")
-
-_SETTLE = text(f"""
-    UPDATE exam_batch_instances i SET outcome = '{Outcome.SUPERSEDED}'
-    WHERE i.batch_id = :batch AND i.outcome IN ({sql_list(FILE_LOST)})
-      AND EXISTS (SELECT 1 FROM exam_batch_instances n
-                  WHERE n.destination_id = i.destination_id AND n.sop_instance_uid = i.sop_instance_uid AND n.id > i.id
-                    AND n.outcome NOT IN ({sql_list(NOT_COUNTED)}))
 """)
 
 
@@ -149,9 +141,3 @@ def recover(tx: Connection, batch_ids: Iterable[int]) -> None:
     """FAILED -> READY for those of the batches in which no instance is undeliverable any more."""
     for row in tx.execute(_TO_RECOVER, {"ids": sorted(batch_ids)}).all():
         batches.retry(tx, row.id, reason="RETRY: the files that failed are there again, or replaced")
-
-
-def settle(tx: Connection, batch_id: int) -> bool:
-    """Supersede the instances of a batch whose files are changed or gone, and of which a newer version is registered; return
-    whether there are any."""
-    return tx.execute(_SETTLE, {"batch": batch_id}).rowcount > 0

@@ -21,9 +21,6 @@ from examsend.queue.files import OVERWRITTEN, bigints, from_text, texts, to_text
 from examsend.queue.late import Resending
 from examsend.states import NOT_COUNTED, Outcome
 
-FILE_LOST = (Outcome.CHANGED, Outcome.MISSING)
-"""Outcomes of an instance whose file did not hold its content any more when it was to be sent."""
-
 
 @dataclass(frozen=True, slots=True)
 class Arrival:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection, text
 
 from examsend.queue.files import bigints, from_text, signed, texts, to_text
-from examsend.queue.versions import FILE_LOST, Arrival, Key, Version
-from examsend.states import Outcome
+from examsend.queue.versions import Arrival, Key, Version
+from examsend.states import FILE_LOST, Outcome
 
 # An inode number that changes while nothing else does is not the file system's own (SMB without server numbers): it is not
 # compared from then on, or each host would read the file again after the other.

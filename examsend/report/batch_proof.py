@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from examsend.config.ages import span
 from examsend.queue.batch_proof import AnswerGroup, BatchProof, CommitmentAsked
 from examsend.queue.overview import DestinationStatus
-from examsend.queue.reasons import span
 from examsend.queue.views import BatchStatus
 from examsend.report.layout import local_time, plural
 from examsend.report.terminal import clean

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from examsend.commands.finalize import FinalizeResult
+from examsend.config.ages import span
 from examsend.queue.outlook import Outlook
-from examsend.queue.reasons import span
 from examsend.report.layout import plural
 
 

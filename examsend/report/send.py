@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from examsend.commands.send import SendResult
+from examsend.config.ages import span
 from examsend.delivery.delivery import Delivered
 from examsend.queue.outlook import Outlook
-from examsend.queue.reasons import span
 from examsend.report.layout import byte_size, plural
 
 _MOST_OBSTACLES = 5

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from examsend.commands.status import CheckResult, StatusResult
+from examsend.config.ages import span
 from examsend.queue.evidence import Announcement
 from examsend.queue.overview import DestinationStatus, Overview
-from examsend.queue.reasons import span
 from examsend.queue.views import BatchStatus
 from examsend.report import batch_proof, nagios, study
 from examsend.report.layout import byte_size, flow, local_time, plural, screen, table

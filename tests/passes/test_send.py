@@ -409,6 +409,36 @@ def _studies(tmp_path: Path, count: int) -> Path:
     return tmp_path / "drop"
 
 
+_RARELY_USED = (
+    "alembic", "cryptography", "numpy", "pydicom", "pynetdicom", "rich", "sqlalchemy.orm", "examsend.db.migrate",
+    "examsend.db.tables", "examsend.dicom.transcode", "examsend.dimse.conversion", "examsend.intake",
+    "examsend.queue.registration", "examsend.queue.versions", "examsend.queue.views",
+)  # fmt: skip
+
+_PROCESS = f"""
+import gc, sys
+from examsend.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    commands = [m for m in ("confirm", "destination", "ingest", "status") if "examsend.cli." + m in sys.modules]
+    print(end.code, [m for m in {_RARELY_USED} if m in sys.modules], commands, gc.isenabled())
+"""
+
+
+def test_a_process_that_sends_one_study_imports_only_what_it_uses(
+    settings: Settings, database_url: str, database: engine.Database, tmp_path: Path
+) -> None:
+    """What it imports is most of its time."""
+    with scripted() as peer:
+        add(settings, peer.address)
+        prepare(settings, _studies(tmp_path, 1))
+        words = ["send", "-q", "--destination", "pacs", "--database-url", database_url]
+        ran = subprocess.run([sys.executable, "-c", _PROCESS, *words], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("0 [] [] True\n", "")
+    assert states(database) == ["SENT"]
+
+
 def test_a_pass_attempts_at_most_limit_batches(settings: Settings, database: engine.Database, tmp_path: Path) -> None:
     with scripted() as peer:
         add(settings, peer.address)
