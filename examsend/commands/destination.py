@@ -23,12 +23,12 @@ from examsend.queue.destination import (
     add_destination,
     change_destination,
     enable_destination,
-    end_hold,
     get_destination,
     list_destinations,
     remove_destination,
     resemblance,
 )
+from examsend.queue.pauses import end_hold
 from examsend.queue.second_sender import Choice, choose
 from examsend.senders.base import Capabilities
 from examsend.states import Act

@@ -14,9 +14,10 @@ from examsend.db.engine import Connection, Database
 from examsend.errors import UsageError
 from examsend.intake import again
 from examsend.queue import addressee, batches, events, instances, overview, sent_again, views
-from examsend.queue.destination import Destination, end_hold, get_destination
+from examsend.queue.destination import Destination, get_destination
 from examsend.queue.files import is_gone
 from examsend.queue.lookup import NamedBatch, failed_batches, named_batches
+from examsend.queue.pauses import end_hold
 from examsend.queue.sent_again import Place
 from examsend.states import REROUTED, UNSENT, Act, BatchState
 from examsend.transfer import Peer

@@ -15,8 +15,9 @@ from examsend import outcomes
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.watcher import AssociationWatcher, Troubled
 from examsend.outcomes import DestinationAction, DestinationProblem, Trouble
-from examsend.queue.destination import Destination, StoredMeanwhile
+from examsend.queue.destination import Destination
 from examsend.queue.instances import Unsent
+from examsend.queue.pauses import StoredMeanwhile
 from examsend.states import Outcome
 from examsend.transfer import AssociationEnd, End, Item
 

@@ -13,8 +13,9 @@ from examsend.delivery.watcher import not_mounted
 from examsend.errors import LostClaim
 from examsend.queue import attempts, batches, confirmation, contents, instances, totals
 from examsend.queue.claim import Claim, is_at
-from examsend.queue.destination import Destination, get_destination_by_id, hold, record_success
+from examsend.queue.destination import Destination, get_destination_by_id
 from examsend.queue.instances import Tally
+from examsend.queue.pauses import hold, record_success
 from examsend.states import BatchState
 from examsend.transfer import End
 

@@ -23,7 +23,7 @@ from examsend.delivery.lease import Lease
 from examsend.delivery.stop import Stop
 from examsend.errors import DatabaseUnavailable
 from examsend.queue import attempts, instances
-from examsend.queue.destination import StoredMeanwhile, stored_meanwhile
+from examsend.queue.pauses import StoredMeanwhile, stored_meanwhile
 from examsend.states import UNDELIVERABLE, Outcome
 from examsend.transfer import AssociationEnd
 

@@ -22,7 +22,7 @@ from examsend.db.prepared import repeated
 from examsend.errors import ForbiddenTransition
 from examsend.queue import attempts, confirmation
 from examsend.queue.claim import Claim as Claim
-from examsend.queue.claim import fence, lock, require_one_row
+from examsend.queue.claim import Sent, fence, lock, require_one_row
 from examsend.queue.destination import lock_to_send
 from examsend.states import DONE, BatchState, Outcome, sql_list
 
@@ -273,16 +273,6 @@ _FAIL = text(f"""
     SET status = 'FAILED', finished_at = clock_timestamp(), failure_code = :code, failure = :reason, {_UNCLAIMED}, {_NOT_HELD}
     WHERE id = :batch AND attempt_id = :attempt AND status = 'SENDING'
 """)
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A batch that has become SENT."""
-
-    to_confirm: bool
-    """Its confirmation is to be opened."""
-    outcomes: Counter[Outcome]
-    """The number of its instances by outcome."""
 
 
 def sent(tx: Connection, claim: Claim) -> Sent | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from examsend.db.prepared import repeated
 from examsend.errors import LostClaim
-from examsend.states import BatchState
+from examsend.states import BatchState, Outcome
 
 if TYPE_CHECKING:
     from examsend.queue.destination import Destination
@@ -33,6 +34,16 @@ class Claim:
     """When it was asked for, by this sender's monotonic clock."""
     destination: Destination | None = field(default=None, compare=False)
     """As it was when the batch was claimed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A batch that has become SENT."""
+
+    to_confirm: bool
+    """Its confirmation is to be opened."""
+    outcomes: Counter[Outcome]
+    """The number of its instances by outcome."""
 
 
 _RENEW = repeated("""

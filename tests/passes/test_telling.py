@@ -20,7 +20,7 @@ from examsend.db import engine, probe
 from examsend.delivery import notices
 from examsend.demo import samples
 from examsend.queue import down
-from examsend.queue.destination import record_success
+from examsend.queue.pauses import record_success
 from examsend.report import text
 from tests.helpers import add, execute, one, prepare, rows
 from tests.passes.world import World, file
