@@ -84,6 +84,7 @@ class Database:
         try:
             with self.engine.connect() as connection, connection.begin() as transaction:
                 yield connection
+                messages.flush(connection)
                 committing = True
                 transaction.commit()
         except exc.DBAPIError as error:

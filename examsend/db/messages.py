@@ -19,7 +19,7 @@ _WAITING = "examsend_waiting"
 def listen(engine: Engine) -> None:
     """Let an engine's connections send messages as this module makes them."""
     event.listen(engine, "before_cursor_execute", _join, retval=True)
-    event.listen(engine, "commit", _flush)
+    event.listen(engine, "commit", _check)
     event.listen(engine, "rollback", _forget)
 
 
@@ -33,12 +33,13 @@ def later(tx: Connection, statement: TextClause, values: Mapping[str, object]) -
 
     Its result is lost. An error of it is raised where it is run.
     """
+    waiting = tx.info.setdefault(_WAITING, [""])
     driver: Any = tx.connection.dbapi_connection
     made = prepared.statement_of(tx, str(statement.compile(dialect=tx.dialect)), statement.get_execution_options())
     with driver.cursor() as cursor:
         text = cursor.mogrify(made, values).decode()
     # The driver looks for parameters in the whole message.
-    tx.info.setdefault(_WAITING, []).append(text.replace("%", "%%"))
+    waiting.append(text.replace("%", "%%"))
 
 
 def _join(
@@ -49,14 +50,20 @@ def _join(
     waiting = connection.info.pop(_WAITING, ())
     if not waiting:
         return statement, parameters
-    return "; ".join((*waiting, statement)), parameters
+    return "; ".join(filter(None, (*waiting, statement))), parameters
 
 
-def _flush(connection: Connection) -> None:
-    waiting = connection.info.pop(_WAITING, ())
-    if len(waiting) > 1 or (waiting and not waiting[0].startswith("SET LOCAL")):
-        connection.exec_driver_sql("; ".join(waiting))
+def flush(tx: Connection) -> None:
+    """Run what waits for the next statement, before COMMIT."""
+    waiting = tx.info.pop(_WAITING, ())
+    if len(waiting) > 1:  # the first ones are the settings
+        tx.exec_driver_sql("; ".join(filter(None, waiting)))
+
+
+def _check(connection: Connection) -> None:
+    assert len(connection.info.get(_WAITING, ())) < 2, "flush was not called before COMMIT"
 
 
 def _forget(connection: Connection) -> None:
-    connection.info.pop(_WAITING, None)
+    if not connection.invalidated:  # else it is gone, and what waited with it
+        connection.info.pop(_WAITING, None)

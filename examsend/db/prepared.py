@@ -39,6 +39,16 @@ def repeated(statement: str) -> TextClause:
     return text(statement).execution_options(**{_OPTION: True})
 
 
+def is_repeated(statement: TextClause) -> bool:
+    """Return whether ``repeated`` has made a statement."""
+    return bool(statement.get_execution_options().get(_OPTION))
+
+
+def prepare(statement: str) -> str:
+    """Given a statement as psycopg2 takes it, with named parameters, return the one that prepares it."""
+    return _of(statement).prepare
+
+
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     prepare: str

@@ -28,7 +28,8 @@ _OPEN = repeated("""
 _DROP = text("DELETE FROM send_attempts WHERE id = :id AND result = 'RUNNING'")
 
 _COUNT = repeated("""
-    UPDATE send_attempts SET established = established OR :stored + :failed > 0, stored = :stored, failed = :failed,
+    UPDATE send_attempts
+    SET established = established OR CAST(:stored AS bigint) + CAST(:failed AS bigint) > 0, stored = :stored, failed = :failed,
         bytes_sent = :sent
     WHERE id = :id AND result = 'RUNNING'
 """)

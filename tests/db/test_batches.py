@@ -137,7 +137,7 @@ def test_a_transition_changes_a_batch_only_in_the_states_that_transitions_allows
             moved = _CALLS[transition](tx)
     except (LostClaim, ForbiddenTransition):
         moved = False
-    assert moved == (state in allowed)
+    assert bool(moved) == (state in allowed)
     if moved:
         assert one(one_batch, "SELECT status FROM exam_batches WHERE id = 1") == leads_to
     elif transition != "reopen" or state != "PENDING":  # ``open_pending`` sets last_instance_at of a PENDING batch
@@ -148,7 +148,7 @@ def test_a_transition_changes_a_batch_only_in_the_states_that_transitions_allows
 def test_sent_requires_every_instance_to_be_stored(one_batch: engine.Database, outcome: str) -> None:
     insert_batch(one_batch, "SENDING", outcome=outcome)
     with one_batch.transaction() as tx:
-        assert batches.sent(tx, CLAIM) is False
+        assert batches.sent(tx, CLAIM) is None
     assert one(one_batch, "SELECT status FROM exam_batches") == "SENDING"
 
 
