@@ -22,8 +22,11 @@ from examsend.dimse.upcoming import Ready, Upcoming
 from examsend.outcomes import is_stored
 from examsend.transfer import Answer, AssociationEnd, End, Item, Next, NotOffered, Peer, Problem, Watcher
 
-_PIECES = 512
-"""Headers and values that are listed at once. A peer may accept PDUs of 8 bytes only."""
+_PDUS = 512
+"""P-DATA-TFs that are encoded at once. A peer may accept PDUs of 8 bytes only."""
+
+_CHECK_ANSWER = 0.05
+"""Seconds between two checks of the answer time-out."""
 
 _AT_ONCE = 256
 """P-DATA-TFs that are read without waiting, before the next instance is sent. A peer could send without end."""
@@ -57,6 +60,7 @@ class Association:
         self._bytes_sent = 0
         self._next_step = Next.GO_ON
         self._answer_timer = 0.0
+        self._checked_at = 0.0
         self._proposed: set[tuple[str, str]] = set()
         self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
@@ -186,7 +190,7 @@ class Association:
             return
         room = self._room()
         message_id = self._new_id()
-        encode = self._codec.value_encoder(ready.context_id, room)
+        encode = self._codec.data_encoder(ready.context_id, room)
         pieces: list[Any] = [*self._codec.store_pieces(message_id, item, self._peer.priority, ready.context_id, room)]
         request = self._outstanding[message_id] = _Outstanding(item, ready.context_id, payload.length)
         sent = 0
@@ -196,22 +200,23 @@ class Association:
                 last = sent + count >= payload.length
                 # Send whole PDUs. The remaining bytes go before those of the next read; the last PDU is sent below.
                 whole = max(count - 1, 0) // room * room if last else count // room * room
-                for at in range(0, whole, room):
-                    if len(pieces) >= _PIECES:
-                        self._send(pieces)
-                        pieces = []
-                    pieces += encode(buffer[at : at + room], False)
+                at = 0
+                while whole - at > room * _PDUS:
+                    self._send([*pieces, *encode(buffer[at : at + room * _PDUS], False)])
+                    pieces = []
+                    at += room * _PDUS
                 if last:
                     if digest is not None:
-                        self._send(pieces)
+                        self._send([*pieces, *encode(buffer[at:whole], False)])
                         pieces = []
+                        at = whole
                         digest.result()
                         payload.verify()
-                    pieces += encode(buffer[whole:count], True)
+                    pieces += encode(buffer[at:count], True)
                     self._send(pieces)
                     self._bytes_sent += count
                     break
-                self._send(pieces)
+                self._send([*pieces, *encode(buffer[at:whole], False)])
                 if digest is not None:
                     digest.result()
                 self._bytes_sent += whole
@@ -251,6 +256,8 @@ class Association:
             if body is None and not block:
                 return
             if body is not None and self._report_all(body):
+                if not self._outstanding:
+                    return
                 block = False
             if not block:
                 left -= 1
@@ -305,6 +312,9 @@ class Association:
         It runs from the last byte sent or the last response, whatever else the peer sends.
         """
         now = time.monotonic()
+        if now - self._checked_at < _CHECK_ANSWER:
+            return
+        self._checked_at = now
         if not self._requestor.wire.drained():
             # Not all bytes are acknowledged: the stall time-out applies.
             self._answer_timer = now

@@ -32,8 +32,9 @@ class Codec:
     store_pieces: Callable[[int, Item, int, int, int], list[bytes]]
     """Given message id, item, priority, context id and the most bytes of a value, return the command set of a C-STORE-RQ as
     P-DATA-TFs."""
-    value_encoder: Callable[[int, int], Callable[[memoryview, bool], tuple[bytes | memoryview, ...]]]
-    """Given context id and the most bytes of a value, return a function that encodes a part of a data set, the last one or not."""
+    data_encoder: Callable[[int, int], Callable[[memoryview, bool], Sequence[bytes | memoryview]]]
+    """Given context id and the most bytes of a value, return a function that encodes a part of a data set as P-DATA-TFs. The part
+    is as long as some whole values, except the last part."""
     response_reader: Callable[[], ResponseReader]
     """Return a new reader of C-STORE-RSPs."""
 
@@ -43,6 +44,6 @@ NATIVE = Codec(
     negotiation.request,
     negotiation.accepted,
     messages.store_pieces,
-    messages.value_encoder,
+    messages.data_encoder,
     lambda: messages.ResponseReader(messages.C_STORE_RSP),
 )

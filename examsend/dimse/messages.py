@@ -99,17 +99,19 @@ def store_pieces(message_id: int, item: Item, priority: int, context_id: int, ro
     return command_pieces(command, context_id, room)
 
 
-def value_encoder(context_id: int, room: int) -> Callable[[memoryview, bool], tuple[bytes | memoryview, ...]]:
-    """Return a function that encodes a part of a data set, at most ``room`` bytes, as one P-DATA-TF: header and value.
+def data_encoder(context_id: int, room: int) -> Callable[[memoryview, bool], list[bytes | memoryview]]:
+    """Return a function that encodes a part of a data set as P-DATA-TFs: headers and values in turn, each value ``room`` bytes and
+    the last one at most so many.
 
-    Its arguments are the part, and whether it is the last one.
+    Its arguments are the part, and whether the data set ends with it. An empty data set is one empty value.
     """
     full = header(room, context_id, command=False, last=False)
 
-    def encode(value: memoryview, last: bool) -> tuple[bytes | memoryview, ...]:
-        if len(value) == room and not last:
-            return full, value
-        return header(len(value), context_id, command=False, last=last), value
+    def encode(part: memoryview, last: bool) -> list[bytes | memoryview]:
+        pieces = [piece for at in range(0, max(len(part), last), room) for piece in (full, part[at : at + room])]
+        if last:
+            pieces[-2] = header(len(pieces[-1]), context_id, command=False, last=True)
+        return pieces
 
     return encode
 
@@ -126,10 +128,8 @@ def command_pieces(command: bytes, context_id: int, room: int) -> list[bytes]:
 def message_pieces(command: bytes, data: bytes, context_id: int, room: int) -> list[bytes]:
     """Given a command set and the data set that goes with it, return them as P-DATA-TFs; see ``command_pieces``."""
     pieces = command_pieces(command, context_id, room)
-    encode = value_encoder(context_id, room)
-    view = memoryview(data)
-    for at in range(0, len(view), room):
-        pieces += map(bytes, encode(view[at : at + room], at + room >= len(view)))
+    if data:
+        pieces += map(bytes, data_encoder(context_id, room)(memoryview(data), True))
     return pieces
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from examsend.dicom.uids import NATIVE, UNCOMPRESSED
 from examsend.dimse import contexts
@@ -33,7 +34,8 @@ _AHEAD = 3
 """Files that are read, and their digests computed, before it is their turn."""
 
 _DIGEST_IN_THREAD = 1 << 16
-"""From this many bytes on the digest is computed in the second thread; for fewer the hand-over takes longer."""
+"""From this many bytes on the digest is computed in the second thread; for fewer the hand-over takes longer. So it does where
+several associations are open in this process: while one computes, another sends."""
 
 _PLANNED = 64
 """Items that are looked at for what needs to be converted, before it is their turn."""
@@ -84,6 +86,10 @@ def _needs_worker(item: Item, target: str) -> bool:
 class Upcoming:
     """The items of an association that are not yet sent, in order."""
 
+    _open: ClassVar[int] = 0
+    """In this process."""
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(
         self,
         items: Sequence[Item],
@@ -99,6 +105,8 @@ class Upcoming:
         self._transcode = transcode
         self._digests = digests
         self._not_offered = not_offered
+        self._carriers: dict[tuple[str, str], tuple[Carrier, ...]] = {}
+        """Those of ``contexts.choose`` for a SOP class and a file's transfer syntax."""
         self._planned: deque[_Planned] = deque()
         self._ready: deque[Ready] = deque()
         self._buffers: list[memoryview] = []
@@ -109,11 +117,15 @@ class Upcoming:
         self._poll = select.poll()
 
     def __enter__(self) -> Self:
+        with Upcoming._lock:
+            Upcoming._open += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with Upcoming._lock:
+            Upcoming._open -= 1
         if self._workers is not None:
             self._workers.close()
             os.close(self._woken)
@@ -173,7 +185,10 @@ class Upcoming:
             item = next(self._waiting, None)
             if item is None:
                 return
-            carriers = contexts.choose(item, self._accepted, self._transcode)
+            kind = item.sop_class_uid, item.transfer_syntax_uid
+            carriers = self._carriers.get(kind)
+            if carriers is None:
+                carriers = self._carriers[kind] = contexts.choose(item, self._accepted, self._transcode)
             if not carriers:
                 # Here the order does not matter: nothing is sent.
                 self._not_offered(item, None)
@@ -231,7 +246,7 @@ class Upcoming:
             payload.close()
             raise
         digest = None
-        if count >= _DIGEST_IN_THREAD:
+        if count >= _DIGEST_IN_THREAD and Upcoming._open == 1:
             digest = self._digests.submit(payload.digest, buffer[:count])
         else:
             payload.digest(buffer[:count])

@@ -1,4 +1,4 @@
-"""The TCP or TLS connection of one association. The socket is non-blocking, and every wait has a time-out.
+"""The TCP or TLS connection of one association. Every wait has a time-out.
 
 Many receivers write a C-STORE-RSP in two small segments with Nagle's algorithm on. They send the second only when the first is
 acknowledged, which Linux delays by 40 ms unless TCP_QUICKACK is set. The kernel resets that option, so it is set before each
@@ -15,7 +15,9 @@ import ssl
 import struct
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from examsend.dimse import connection, tls
@@ -27,8 +29,8 @@ _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _OUTQ = 0x5411 if sys.platform == "linux" else None
 """SIOCOUTQ: the ioctl that returns the unacknowledged bytes of a send queue."""
 
-_PIECES = 512
-"""Buffers passed to one ``sendmsg``; Linux allows 1024."""
+_PIECES = 1024
+"""Buffers passed to one ``sendmsg``, at most: what Linux allows."""
 
 _READ = 1 << 16
 """Bytes read by one ``recv``, and bytes joined for one TLS write."""
@@ -50,8 +52,18 @@ def unacknowledged(descriptor: int) -> int:
         return 0
 
 
+_AT_ONCE = socket.MSG_DONTWAIT
+"""The flag of a call that is not to wait."""
+
+_RECEIVE_TIMEOUT = struct.pack("ll", 0, int(CHECK_SECONDS * 1e6))
+"""For SO_RCVTIMEO: how long ``recv`` waits."""
+
+
 class Wire:
     """A connection to a peer. Raises Ended where it is lost or a time-out expires.
+
+    Other threads of Python go on only where this one is in a system call, and each such call may cost this one its turn. So a
+    plain socket blocks, and ``recv`` itself waits, without ``poll`` before it. A TLS one is non-blocking.
 
     ``check`` is called several times a second, whether the connection waits or not; it may raise. ``stall_timeout``: seconds
     that the peer may take to accept a byte that is being sent.
@@ -75,7 +87,9 @@ class Wire:
         """Bytes that the system has accepted for sending; with TLS, before encryption."""
         self.received = 0
         """Bytes that were received."""
-        made.setblocking(False)
+        made.setblocking(self._secure is None)
+        if self._secure is None:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
 
     def fileno(self) -> int:
         """Return the socket's descriptor, to wait for what arrives together with something else."""
@@ -86,7 +100,7 @@ class Wire:
     def send(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
         """Send buffers in order: whole PDUs. ``progressed`` is called with the number of bytes each time the system accepts some.
 
-        Also reads what arrives, since a peer may stop reading until its responses are read. Changes ``pieces``.
+        Also reads what arrives, since a peer may stop reading until its responses are read.
         """
         self._inside_pdu = True
         if self._secure is not None:
@@ -96,24 +110,25 @@ class Wire:
         self._inside_pdu = False
 
     def _send_pieces(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
-        at = 0
-        while at < len(pieces):
+        ends = list(accumulate(map(len, pieces)))
+        total = ends[-1] if ends else 0
+        done = 0
+        group = pieces[:_PIECES]
+        while done < total:
             self._check_times()
             try:
-                count = self._socket.sendmsg(pieces[at : at + _PIECES])
+                count = self._socket.sendmsg(group, (), _AT_ONCE)
             except BlockingIOError:
                 self._wait(select.POLLIN | select.POLLOUT)
                 continue
             except OSError as error:
                 raise self._lost_sending(error) from None
             self._accepted(count, progressed)
-            while count:
-                length = len(pieces[at])
-                if count < length:
-                    pieces[at] = memoryview(pieces[at])[count:]
-                    break
-                count -= length
-                at += 1
+            done += count
+            if done < total:
+                at = bisect_right(ends, done)
+                group = pieces[at : at + _PIECES]
+                group[0] = memoryview(group[0])[done - ends[at] :]
 
     def _send_joined(self, secure: ssl.SSLSocket, pieces: list[Any], progressed: Callable[[int], None]) -> None:
         """As ``_send_pieces``. TLS has no ``sendmsg``, so that pieces are joined into larger ones first."""
@@ -170,7 +185,8 @@ class Wire:
             left = CHECK_SECONDS if deadline is None else min(CHECK_SECONDS, deadline - now)
             if wait and left <= 0:
                 return None
-            if self._receive():
+            waits = wait and self._secure is None and left > CHECK_SECONDS / 2
+            if self._receive(wait=waits) or waits:
                 continue
             if not wait:
                 return None
@@ -197,12 +213,13 @@ class Wire:
         """Bytes of the PDUs that were returned so far."""
         return self.received - len(self._arrived)
 
-    def _receive(self) -> bool:
-        """Read what has arrived, at most 65536 bytes; return whether there was anything."""
+    def _receive(self, *, wait: bool = False) -> bool:
+        """Read what has arrived, at most 65536 bytes; return whether there was anything. ``wait``: for a moment, without TLS."""
         try:
             if _QUICKACK is not None:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-            piece = self._socket.recv(_READ)
+            flags = 0 if wait or self._secure is not None else _AT_ONCE
+            piece = self._socket.recv(_READ, flags)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except OSError as error:

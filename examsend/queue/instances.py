@@ -162,6 +162,7 @@ class Record:
     """Length of the data set as sent, where it was answered."""
 
 
+# The rows are found by id. By the index on batch_id, PostgreSQL would read the whole batch for each group of outcomes.
 _RECORD = repeated(f"""
     UPDATE exam_batch_instances i
     SET outcome = w.outcome, dimse_status = w.status, error_comment = w.comment, attempts = w.tries, lost_in_flight = w.lost,
@@ -170,7 +171,8 @@ _RECORD = repeated(f"""
     FROM unnest(CAST(:ids AS bigint[]), CAST(:outcomes AS text[]), CAST(:statuses AS integer[]),
                 CAST(:comments AS text[]), CAST(:tries AS integer[]), CAST(:lost AS integer[]), CAST(:strikes AS integer[]))
          w (id, outcome, status, comment, tries, lost, strikes)
-    WHERE i.id = w.id AND i.batch_id = :batch AND i.outcome <> '{Outcome.STORED}'
+    WHERE i.id = w.id AND i.id = ANY(CAST(:ids AS bigint[])) AND coalesce(i.batch_id = :batch, false)
+      AND i.outcome <> '{Outcome.STORED}'
 """)
 
 

@@ -187,11 +187,17 @@ def store_pieces(message_id: int, item: Item, priority: int, context_id: int, ro
     ]
 
 
-def value_encoder(context_id: int, _room: int) -> Callable[[memoryview, bool], tuple[bytes | memoryview, ...]]:
-    """Return a function that encodes a part of a data set as one P-DATA-TF, given whether it is the last one (PS3.8 E.2)."""
+def data_encoder(context_id: int, room: int) -> Callable[[memoryview, bool], list[bytes]]:
+    """Return a function that encodes a part of a data set as P-DATA-TFs with at most ``room`` bytes of it each, given whether the
+    data set ends with it (PS3.8 E.2)."""
 
-    def encode(value: memoryview, last: bool) -> tuple[bytes | memoryview, ...]:
-        return (_data_tf(context_id, (b"\x02" if last else b"\x00") + bytes(value)),)
+    def encode(part: memoryview, last: bool) -> list[bytes]:
+        return [
+            _data_tf(
+                context_id, (b"\x02" if last and at + room >= len(part) else b"\x00") + bytes(part[at : at + room])
+            )
+            for at in range(0, max(len(part), last), room)
+        ]
 
     return encode
 
@@ -275,4 +281,4 @@ def _response(context_id: int, found: Any, comment: str | None) -> Response:
     )
 
 
-CODEC = Codec(MAX_ACCEPT, associate_request, accepted, store_pieces, value_encoder, ResponseReader)
+CODEC = Codec(MAX_ACCEPT, associate_request, accepted, store_pieces, data_encoder, ResponseReader)
