@@ -93,6 +93,22 @@ def watched(command: Sequence[str], url: str | None = None) -> tuple[float, int]
     return float(seconds), int(peak)
 
 
+@contextmanager
+def busy() -> Iterator[Callable[[], float]]:
+    """Yield a function that returns, after the block, which share of the machine's cores was busy in it, from 0 to 1."""
+    times = []
+
+    def look() -> None:
+        user, nice, system, idle, waiting, *rest = map(
+            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        )
+        times.append((user + nice + system + sum(rest), idle + waiting))
+
+    look()
+    yield lambda: (times[1][0] - times[0][0]) / max(sum(times[1]) - sum(times[0]), 1)
+    look()
+
+
 def value(url: str, query: str, *values: object) -> Any:
     """Return the first column of the first row of a query; None: there is no row."""
     with closing(psycopg2.connect(dsn(url))) as connection, connection.cursor() as cursor:

@@ -25,6 +25,7 @@ from bench import common
 from examsend.config.settings import Settings
 from examsend.demo import samples
 from examsend.dicom import identity
+from examsend.dicom.digest import Digest
 from examsend.dimse import contexts, messages, negotiation
 from examsend.senders.native import NativeSender
 from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
@@ -126,8 +127,9 @@ def _answer(wire: socket.socket) -> bytes:
     return got
 
 
-def minimal(port: int, items: list[Item]) -> float:
-    """Send items by a minimal loop, which waits for the answer to each before it sends the next; return the seconds."""
+def minimal(port: int, items: list[Item], *, digest: bool = False) -> float:
+    """Send items by a minimal loop, which waits for the answer to each before it sends the next; return the seconds. With
+    ``digest`` it also checks the digest of each, which is what a sender must do that sends nothing else than was registered."""
     peer = Peer("127.0.0.1", port, "SINK", "LOOP")
     began = time.perf_counter()
     with socket.create_connection(("127.0.0.1", port)) as wire:
@@ -143,6 +145,8 @@ def minimal(port: int, items: list[Item]) -> float:
             fd = os.open(item.path, os.O_RDONLY)
             count = os.preadv(fd, [buffer], item.dataset_offset)
             os.close(fd)
+            if digest:
+                assert Digest(buffer[:count]).digest() == item.content_digest
             command = messages.store_request(number % 65535, item.sop_class_uid, item.sop_instance_uid, 0)
             pieces: list[object] = [*messages.command_pieces(command, 1, room)]
             at = 0
@@ -160,7 +164,7 @@ def minimal(port: int, items: list[Item]) -> float:
     return time.perf_counter() - began
 
 
-def together(ports: list[int], groups: list[list[list[Item]]]) -> float:
+def together(ports: list[int], groups: list[list[list[Item]]], *, digest: bool = False) -> float:
     """Run the minimal loop in one process for each group, all at once. A group is a list of associations, each a list of items;
     the n-th group sends to the n-th port. Return the seconds from the start to the end of the last one."""
     context = multiprocessing.get_context("fork")
@@ -169,7 +173,7 @@ def together(ports: list[int], groups: list[list[list[Item]]]) -> float:
     def run(port: int, associations: list[list[Item]]) -> None:
         start.wait()
         for items in associations:
-            minimal(port, items)
+            minimal(port, items, digest=digest)
 
     processes = [context.Process(target=run, args=one) for one in zip(ports, groups, strict=True)]
     for process in processes:

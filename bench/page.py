@@ -219,26 +219,25 @@ def side(figures: Figures) -> str:
                 seconds(own["delivery"]),
                 seconds(own["whole"]),
                 number(megabytes / own["delivery"]),
-                number(megabytes / bare),
-                f"{bare / own['delivery']:.0%}",
+                number(megabytes / bare["plain"]),
+                number(megabytes / bare["checked"]),
+                f"{bare['plain'] / own['delivery']:.0%}",
+                f"{bare['checked'] / own['delivery']:.0%}",
+                f"{bare['busy']:.0%}",
             )
         )
-    rate, free = {n: megabytes / t for n, t in figures["bare"].items()}, megabytes / figures["bare"]["discarding"]
-    slowest = min(rate["destinations"], rate["studies"])
-    what = (
-        "The receivers are what limits the minimal loops: they share the cores with the senders, and store."
-        if slowest < 0.8 * free
-        else "So the receivers are not what limits the minimal loops."
-    )
+    free = figures["bare"]["discarding"]
     text = (
-        f"{number(megabytes)} MB in all, median of {figures['repeats']}. The limit is that of {wide} minimal loops "
-        "at once, each a process of its own, "
-        "to the same kind of receivers, in the same run. Delivery is from the first claim to the last result on record."
+        f"{number(megabytes)} MB in all, median of {figures['repeats']}. The limit is that of {wide} minimal loops at once, each a "
+        "process of its own, to the same kind of receivers, in the same run; once as they are, and once checking the digest of each "
+        "file, as examsend must. Delivery is from the first claim to the last result on record."
     )
+    busy = min(figures["bare"][name]["busy"] for name in names)
+    what = "The cores are the limit" if busy > 0.9 else "Receivers and senders wait for each other"
     last = (
-        f"The same loops reach {number(free)} MB/s to receivers that discard, "
-        f"{number(rate['destinations'])} and {number(rate['studies'])} MB/s to those above. {what} "
-        "The difference between examsend and the minimal loops is its own work: digests, checks, claims, and results on record."
+        f"{what}: while the minimal loops run, {busy:.0%} of the cores is busy, with receivers and loops. To receivers that "
+        f"discard, the same loops reach {number(megabytes / free['plain'])} MB/s. What examsend does beyond them is its "
+        "own: checks, claims, and results on record."
     )
     head = (
         "delivery",
@@ -246,7 +245,10 @@ def side(figures: Figures) -> str:
         "whole process (s)>",
         "MB/s>",
         f"{wide} minimal loops, MB/s>",
-        "of that limit>",
+        "with digests, MB/s>",
+        "of the first>",
+        "of the second>",
+        "cores busy in the loops>",
     )
     return "\n\n".join((text, table(head, rows), last))
 

@@ -11,13 +11,13 @@ from typing import Protocol
 
 from examsend import senders
 from examsend.config.settings import Settings
-from examsend.db.engine import Connection, Database
+from examsend.db.engine import Database
 from examsend.delivery import bug, next_state
 from examsend.delivery.findings import Findings
 from examsend.delivery.lease import Lease
 from examsend.delivery.next_state import NextState
 from examsend.delivery.offering import Offering
-from examsend.delivery.prepared import Prepared, prepare
+from examsend.delivery.prepared import prepare
 from examsend.delivery.recorder import Recorder
 from examsend.delivery.stand_in import present
 from examsend.delivery.stop import Stop
@@ -169,12 +169,12 @@ class Delivery:
 
     def _attempt(self) -> Delivered:
         lease = self._lease
-        prepared = lease.write(self._prepare, renews=False)
+        prepared = prepare(lease)
         if prepared.unread:
             from examsend.delivery.identification import identify
 
             identify(lease, prepared.unread)
-            prepared = lease.write(self._prepare)
+            prepared = prepare(lease)
         destination, choice = prepared.destination, prepared.choice
         unsent = present(prepared.unsent)
         if (observer := self._observer) is not None:
@@ -189,7 +189,7 @@ class Delivery:
                 choice.reason,
             )
         sender = senders.get(choice.name, self._settings)
-        recorder = self._recorder = Recorder(lease, self._settings, self._stop, prepared.row_id)
+        recorder = self._recorder = Recorder(lease, self._settings, self._stop)
         offering = Offering(destination, sender, recorder, self._stop, self._display)
         self._written, self._findings = recorder.written, offering.findings
         try:
@@ -209,9 +209,6 @@ class Delivery:
             stopped=self._stop(),
         )
         return self._result(destination, state, tally, len(unsent))
-
-    def _prepare(self, tx: Connection) -> Prepared:
-        return prepare(tx, self._claim, self._settings)
 
     def _put_back(self, error: Exception) -> Delivered:
         """Make an unexpected exception the failure of this attempt. Raises LostClaim, DatabaseUnavailable."""

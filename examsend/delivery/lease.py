@@ -54,9 +54,18 @@ class Lease:
         """Run work that only reads. Raises DatabaseUnavailable."""
         return self._database.run(work, until=self.until)
 
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """Run work that has the claim in the condition of its own statement, and comes to the same when it runs twice. Raises what
+        that raises, DatabaseUnavailable."""
+        self._writing += 1
+        try:
+            return self._database.run(work, until=self.until, idempotent=True)
+        finally:
+            self._writing -= 1
+
     def write(self, work: Callable[[Connection], T], *, renews: bool = True) -> T:
         """Run work in a transaction that first renews the lease. No other sender can claim the batch while it runs. With
-        ``renews`` False the lease is not renewed, and only checked: for a new claim, and for work that ends it.
+        ``renews`` False the lease is not renewed, and only checked: for work that ends the claim.
 
         The work must come to the same when it runs twice: whether a try was committed may be unknown.
 

@@ -59,14 +59,12 @@ class Recorder:
     database could not be reached for the length of the lease.
     """
 
-    def __init__(self, lease: Lease, settings: Settings, stop: Stop, opened: int | None = None) -> None:
-        """``opened``: the id of the row of the first association, where it is inserted already."""
+    def __init__(self, lease: Lease, settings: Settings, stop: Stop) -> None:
         self._lease = lease
         self._stop = stop
         self._host = settings.host_name
         self._group = settings.record_instances
         self._seconds = settings.record_seconds
-        self._opened = opened
         self._pending: list[tuple[int, instances.Record]] = []
         self._ended: list[tuple[int, AssociationEnd, attempts.Counts]] = []
         self._rest = _Group([], [])
@@ -88,10 +86,7 @@ class Recorder:
         Raises LostClaim: the association must not begin. Raises DatabaseUnavailable.
         """
         self.check()
-        if number == 1 and self._opened is not None:
-            row_id, self._opened = self._opened, None
-            return AssociationRecorder(self, row_id)
-        row_id = self._lease.write(
+        row_id = self._lease.run(
             lambda tx: attempts.open_row(
                 tx,
                 self._lease.claim,
@@ -160,8 +155,6 @@ class Recorder:
     def write_rest(self, tx: Connection) -> None:
         """After ``close``: write what is left, in a transaction that has renewed the claim. It may be written twice."""
         self._write(tx, self._rest)
-        if self._opened is not None:
-            attempts.drop_row(tx, self._opened)
 
     def stored_meanwhile(self, ago: float) -> StoredMeanwhile:
         """Return whether the destination has stored others since this batch's previous attempt, and since ``ago`` seconds."""

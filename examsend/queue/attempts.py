@@ -1,6 +1,6 @@
 """The table send_attempts, one row per association: sender, times, end, instances and bytes.
 
-A sender writes here only in a transaction that has renewed its claim (``claim.renew``). The counters of a row are written with
+A sender writes here only in a transaction that has its claim locked (``claim.renew``). The counters of a row are written with
 the outcomes that they count, so that the row of a sender that died says what it stored.
 """
 
@@ -14,18 +14,19 @@ from sqlalchemy import Connection, text
 from examsend.db.messages import later
 from examsend.db.prepared import repeated
 from examsend.queue import totals
-from examsend.queue.claim import Claim
+from examsend.queue.claim import Claim, fence, require_one_row
 from examsend.transfer import AssociationEnd
 
 # Its own row is found again where it is unknown whether an earlier try was committed.
 _OPEN = repeated("""
     INSERT INTO send_attempts (batch_id, destination_id, attempt_id, association, host, pid, sender, instances)
-    VALUES (:batch, :destination, :attempt, :association, :host, :pid, :sender, :instances)
-    ON CONFLICT (attempt_id, association) DO UPDATE SET pid = :pid
+    SELECT b.id, b.destination_id, CAST(:attempt AS uuid), CAST(:association AS integer), CAST(:host AS text),
+        CAST(:pid AS integer), CAST(:sender AS text), CAST(:instances AS integer)
+    FROM (SELECT id, destination_id FROM exam_batches
+          WHERE id = :batch AND attempt_id = CAST(:attempt AS uuid) AND status = 'SENDING' FOR NO KEY UPDATE) b
+    ON CONFLICT (attempt_id, association) DO UPDATE SET pid = excluded.pid
     RETURNING id
 """)
-
-_DROP = text("DELETE FROM send_attempts WHERE id = :id AND result = 'RUNNING'")
 
 _COUNT = repeated("""
     UPDATE send_attempts
@@ -87,27 +88,20 @@ class Counts:
 def open_row(
     tx: Connection, claim: Claim, *, association: int, host: str, pid: int, sender: str, instances: int
 ) -> int:
-    """Insert the row of an association that begins, with the number of instances to send; return its id."""
-    return int(
-        tx.execute(
-            _OPEN,
-            {
-                "batch": claim.batch_id,
-                "destination": claim.destination_id,
-                "attempt": claim.attempt_id,
-                "association": association,
-                "host": host,
-                "pid": pid,
-                "sender": sender,
-                "instances": instances,
-            },
-        ).scalar_one()
-    )
-
-
-def drop_row(tx: Connection, row_id: int) -> None:
-    """Delete the row of an association that did not begin."""
-    later(tx, _DROP, {"id": row_id})
+    """Insert the row of an association that begins, with the number of instances to send; return its id. Raises LostClaim."""
+    rows = tx.execute(
+        _OPEN,
+        {
+            **fence(claim),
+            "association": association,
+            "host": host,
+            "pid": pid,
+            "sender": sender,
+            "instances": instances,
+        },
+    ).all()
+    require_one_row(claim, len(rows))
+    return int(rows[0].id)
 
 
 def count(tx: Connection, row_id: int, *, stored: int, failed: int, sent: int) -> None:

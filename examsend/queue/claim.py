@@ -71,7 +71,7 @@ def renew(tx: Connection, claim: Claim) -> None:
 
 
 def lock(tx: Connection, claim: Claim) -> None:
-    """As ``renew``, without renewing the lease: for a claim that is new or ends. Raises LostClaim."""
+    """As ``renew``, without renewing the lease: for a transaction that ends the claim. Raises LostClaim."""
     require_one_row(claim, len(tx.execute(_LOCK, fence(claim)).all()))
 
 
