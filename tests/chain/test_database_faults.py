@@ -303,7 +303,7 @@ def _deliver_and_steal(settings: Settings, thief: engine.Database, before: int, 
     def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "attempt_count = b.attempt_count + 1" in statement:
             count[0] = 1
-        elif count[0] and not statement.startswith("SET LOCAL"):
+        elif count[0]:
             count[0] += 1
             if count[0] == before + 1:
                 found.append(steal())
