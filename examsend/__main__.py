@@ -126,6 +126,9 @@ def _run() -> int:
         code = _failed("BUG", f"this is a bug in examsend: {type(error).__name__}: {what} (-vv shows where)", 70)
         _trace()
         return code
+    if returned == 130:
+        # Typer's answer to a Ctrl-C that no command has met: it says nothing.
+        return _failed("INTERRUPTED", "interrupted", 130)
     return returned if isinstance(returned, int) else 0
 
 
