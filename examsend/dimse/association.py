@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ _PDUS = 512
 
 _CHECK_ANSWER = 0.05
 """Seconds between two checks of the answer time-out."""
+
+_PIECE = 256 << 10
+"""Bytes of a long data set that are read, digested and sent next. What the system has not sent yet lasts the receiver meanwhile, and
+a thread for the digest would take the receiver's core."""
 
 _AT_ONCE = 256
 """P-DATA-TFs that are read without waiting, before the next instance is sent. A peer could send without end."""
@@ -194,7 +198,6 @@ class Association:
         pieces: list[Any] = [*self._codec.store_pieces(message_id, item, self._peer.priority, ready.context_id, room)]
         request = self._outstanding[message_id] = _Outstanding(item, ready.context_id, payload.length)
         sent = 0
-        digest: Future[None] | None = None
         try:
             while True:
                 last = sent + count >= payload.length
@@ -206,27 +209,21 @@ class Association:
                     pieces = []
                     at += room * _PDUS
                 if last:
-                    if digest is not None:
-                        self._send([*pieces, *encode(buffer[at:whole], False)])
-                        pieces = []
-                        at = whole
-                        digest.result()
+                    if sent:
                         payload.verify()
                     pieces += encode(buffer[at:count], True)
                     self._send(pieces)
                     self._bytes_sent += count
                     break
                 self._send([*pieces, *encode(buffer[at:whole], False)])
-                if digest is not None:
-                    digest.result()
                 self._bytes_sent += whole
                 sent += whole
                 left = count - whole
                 buffer[:left] = bytes(buffer[whole:count])
                 # A peer may refuse an instance before it has read it all.
                 self._read_responses(block=False)
-                count = payload.fill(buffer[left:])
-                digest = self._digests.submit(payload.digest, buffer[left : left + count])
+                count = payload.fill(buffer[left : left + _PIECE])
+                payload.digest(buffer[left : left + count])
                 count += left
                 pieces = []
         except Unusable as unusable:

@@ -35,6 +35,10 @@ _PIECES = 1024
 _READ = 1 << 16
 """Bytes read by one ``recv``, and bytes joined for one TLS write."""
 
+_REPORTED = 1 << 20
+_REPORT_SECONDS = 0.1
+"""Who sends is told of as many bytes, or after this time. The system accepts some 64 kB at a time."""
+
 _MAX_UNPARSED = 4 * _READ + (1 << 20)
 """Bytes received and not yet parsed, at most."""
 
@@ -81,6 +85,8 @@ class Wire:
         self._arrived = bytearray()
         self._moved_at = time.monotonic()
         self._unacknowledged = 0
+        self._unreported = 0
+        self._reported_at = self._moved_at
         self._inside_pdu = False
         """Part of what was passed to ``send`` is sent, and part is not."""
         self.sent = 0
@@ -98,7 +104,8 @@ class Wire:
     # --- sending ---
 
     def send(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
-        """Send buffers in order: whole PDUs. ``progressed`` is called with the number of bytes each time the system accepts some.
+        """Send buffers in order: whole PDUs. ``progressed`` is called with the number of bytes that the system has accepted: at the
+        end, for each megabyte, and ten times a second.
 
         Also reads what arrives, since a peer may stop reading until its responses are read.
         """
@@ -108,6 +115,7 @@ class Wire:
         else:
             self._send_pieces(pieces, progressed)
         self._inside_pdu = False
+        self._report(progressed)
 
     def _send_pieces(self, pieces: list[Any], progressed: Callable[[int], None]) -> None:
         ends = list(accumulate(map(len, pieces)))
@@ -157,8 +165,15 @@ class Wire:
                 rest = rest[count:]
 
     def _accepted(self, count: int, progressed: Callable[[int], None]) -> None:
-        self._moved_at = time.monotonic()
+        now = self._moved_at = time.monotonic()
         self.sent += count
+        self._unreported += count
+        if self._unreported >= _REPORTED or now - self._reported_at >= _REPORT_SECONDS:
+            self._report(progressed)
+
+    def _report(self, progressed: Callable[[int], None]) -> None:
+        count, self._unreported = self._unreported, 0
+        self._reported_at = self._moved_at
         progressed(count)
 
     def _wait(self, events: int, *, receive: bool = True) -> None:
