@@ -16,39 +16,18 @@ import statistics
 import struct
 import threading
 import time
-from collections.abc import Iterable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from bench import common
 from examsend.config.settings import Settings
 from examsend.demo import samples
-from examsend.dicom import identity
 from examsend.dicom.digest import Digest
 from examsend.dimse import contexts, messages, negotiation
 from examsend.senders.native import NativeSender
 from examsend.transfer import Answer, End, Item, Next, NotOffered, Peer
+from tests.items import items_of as items_of
 from tests.peers import scripted
-
-
-def items_of(paths: Iterable[Path]) -> list[Item]:
-    """Return files as items to send."""
-    found = enumerate((str(path), identity.inspect(path)) for path in paths)
-    return [
-        Item(
-            n,
-            path,
-            f.sop_class_uid,
-            f.sop_instance_uid,
-            f.transfer_syntax_uid,
-            f.size,
-            f.mtime_ns,
-            f.dataset_offset,
-            f.content_digest,
-        )
-        for n, (path, f) in found
-    ]
 
 
 def sink(parent: Connection) -> None:

@@ -1,7 +1,7 @@
 """Send instances over one association; report each response as it arrives (PS3.7 9.3.1, PS3.8 7).
 
-One thread sends, receives and waits. A second one computes digests, which cost as much time as sending; meanwhile the first
-sends, waits and reads the next files.
+One thread sends, receives and waits. Where only one association is open, a second one computes the digests of the next files;
+meanwhile the first sends, waits and reads.
 """
 
 from __future__ import annotations

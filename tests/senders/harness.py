@@ -19,11 +19,11 @@ import pytest
 from examsend import senders
 from examsend.config import settings
 from examsend.demo import samples
-from examsend.dicom import identity
 from examsend.errors import ConfigError, LostClaim
 from examsend.senders.base import Capabilities
 from examsend.states import SenderName
 from examsend.transfer import Answer, AssociationEnd, Item, Next, NotOffered, Peer
+from tests.items import items_of as items_of
 from tests.peers.scripted import THREADS
 from tests.peers.scripted import Peer as Receiver
 
@@ -125,27 +125,6 @@ class Watch:
     @property
     def statuses(self) -> list[int]:
         return [a.status for a in self.answers]
-
-
-def items_of(paths: list[Path]) -> list[Item]:
-    """Given files, return them as items."""
-    found = []
-    for n, path in enumerate(paths):
-        f = identity.inspect(path)
-        found.append(
-            Item(
-                n,
-                str(path),
-                f.sop_class_uid,
-                f.sop_instance_uid,
-                f.transfer_syntax_uid,
-                f.size,
-                f.mtime_ns,
-                f.dataset_offset,
-                f.content_digest,
-            )
-        )
-    return found
 
 
 def study(tmp_path: Path, count: int, size: int = 16) -> list[Item]:
