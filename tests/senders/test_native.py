@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from examsend.config.settings import Settings
 from examsend.demo import samples
-from examsend.dimse import messages
+from examsend.dimse import messages, wire
 from examsend.senders.native import NativeSender
 from examsend.transfer import End, Item, Peer, Tls
 from tests.helpers import rounds
@@ -80,7 +80,7 @@ class WaitsUntilThePeerBlocks(Watch):
             time.sleep(0.01)
 
 
-def test_responses_are_read_while_a_data_set_is_sent(tmp_path: Path) -> None:
+def test_responses_are_read_while_a_data_set_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer writes seven long responses and reads on only when they are read: a sender that only writes would stall.
 
     The eighth data set (32 MB) is larger than the send buffer of the sender (Linux: at most 4 MB) and the receive buffer of
@@ -90,6 +90,8 @@ def test_responses_are_read_while_a_data_set_is_sent(tmp_path: Path) -> None:
     items = items_of(
         samples.write_series(tmp_path, [*images, samples.Image(samples.CT, "1.2", "1.3", 1, 8, 4000, 4000)])
     )
+    # The watcher waits for the peer as soon as it is told of enough bytes: before any response is read.
+    monkeypatch.setattr(wire, "_REPORTED", 1)
     script = Script(window=(0, 1), comment="x" * 60_000, answer_during=8, socket_buffer=8192, max_pdu=4096)
     with scripted.scripted(script) as receiver:
         watch = WaitsUntilThePeerBlocks(receiver=receiver, after=sum(i.file_size for i in items[:7]) + 10_000)
